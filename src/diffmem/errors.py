@@ -1,0 +1,50 @@
+"""Every error that diffmem raises on purpose, with the exit code that the command line gives it.
+
+Exit codes: 0 done, 1 a gate tripped, 2 usage, 3 incomplete (the same command resumes), 4 incompatible run.
+"""
+
+from __future__ import annotations
+
+
+class DiffmemError(Exception):
+    """A problem that the user can act on; the message says what was found, what was expected and what to do."""
+
+    exit_code = 2
+
+
+class UsageError(DiffmemError):
+    """An argument or a plan that makes no sense."""
+
+
+class DataError(DiffmemError):
+    """A prompt list, image set or index that cannot be read."""
+
+
+class ModelError(DiffmemError):
+    """A model that is missing, broken or of a kind that is not supported."""
+
+
+class UndefinedConversion(ModelError):
+    """A conversion of network outputs that does not exist at this noise level (a division by zero)."""
+
+
+class ScoreRefused(DiffmemError):
+    """A score that cannot run on this model; the message says why and what can be used instead."""
+
+
+class IncompleteRun(DiffmemError):
+    """Work stopped before its end; everything computed is kept and the same command goes on."""
+
+    exit_code = 3
+
+
+class IncompatibleRun(DiffmemError):
+    """A run directory that belongs to another model, plan or version."""
+
+    exit_code = 4
+
+
+class GateTripped(DiffmemError):
+    """A `--fail-if` condition held."""
+
+    exit_code = 1
