@@ -1,0 +1,49 @@
+"""What a prompt becomes before it enters the network: named tensors with one row per prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Encoded prompts: tensors whose first dimension is the prompt.
+
+    Args:
+        tensors: name -> [B, ...] (embeddings, pooled embeddings, attention masks, class labels ...). Empty for
+            unconditional models.
+        size: number of prompts B.
+        truncated: per prompt, the text that the tokenizer cut off, or None.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    size: int
+    truncated: tuple[str | None, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return self.size
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> Conditioning:
+        """The given rows, in the given order (rows may repeat)."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        cut = tuple(self.truncated[int(i)] for i in index) if self.truncated else ()
+        return Conditioning({k: v[index.to(v.device)] for k, v in self.tensors.items()}, len(index), cut)
+
+    def expand(self, size: int) -> Conditioning:
+        """One row repeated `size` times; a Conditioning of that size already is returned as it is."""
+        if self.size == size:
+            return self
+        if self.size != 1:
+            raise ValueError(f"cannot expand a conditioning of {self.size} rows to {size}")
+        return self.select([0] * size)
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Rows of all parts, one after the other."""
+        names = parts[0].tensors.keys()
+        size = sum(len(p) for p in parts)
+        cut = tuple(c for p in parts for c in (p.truncated or (None,) * len(p)))
+        return Conditioning({k: torch.cat([p.tensors[k] for p in parts]) for k in names}, size, cut)

@@ -1,0 +1,153 @@
+"""Images from the user's own pipeline, unmodified, with noise that is a function of (root seed, prompt, draw)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from diffmem.errors import ModelError, UsageError
+from diffmem.models.denoiser import Denoiser
+from diffmem.randomness import gaussian, seed_of
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "pndm": "PNDMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-ancestral": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+"""Samplers that can replace the pipeline's own, by name; each is built from the pipeline's own scheduler config."""
+
+
+class Sampling(BaseModel):
+    """How images are generated; None leaves the pipeline's own default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int | None = Field(None, ge=1, description="sampling steps")
+    guidance: float | None = Field(None, ge=0, description="classifier-free guidance scale")
+    scheduler: str | None = Field(None, description=f"one of {', '.join(SCHEDULERS)}; default: the pipeline's own")
+    height: int | None = Field(None, ge=1, description="pixels")
+    width: int | None = Field(None, ge=1, description="pixels")
+    negative_prompt: str | None = None
+
+
+def accepted(pipeline: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of a pipeline's call."""
+    return dict(inspect.signature(type(pipeline).__call__).parameters)
+
+
+def steps_of(pipeline: Any, sampling: Sampling) -> int:
+    """How many steps one image takes under this sampling."""
+    if sampling.steps is not None:
+        return sampling.steps
+    default = accepted(pipeline).get("num_inference_steps")
+    return int(default.default) if default is not None and isinstance(default.default, int) else 1
+
+
+def nfe_per_image(pipeline: Any, denoiser: Denoiser, sampling: Sampling) -> int:
+    """Network evaluations of one image: steps, doubled by guidance (methods of higher order take more)."""
+    guidance = sampling.guidance
+    if guidance is None:
+        default = accepted(pipeline).get("guidance_scale")
+        guidance = float(default.default) if default is not None and default.default is not None else 1.0
+    return steps_of(pipeline, sampling) * (2 if denoiser.conditional and guidance > 1 else 1)
+
+
+@contextmanager
+def prepared(pipeline: Any, sampling: Sampling) -> Iterator[Any]:
+    """The user's pipeline, quiet and with the scheduler asked for; everything is put back afterwards."""
+    before, bar = pipeline.scheduler, getattr(pipeline, "_progress_bar_config", None)
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        if sampling.scheduler is not None:
+            import diffusers
+
+            if sampling.scheduler not in SCHEDULERS:
+                raise UsageError(f"Unknown scheduler {sampling.scheduler!r}; available: {', '.join(SCHEDULERS)}.")
+            pipeline.scheduler = getattr(diffusers, SCHEDULERS[sampling.scheduler]).from_config(before.config)
+        yield pipeline
+    finally:
+        pipeline.scheduler = before
+        if bar is None:
+            del pipeline._progress_bar_config
+        else:
+            pipeline._progress_bar_config = bar
+
+
+def generate(
+    pipeline: Any,
+    denoiser: Denoiser,
+    prompts: Sequence[str],
+    draws: Sequence[int],
+    root_seed: int,
+    sampling: Sampling,
+) -> list[Image.Image]:
+    """One image per (prompt, draw) pair, in one batch.
+
+    Noise: float32 on the CPU, seeded by (root seed, "generation", prompt, draw), then cast: an image does not depend
+    on what else is in the batch. Stochastic samplers get a generator of the same name per image.
+
+    Args:
+        pipeline: a diffusers pipeline.
+        denoiser: its Denoiser (for the shape of the noise).
+        prompts: one per image; ignored by unconditional models except as a name for the noise.
+        draws: one per image.
+        root_seed: the run's seed.
+        sampling: steps, guidance, scheduler, size.
+
+    Returns:
+        len(prompts) PIL images.
+
+    Raises:
+        ModelError: if the pipeline takes neither initial noise nor generators.
+    """
+    parameters = accepted(pipeline)
+    names = [("generation", prompt, draw) for prompt, draw in zip(prompts, draws, strict=True)]
+    arguments: dict[str, Any] = {"output_type": "pil"}
+    if "latents" in parameters:
+        noise = torch.stack([gaussian(_noise_shape(pipeline, denoiser, sampling), root_seed, *n) for n in names])
+        arguments["latents"] = noise.to(denoiser.device, denoiser.dtype)
+    if "generator" in parameters:
+        device = "cpu" if denoiser.device.type != "mps" else denoiser.device
+        arguments["generator"] = [torch.Generator(device).manual_seed(seed_of(root_seed, *n)) for n in names]
+    if "latents" not in parameters and "generator" not in parameters:
+        raise ModelError(
+            f"{type(pipeline).__name__} takes neither `latents` nor `generator`: its images cannot be seeded."
+        )
+    if "prompt" in parameters:
+        arguments["prompt"] = list(prompts)
+    elif "batch_size" in parameters:
+        arguments["batch_size"] = len(prompts)
+    optional = {
+        "num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance,
+        "height": sampling.height, "width": sampling.width,
+        "negative_prompt": None if sampling.negative_prompt is None else [sampling.negative_prompt] * len(prompts),
+    }  # fmt: skip
+    for name, value in optional.items():
+        if value is not None:
+            if name not in parameters:
+                raise UsageError(f"{type(pipeline).__name__} has no parameter {name}; leave it out for this model.")
+            arguments[name] = value
+    with prepared(pipeline, sampling) as pipe, torch.no_grad():
+        return list(pipe(**arguments).images)
+
+
+def _noise_shape(pipeline: Any, denoiser: Denoiser, sampling: Sampling) -> tuple[int, ...]:
+    channels, height, width = denoiser.sample_shape
+    factor = getattr(pipeline, "vae_scale_factor", 1)
+    return (
+        channels,
+        sampling.height // factor if sampling.height else height,
+        sampling.width // factor if sampling.width else width,
+    )

@@ -1,0 +1,117 @@
+"""Open a pipeline from a folder or a hub id: safetensors only, no remote code, one clear sentence per failure."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from diffmem.errors import ModelError
+
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_WEIGHTLESS = {"tokenizer", "tokenizer_2", "tokenizer_3", "scheduler", "feature_extractor", "image_processor"}
+
+
+def load_pipeline(
+    source: str | Path, *, dtype: Any = None, revision: str | None = None, allow_pickle: bool = False
+) -> Any:
+    """A diffusers pipeline in eval mode.
+
+    Args:
+        source: a pipeline folder (with model_index.json) or a hub id "owner/name".
+        dtype: torch dtype of the weights; None for float32.
+        revision: of the hub repository.
+        allow_pickle: also open .bin weights, which can run code while they are read.
+
+    Raises:
+        ModelError: what was found, what was expected and what to do.
+    """
+    folder = Path(source).expanduser()
+    if folder.exists():
+        _check_folder(folder, allow_pickle)
+        source = str(folder)
+    elif not _HUB_ID.match(str(source)):
+        raise ModelError(f"There is no folder {source}, and it is no hub id of the form owner/name either.")
+    import torch
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(
+            source,
+            torch_dtype=dtype or torch.float32,
+            revision=revision,
+            use_safetensors=None if allow_pickle else True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as problem:
+        first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise ModelError(f"The model {source} cannot be opened: {first}") from problem
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    return pipeline
+
+
+def _check_folder(folder: Path, allow_pickle: bool) -> None:
+    if folder.is_file():
+        raise ModelError(
+            f"{folder} is a file; expected a diffusers pipeline folder (with model_index.json) or a hub id."
+        )
+    index_file = folder / "model_index.json"
+    if not index_file.exists():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+        kind = (
+            " This looks like a single component; give the folder above it."
+            if (folder / "config.json").exists()
+            else ""
+        )
+        raise ModelError(f"{folder} has no model_index.json (found: {found}), so it is no diffusers pipeline.{kind}")
+    try:
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise ModelError(f"{index_file} is not valid JSON ({problem}); copy the model again.") from problem
+    if isinstance(index.get("_class_name"), list):
+        raise ModelError(f"{folder} asks for a pipeline class of its own (remote code), which diffmem never runs.")
+    for name, entry in index.items():
+        if name.startswith("_") or not isinstance(entry, list) or entry[0] is None:
+            continue
+        _check_component(folder, name, allow_pickle)
+
+
+def _check_component(folder: Path, name: str, allow_pickle: bool) -> None:
+    part = folder / name
+    if not part.is_dir():
+        raise ModelError(f"The component '{name}' named in {folder / 'model_index.json'} is missing: no folder {part}.")
+    if name in _WEIGHTLESS:
+        return
+    if any(part.glob("*.safetensors")):
+        return
+    pickles = [p.name for p in part.iterdir() if p.suffix in _PICKLES]
+    if pickles and not allow_pickle:
+        raise ModelError(
+            f"The weights of '{name}' are a pickle ({pickles[0]}), which can run code when opened. Convert them to "
+            "safetensors, or pass allow_pickle=True (--allow-pickle) if you trust their source."
+        )
+    if not pickles and (part / "config.json").exists():
+        raise ModelError(f"The component '{name}' in {part} has a config but no weights (*.safetensors).")
+
+
+def load_lora(pipeline: Any, lora: str | Path) -> None:
+    """Load a LoRA (a .safetensors file or a folder with one, or a hub id) into a pipeline."""
+    path = Path(lora).expanduser()
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ModelError(f"The LoRA {path} is no .safetensors file; pickled LoRAs are not opened.")
+    if not path.exists() and not _HUB_ID.match(str(lora)):
+        raise ModelError(f"There is no LoRA at {lora}, and it is no hub id of the form owner/name either.")
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise ModelError(f"{type(pipeline).__name__} cannot take a LoRA.")
+    try:
+        if path.is_file():
+            pipeline.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
+        else:
+            pipeline.load_lora_weights(str(lora), use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as problem:
+        first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise ModelError(f"The LoRA {lora} cannot be loaded into this model: {first}") from problem

@@ -1,0 +1,1 @@
+"""Models whose memorization is known: closed forms, and small pipelines trained with planted duplicates."""
