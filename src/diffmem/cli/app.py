@@ -1,0 +1,168 @@
+"""The `diffmem` command: verbs that are imported when they are called, and errors that become exit codes.
+
+Exit codes: 0 done, 1 a gate tripped, 2 usage, 3 incomplete (the same command goes on), 4 incompatible run. A defect of
+diffmem itself shows its traceback and exits with 70, so that it is never taken for a tripped gate; 141 means that
+whoever read the output went away first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from cyclopts import App, CycloptsError
+
+from diffmem import __version__
+from diffmem.errors import DiffmemError, IncompleteRun, UsageError
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": (
+        "diffmem.cli.demo:demo",
+        "Audit the bundled model whose memorized images are known; minutes, CPU, offline.",
+    ),
+    "audit": ("diffmem.cli.audit:audit", "Score prompts, generate images, find copies, say what was found."),
+    "score": ("diffmem.cli.score:score", "Score prompts for memorization, without generating images."),
+    "generate": ("diffmem.cli.generate:generate", "Generate images per prompt with recorded seeds."),
+    "index": ("diffmem.cli.index:index", "Describe a training set once, for later matching."),
+    "match": ("diffmem.cli.match:match", "Find the nearest training images of generated images."),
+    "show": ("diffmem.cli.show:show", "Print what a run found."),
+    "methods": (
+        "diffmem.cli.methods:methods",
+        "List the methods: what they need, what they cost, where they come from.",
+    ),
+    "doctor": ("diffmem.cli.doctor:doctor", "Check this machine and installation; say what is missing."),
+    "bench": ("diffmem.cli.bench:bench", "Measure the methods on models with known memorization."),
+}
+
+EXIT_DEFECT = 70
+EXIT_BROKEN_PIPE = 141
+
+_STOPPED = "stopped; the same command goes on where it left"
+
+
+def build_app(verbs: Mapping[str, tuple[str, str]], called: str | None = None) -> App:
+    """The cyclopts application over a table of verbs, none of which is imported until it runs.
+
+    Args:
+        verbs: name to (`module:function`, one-line help).
+        called: the verb about to run; its own help page then shows the function's docstring, not the one line.
+    """
+    app = App(
+        name="diffmem",
+        help="Does a diffusion model reproduce its training images? Which prompts, which images, how strongly.",
+        help_epilogue="Exit codes: 0 done, 1 gate tripped, 2 usage, 3 incomplete (run it again), 4 incompatible run.",
+        version=__version__,
+        help_format="plaintext",
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    for place, (name, (path, summary)) in enumerate(verbs.items()):
+        app.command(path, name=name, help=None if name == called else summary, sort_key=place)
+    return app
+
+
+def main(argv: Sequence[str] | None = None, verbs: Mapping[str, tuple[str, str]] = VERBS) -> int:
+    """Run one verb and return its exit code.
+
+    Args:
+        argv: the arguments after the program's name; those of the process by default.
+        verbs: the table of verbs.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")  # a prompt must never end a run because a terminal is not UTF-8
+    with _warnings_on_stderr(), _terminate_as_interrupt():
+        try:
+            code = _run(arguments, verbs)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _silence_stdout()
+            return EXIT_BROKEN_PIPE
+        except (Exception, KeyboardInterrupt) as error:
+            return _report(error)
+    return code
+
+
+def _run(arguments: list[str], verbs: Mapping[str, tuple[str, str]]) -> int:
+    called = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if called is not None and called not in verbs:
+        close = difflib.get_close_matches(called, verbs, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise UsageError(f"There is no verb '{called}'.{hint} Verbs: {', '.join(verbs)}.")
+    result = build_app(verbs, called)(arguments)
+    return result if isinstance(result, int) else 0
+
+
+def _report(error: BaseException) -> int:
+    """Say on stderr what went wrong, in one line where the user can act on it, and give the exit code."""
+    trace = os.environ.get("DIFFMEM_TRACEBACK") == "1"
+    code, message = EXIT_DEFECT, ""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f" ({error.filename})" if error.filename else ""
+        error = IncompleteRun(f"The disk is full{place}. Free some space; the same command goes on where it left.")
+    if isinstance(error, DiffmemError):
+        code, message = error.exit_code, str(error)
+    elif isinstance(error, CycloptsError):
+        code, message = 2, f"{error} 'diffmem --help' lists what there is."
+    elif isinstance(error, KeyboardInterrupt):
+        code, message = 3, _STOPPED
+    if trace or code == EXIT_DEFECT:
+        traceback.print_exception(error, file=sys.stderr)
+    if code == EXIT_DEFECT:
+        message = "this is a defect of diffmem, not of your command; please report the traceback above."
+    prefix = "" if message == _STOPPED else "error: "
+    print(f"diffmem: {prefix}{' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+@contextmanager
+def _warnings_on_stderr() -> Iterator[None]:
+    """Show the package's own log warnings as `diffmem: warning: ...` while a verb runs."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("diffmem: warning: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    logger = logging.getLogger("diffmem")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM (a scheduler's notice) like Ctrl-C, so that rows in memory are written before the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _silence_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush does not complain about the closed pipe."""
+    with open(os.devnull, "wb") as nothing:  # noqa: PTH123 - a descriptor is wanted, not a file's content
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

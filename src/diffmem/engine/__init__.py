@@ -1,0 +1,1 @@
+"""Plan, micro-batches, rows: the work of a run."""
