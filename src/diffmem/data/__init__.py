@@ -1,0 +1,1 @@
+"""Prompt lists and image sets: reading, decoding within limits, fingerprints."""

@@ -1,0 +1,167 @@
+"""Pictures of any source to 8-bit RGB or L within limits: what cannot be decoded becomes a sentence, not an exception."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 64_000_000
+# Formats with a decoder of their own in Pillow; EPS and the like would start other programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF")
+SUFFIXES = frozenset(
+    f".{name}"
+    for name in (
+        *("png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "gif", "tif", "tiff"),
+        *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "ico", "avif"),
+    )
+)
+_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded picture (mode RGB or L), or the problem that kept it from being one; the note says what was changed."""
+
+    image: Image.Image | None
+    problem: str | None = None
+    note: str | None = None
+
+
+def decode_bytes(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """Decode one encoded picture.
+
+    Args:
+        data: the content of a picture file, or None where there is none.
+        max_pixels: pictures of more pixels are refused from their header, before anything is decompressed.
+
+    Returns:
+        The first frame, turned by its EXIF orientation, as RGB or L. Transparency is laid over white; 16-bit greys are
+        scaled to 8 bits; palettes, CMYK and the like become RGB. Colour profiles are not applied.
+    """
+    if not data:
+        return Decoded(None, "the image is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            # Our own limit below is stricter than the size at which Pillow starts to warn.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=_available())
+        if (problem := _too_large(image.size, max_pixels)) is not None:
+            return Decoded(None, problem)
+        image.load()
+        frames = getattr(image, "n_frames", 1)
+        converted = to_8_bit(_upright(image))
+    except Image.DecompressionBombError:
+        return Decoded(None, f"the image is larger than the limit of {max_pixels:,} pixels")
+    except UnidentifiedImageError:
+        return Decoded(None, f"not an image in a known format ({len(data):,} bytes)")
+    except MemoryError:
+        return Decoded(None, "the image does not fit into memory")
+    except Exception as error:
+        # Broken files make Pillow raise almost anything; the text of it is the record.
+        return Decoded(None, f"the image is broken or truncated ({type(error).__name__}: {error})")
+    if frames > 1 and converted.image is not None:
+        note = f"first of {frames} frames" + (f"; {converted.note}" if converted.note else "")
+        return Decoded(converted.image, None, note)
+    return converted
+
+
+def decode_image(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Decoded:
+    """A PIL image of any mode as RGB or L."""
+    if (problem := _too_large(image.size, max_pixels)) is not None:
+        return Decoded(None, problem)
+    try:
+        image.load()
+        return to_8_bit(image)
+    except Exception as error:
+        # A closed or broken lazy image can raise almost anything; the text of it is the record.
+        return Decoded(None, f"the image cannot be used ({type(error).__name__}: {error})")
+
+
+def decode_array(array: NDArray[Any], max_pixels: int = MAX_PIXELS) -> Decoded:
+    """An array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], uint8 or floating point in [0, 1], as RGB or L."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        return Decoded(None, f"array of shape {array.shape}; expected [height, width] with 1, 3 or 4 channels last")
+    if (problem := _too_large((array.shape[1], array.shape[0]), max_pixels)) is not None:
+        return Decoded(None, problem)
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 1):
+            return Decoded(None, f"floating-point values lie in [{low:g}, {high:g}]; expected [0, 1]")
+        array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    if array.dtype != np.uint8:
+        return Decoded(None, f"array of {array.dtype}; expected uint8, or floating point in [0, 1]")
+    return to_8_bit(Image.fromarray(np.ascontiguousarray(array)))
+
+
+def to_8_bit(image: Image.Image) -> Decoded:
+    """The picture in mode RGB or L, and a note on what the conversion changed."""
+    mode = image.mode
+    if mode in ("RGB", "L"):
+        if "transparency" not in image.info:
+            return Decoded(_plain(image))
+        image = image.convert("RGBA" if mode == "RGB" else "LA")
+    if image.mode.startswith("I;16") or image.mode == "I":
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            return Decoded(None, "32-bit integer pixels beyond 0 … 65535; convert the image to 8 bits")
+        return Decoded(Image.fromarray(np.rint(values / 257).astype(np.uint8)), None, "16-bit grey scaled to 8 bits")
+    if image.mode == "F":
+        return Decoded(None, "floating-point pixels of unknown range; convert the image to 8 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("PA", "La", "RGBa"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if image.mode in ("RGBA", "LA"):
+        return _over_white(image)
+    if mode == "1":
+        return Decoded(_plain(image.convert("L")), None, "black and white turned into grey")
+    what = {"P": "palette", "CMYK": "CMYK"}.get(mode, f"mode {mode}")
+    return Decoded(_plain(image.convert("RGB")), None, f"{what} turned into RGB")
+
+
+def _over_white(image: Image.Image) -> Decoded:
+    opaque = "RGB" if image.mode == "RGBA" else "L"
+    alpha = image.getchannel("A")
+    if alpha.getextrema() == (255, 255):
+        return Decoded(_plain(image.convert(opaque)))
+    white = Image.new(opaque, image.size, (255, 255, 255) if opaque == "RGB" else 255)
+    white.paste(image.convert(opaque), mask=alpha)
+    return Decoded(white, None, "transparency laid over white")
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The pixels alone: no metadata, no open file behind them."""
+    copy = image.copy()
+    copy.info = {}
+    return copy
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except Exception:
+        # Unreadable EXIF data says nothing about the orientation; the pixels are fine as they are.
+        return image
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _too_large(size: tuple[int, int], max_pixels: int) -> str | None:
+    width, height = size
+    if width < 1 or height < 1:
+        return f"the image has no pixels ({width}×{height})"
+    if width * height > max_pixels:
+        return f"the image has {width}×{height} pixels, more than the limit of {max_pixels:,}"
+    return None
+
+
+def _available() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]

@@ -1,0 +1,130 @@
+"""Rows of a csv, jsonl or parquet file as dictionaries, with errors that name the file and the line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffmem.data.text import read_text, split_lines
+from diffmem.errors import DataError
+
+_DELIMITERS = (",", ";", "\t", "|")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one file: column names in the file's order, and one dictionary per row."""
+
+    columns: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
+
+
+def read_csv(path: Path, wanted: Iterable[str], encoding: str | None = None) -> Table:
+    """A csv file with a header line, quotes, line breaks inside quotes and fields of any length.
+
+    Args:
+        path: the file.
+        wanted: lower-case column names; the delimiter (comma, semicolon, tab or bar) under which the header holds one
+            of them is taken, otherwise the one that gives the most columns.
+        encoding: text encoding; by default the byte-order mark decides, then UTF-8.
+
+    Raises:
+        DataError: broken quoting, a row with more fields than the header, a repeated column name, no header.
+    """
+    text = read_text(path, encoding)
+    delimiter = _delimiter(text, set(wanted))
+    limit = csv.field_size_limit()
+    csv.field_size_limit(max(limit, len(text) + 1))
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        header = next(reader, None)
+        if not header:
+            raise DataError(f"'{path}' has no header line; the first line must name the columns.")
+        names = [name.strip() for name in header]
+        twice = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
+        if twice is not None:
+            raise DataError(f"'{path}' has two columns called '{twice}'; rename one.")
+        rows = []
+        for fields in reader:
+            if not fields:
+                continue
+            if len(fields) > len(names):
+                raise DataError(
+                    f"'{path}', row ending at line {reader.line_num}: {len(fields)} fields under {len(names)} columns "
+                    f"(delimiter {delimiter!r}); put texts that hold the delimiter into double quotes."
+                )
+            rows.append(dict(zip(names, [*fields, *[None] * (len(names) - len(fields))], strict=True)))
+    except csv.Error as error:
+        raise DataError(
+            f"'{path}', near line {reader.line_num}: broken quoting ({error}); a double quote inside a quoted text "
+            "has to be doubled."
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+    return Table(tuple(names), tuple(rows))
+
+
+def read_jsonl(path: Path, encoding: str | None = None) -> Table:
+    """One JSON object per line; a line that is a plain string becomes `{"prompt": string}`.
+
+    Raises:
+        DataError: a line that is blank (but for those at the end), no JSON, or neither an object nor a string.
+    """
+    rows: list[dict[str, Any]] = []
+    columns: dict[str, None] = {}
+    for number, line in enumerate(split_lines(read_text(path, encoding)), start=1):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"'{path}', line {number}: no JSON ({error}); each line must be one object.") from error
+        row = {"prompt": value} if isinstance(value, str) else value
+        if not isinstance(row, dict):
+            raise DataError(f"'{path}', line {number}: a {type(value).__name__}; each line must be one JSON object.")
+        columns.update(dict.fromkeys(row))
+        rows.append(row)
+    return Table(tuple(columns), tuple(rows))
+
+
+def read_parquet(path: Path) -> Table:
+    """All rows of a parquet file, without its binary columns (pictures have no place in a prompt list).
+
+    Raises:
+        DataError: no parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(path)
+        kept = [field.name for field in schema if not _holds_bytes(field.type, pa)]
+        rows = pq.read_table(path, columns=kept).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"Cannot read '{path}' as parquet: {error}.") from error
+    return Table(tuple(kept), tuple(rows))
+
+
+def _holds_bytes(kind: Any, pa: Any) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_holds_bytes(field.type, pa) for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _delimiter(text: str, wanted: set[str]) -> str:
+    """The delimiter of a csv text, judged by its header only: sniffing the body is fooled by commas in prompts."""
+    limit = csv.field_size_limit()
+    csv.field_size_limit(max(limit, len(text) + 1))
+    best, best_key = ",", (False, 0)
+    try:
+        for delimiter in _DELIMITERS:
+            header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+            key = (any(name.strip().lower() in wanted for name in header), len(header))
+            if key > best_key:
+                best, best_key = delimiter, key
+    finally:
+        csv.field_size_limit(limit)
+    return best

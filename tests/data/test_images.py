@@ -1,0 +1,272 @@
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from diffmem.data.fingerprint import hash_items
+from diffmem.data.images import load_images
+from diffmem.errors import DataError, UsageError
+
+RNG = np.random.default_rng(0)
+PIXELS = [RNG.integers(0, 256, (6, 5, 3), dtype=np.uint8) for _ in range(7)]
+
+
+def encode(image, format="PNG", **options):
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png_header_only(width, height):
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def only(data, name="x.png", tmp=None, **options):
+    (tmp / name).write_bytes(data)
+    (item,) = load_images(tmp / name, **options)
+    return item
+
+
+def test_folder_is_recursive_sorted_and_case_insensitive(tmp_path):
+    (tmp_path / "b" / ".hidden").mkdir(parents=True)
+    for name in ("b/2.PNG", "a.jpeg.png", "b/10.png", ".x.png", "b/.hidden/3.png"):
+        (tmp_path / name).write_bytes(encode(PIXELS[0]))
+    (tmp_path / "notes.md").write_text("no image")
+    (tmp_path / "b" / "2.txt").write_text("a caption\n")
+    (tmp_path / "a.jpeg.txt").write_bytes(b"caf\xe9")
+    images = load_images(tmp_path)
+    assert images.ids == ["a.jpeg.png", "b/10.png", "b/2.PNG"]
+    items = list(images)
+    assert [item.caption for item in items] == [None, None, "a caption"]
+    assert "latin-1" in items[0].note
+    assert all(np.array_equal(np.asarray(item.image), PIXELS[0]) for item in items)
+    assert images.by_id("b/10.png").digest == items[1].digest
+    with pytest.raises(DataError, match="no image 'c'"):
+        images.by_id("c")
+
+
+def test_linked_folders_are_read_once_even_in_a_circle(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "1.png").write_bytes(encode(PIXELS[0]))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "back").symlink_to(tmp_path / "set")
+    assert load_images(tmp_path / "set").ids == ["link/1.png"]
+
+
+def test_metadata_jsonl_gives_captions(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "1.png").write_bytes(encode(PIXELS[0]))
+    (tmp_path / "train" / "metadata.jsonl").write_text(json.dumps({"file_name": "1.png", "text": "hello"}))
+    assert [item.caption for item in load_images(tmp_path)] == ["hello"]
+
+
+@pytest.mark.parametrize("layout", ["struct", "bytes", "large"])
+@pytest.mark.parametrize("row_group", [2, 100])
+def test_parquet_streams_and_finds_by_id(tmp_path, layout, row_group):
+    data = [encode(p) for p in PIXELS]
+    cells = pa.array([{"bytes": d, "path": None} for d in data]) if layout == "struct" else pa.array(data)
+    if layout == "large":
+        cells = cells.cast(pa.large_binary())
+    table = pa.table({"Image": cells, "id": [f"k{i}" for i in range(7)], "caption": [f"c{i}" for i in range(7)]})
+    (tmp_path / "d").mkdir()
+    pq.write_table(table.slice(0, 4), tmp_path / "d" / "0.parquet", row_group_size=row_group)
+    pq.write_table(table.slice(4), tmp_path / "d" / "1.parquet", row_group_size=row_group)
+    images = load_images(tmp_path / "d")
+    assert len(images) == 7
+    assert [(i.id, i.caption) for i in images] == [(f"k{i}", f"c{i}") for i in range(7)]
+    assert all(np.array_equal(np.asarray(i.image), p) for i, p in zip(images, PIXELS))
+    for start in range(7):
+        for stop in range(start, 8):
+            assert [i.id for i in images.items(start, stop)] == [f"k{i}" for i in range(start, min(stop, 7))]
+    assert np.array_equal(np.asarray(images.by_id("k5").image), PIXELS[5])
+    assert [len(b) for b in images.batches(3)] == [3, 3, 1]
+
+
+def test_parquet_without_ids_numbers_rows_and_records_missing_images(tmp_path):
+    (tmp_path / "beside.png").write_bytes(encode(PIXELS[1]))
+    outside = tmp_path.parent / "outside.png"
+    outside.write_bytes(encode(PIXELS[2]))
+    cells = [
+        {"bytes": encode(PIXELS[0]), "path": None},
+        {"bytes": None, "path": "beside.png"},
+        {"bytes": None, "path": "../outside.png"},
+        {"bytes": None, "path": None},
+        None,
+    ]
+    pq.write_table(pa.table({"image": pa.array(cells)}), tmp_path / "t.parquet")
+    items = list(load_images(tmp_path / "t.parquet"))
+    assert [i.id for i in items] == [f"{i:06d}" for i in range(5)]
+    assert [i.image is not None for i in items] == [True, True, False, False, False]
+    assert "outside the folder" in items[2].problem
+    assert "empty" in items[3].problem and "empty" in items[4].problem
+
+
+def test_parquet_column_errors_list_the_columns(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"a": [b"1"], "b": [b"2"], "c": ["x"]}), path)
+    with pytest.raises(DataError, match=r"several columns of bytes: a \(binary\), b"):
+        load_images(path)
+    with pytest.raises(DataError, match="'c' holds string"):
+        load_images(path, column="c")
+    assert load_images(path, column="A")  # one of them, in any case
+    pq.write_table(pa.table({"c": ["x"]}), path)
+    with pytest.raises(DataError, match="no column of images"):
+        load_images(path)
+
+
+def test_duplicate_ids_are_named(tmp_path):
+    pq.write_table(pa.table({"image": [b"1", b"2", b"3"], "id": [4, 5, 4]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"'4' \(rows 1, 3\)"):
+        load_images(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("make", [lambda d: None, lambda d: (d / "a.txt").write_text("x")])
+def test_nothing_there(tmp_path, make):
+    make(tmp_path)
+    with pytest.raises(DataError, match="holds no images"):
+        load_images(tmp_path)
+
+
+def test_missing_mixed_and_odd_sources(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        load_images(tmp_path / "no")
+    with pytest.raises(DataError, match="holds no images"):
+        load_images([])
+    with pytest.raises(UsageError, match="from a int"):
+        load_images(3)
+    (tmp_path / "a.png").write_bytes(encode(PIXELS[0]))
+    pq.write_table(pa.table({"image": [b"1"]}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="1 images and 1 parquet files"):
+        load_images(tmp_path)
+    (tmp_path / "junk.parquet").write_bytes(b"junk")
+    with pytest.raises(DataError, match="as parquet"):
+        load_images(tmp_path / "junk.parquet")
+
+
+def test_broken_files_become_problems(tmp_path):
+    good = encode(np.tile(PIXELS[0], (40, 40, 1)))
+    cases = {
+        "empty.png": (b"", "empty"),
+        "text.jpg": (b"hello", "known format"),
+        "cut.png": (good[: len(good) // 2], "broken or truncated"),
+        "cut.jpg": (encode(np.tile(PIXELS[0], (40, 40, 1)), "JPEG")[:900], "broken or truncated"),
+        "bomb.png": (png_header_only(60_000, 60_000), "limit of 64,000,000"),
+        "huge.png": (png_header_only(9_000, 9_000), "more than the limit"),
+        "hollow.png": (png_header_only(50, 50), "broken or truncated"),
+        "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "known format"),
+    }
+    for name, (data, _) in cases.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "z.png").write_bytes(good)
+    items = {item.id: item for item in load_images(tmp_path)}
+    assert items.pop("z.png").problem is None
+    for name, item in items.items():
+        assert item.image is None and cases[name][1] in item.problem, (name, item.problem)
+
+
+def test_pixel_cap_can_be_lowered(tmp_path):
+    assert "6×6" not in (only(encode(PIXELS[0]), tmp=tmp_path).problem or "")
+    assert "5×6 pixels, more than the limit of 29" in only(encode(PIXELS[0]), tmp=tmp_path, max_pixels=29).problem
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate a quarter clockwise
+    item = only(encode(PIXELS[0], exif=exif), tmp=tmp_path)
+    assert np.array_equal(np.asarray(item.image), np.rot90(PIXELS[0], -1))
+
+
+def test_modes_become_rgb_or_l(tmp_path):
+    grey = PIXELS[0][:, :, 0]
+    alpha = np.dstack([PIXELS[0], np.full((6, 5), 128, np.uint8)])
+    expected_over_white = PIXELS[0].astype(float) * 128 / 255 + 255 * 127 / 255
+    deep = np.linspace(0, 65535, 30).astype(np.uint16).reshape(6, 5)
+    palette = Image.fromarray(PIXELS[0]).quantize(8)
+    cmyk = Image.fromarray(PIXELS[0]).convert("CMYK")
+
+    item = only(encode(grey), tmp=tmp_path)
+    assert item.image.mode == "L" and item.note is None and np.array_equal(np.asarray(item.image), grey)
+    item = only(encode(alpha), tmp=tmp_path)
+    assert item.image.mode == "RGB" and "over white" in item.note
+    assert np.abs(np.asarray(item.image) - expected_over_white).max() <= 1
+    opaque = np.dstack([PIXELS[0], np.full((6, 5), 255, np.uint8)])
+    item = only(encode(opaque), tmp=tmp_path)
+    assert item.note is None and np.array_equal(np.asarray(item.image), PIXELS[0])
+    item = only(encode(deep), tmp=tmp_path)
+    assert item.image.mode == "L" and "16-bit" in item.note
+    assert np.array_equal(np.asarray(item.image), np.rint(deep / 257).astype(np.uint8))
+    item = only(encode(palette), tmp=tmp_path)
+    assert "palette" in item.note and np.array_equal(np.asarray(item.image), np.asarray(palette.convert("RGB")))
+    item = only(encode(cmyk, "TIFF"), "x.tif", tmp=tmp_path)
+    assert item.image.mode == "RGB" and "CMYK" in item.note
+    item = only(encode(Image.fromarray(grey > 100)), tmp=tmp_path)
+    assert item.image.mode == "L" and set(np.unique(item.image)) <= {0, 255}
+    item = only(encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "x.tif", tmp=tmp_path)
+    assert item.image is None and "floating-point" in item.problem
+
+
+def test_palette_with_transparency_is_laid_over_white(tmp_path):
+    image = Image.fromarray(np.zeros((4, 4), np.uint8)).convert("P")
+    item = only(encode(image, transparency=0), tmp=tmp_path)
+    assert item.image.mode == "RGB" and (np.asarray(item.image) == 255).all()
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.fromarray(np.full((4, 4), v, np.uint8)) for v in (10, 200)]
+    item = only(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), "x.gif", tmp=tmp_path)
+    assert "first of 2 frames" in item.note and np.asarray(item.image).max() <= 12
+
+
+def test_pictures_in_memory():
+    half = np.full((3, 4), 0.5)
+    images = load_images([Image.fromarray(PIXELS[0]), PIXELS[1], half, half[:, :, None], half * 3, np.zeros((2, 2, 7)), "no.png", 5])
+    items = list(images)
+    assert np.array_equal(np.asarray(items[0].image), PIXELS[0]) and np.array_equal(np.asarray(items[1].image), PIXELS[1])
+    assert items[2].image.mode == items[3].image.mode == "L" and np.asarray(items[2].image)[0, 0] == 128
+    assert [bool(i.problem) for i in items] == [False] * 4 + [True] * 4
+    assert "[1.5, 1.5]" in items[4].problem and "(2, 2, 7)" in items[5].problem
+    assert "cannot be read" in items[6].problem and "a int" in items[7].problem
+    assert load_images({"a": PIXELS[0]}).by_id("a").image.size == (5, 6)
+    assert len(load_images(np.stack(PIXELS))) == 7
+    assert "nan" in next(iter(load_images([np.full((2, 2), np.nan)]))).problem
+
+
+def test_fingerprint_is_of_content_and_order_not_of_place(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for i, pixels in enumerate(PIXELS):
+            (tmp_path / folder / f"{i}.png").write_bytes(encode(pixels))
+    first, second = load_images(tmp_path / "a"), load_images(tmp_path / "b")
+    assert first.fingerprint == second.fingerprint == hash_items((i.id, i.digest) for i in first)
+    (tmp_path / "b" / "3.png").write_bytes(encode(PIXELS[0]))
+    assert load_images(tmp_path / "b").fingerprint != first.fingerprint
+    assert load_images(PIXELS).fingerprint != load_images(PIXELS[::-1]).fingerprint
+
+
+def test_a_file_that_disappears_is_a_problem(tmp_path):
+    (tmp_path / "1.png").write_bytes(encode(PIXELS[0]))
+    images = load_images(tmp_path)
+    (tmp_path / "1.png").unlink()
+    assert "cannot be read" in next(iter(images)).problem
+
+
+def test_reading_parquet_needs_bounded_memory(tmp_path):
+    row = RNG.integers(0, 256, 1 << 20, dtype=np.uint8).tobytes()  # a megabyte that does not compress
+    writer = pq.ParquetWriter(tmp_path / "t.parquet", pa.schema({"image": pa.binary()}), compression="none", use_dictionary=False)
+    with writer:
+        writer.write_table(pa.table({"image": [bytes([i]) + row for i in range(160)]}), row_group_size=160)
+    before = pa.total_allocated_bytes()
+    peak = 0
+    for _ in load_images(tmp_path / "t.parquet"):
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert 0 < peak < 90e6  # of 160 MB in one row group
