@@ -1,0 +1,110 @@
+"""Files that exist whole or not at all, whatever kills the writer, and a plain word when the disk is full."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from diffmem.errors import IncompleteRun
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write a file so that its name appears only when its content is on the disk.
+
+    A temporary name in the same folder is written, synced, renamed; then the folder is synced. The writer holds a lock
+    on the temporary file, which the kernel drops however the writer ends: `sweep` tells living writers by it.
+
+    Raises:
+        IncompleteRun: the disk is full or a quota is used up; the temporary file is gone.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _create_locked(temporary)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+            os.replace(temporary, path)  # noqa: PTH105 - beside os.write and os.fsync
+        except BaseException:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+            raise
+        finally:
+            os.close(descriptor)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise IncompleteRun(
+            f"The disk of {path.parent} is full or its quota is used up: {path.name} ({len(data):,} bytes) was not "
+            "written. Everything written before is kept; free some space and run the same command again."
+        ) from error
+
+
+def sweep(folder: Path) -> int:
+    """Delete the temporary files of dead writers in a folder and return how many; living writers' are left alone."""
+    removed = 0
+    for temporary in folder.glob(".*.tmp"):
+        try:
+            descriptor = os.open(temporary, os.O_RDWR)
+        except FileNotFoundError:  # its writer has just finished
+            continue
+        try:
+            if _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                temporary.unlink()
+                removed += 1
+        except (BlockingIOError, FileNotFoundError):  # its writer is at work, or has just finished
+            continue
+        finally:
+            os.close(descriptor)
+    return removed
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file that is created for it; other processes wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _lock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _create_locked(path: Path) -> int:
+    """Create a file and lock it; again if a sweep took it for abandoned between the two."""
+    while True:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        _lock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, how: int) -> bool:
+    """Lock an open file; False on a file system without locks, where one process at a time must do."""
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

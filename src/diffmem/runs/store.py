@@ -1,0 +1,238 @@
+"""Rows of a run in append-only Parquet parts: nothing finished is lost, nothing half-written is read."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffmem.errors import IncompleteRun
+from diffmem.runs.atomic import sweep, write_atomic
+from diffmem.runs.schemas import ORDER, check_row, schema_of
+
+_log = logging.getLogger(__name__)
+
+Row = Mapping[str, object]
+
+
+class RunStore:
+    """The rows of one run directory, one folder of parts per stage: `parts/<stage>/<time>-<random>.parquet`.
+
+    Parts are never modified, so any number of processes can append at once. Names sort by the time of writing: "later"
+    below is the order of the names.
+
+    Args:
+        path: the run directory; it is created with the first part.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._swept: set[str] = set()
+
+    def append(self, stage: str, rows: Sequence[Row]) -> Path | None:
+        """Write rows as one new part, whole or not at all; returns its path, None for no rows.
+
+        Raises:
+            ValueError, TypeError: a row that the stage's schema cannot hold; nothing is written.
+            IncompleteRun: the disk is full; nothing is left behind.
+        """
+        for row in rows:
+            check_row(stage, row)
+        return self._write(stage, rows)
+
+    def writer(self, stage: str, rows: int = 1000, seconds: float = 20.0, megabytes: float = 64.0) -> RowWriter:
+        """A buffer in front of `append`, as a context manager; see RowWriter."""
+        return RowWriter(self, stage, rows, seconds, megabytes)
+
+    def finished(self, stage: str, retry_errors: bool = False) -> set[bytes]:
+        """The keys that have a row; with `retry_errors`, error rows do not count."""
+        schema = schema_of(stage)
+        errors_count = not retry_errors or "status" not in schema.names
+        keys: set[bytes] = set()
+        for _, table in self._parts(stage, ["key"] if errors_count else ["key", "status"]):
+            if not errors_count:
+                table = table.filter(np.asarray(table["status"]) != "error")
+            keys.update(table["key"].to_pylist())
+        return keys
+
+    def read(self, stage: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows, one per key, sorted by `ORDER`: independent of the order in which they were computed.
+
+        Of several rows with one key an ok row wins over any other, then the later part wins.
+
+        Args:
+            stage: one of the stages.
+            columns: the columns wanted; all by default.
+        """
+        schema = schema_of(stage)
+        wanted = list(columns) if columns is not None else schema.names
+        _check_columns(stage, schema, wanted)
+        needed = {*wanted, *ORDER[stage], "key", "status"}
+        names = [name for name in schema.names if name in needed]
+        tables = [table for _, table in self._parts(stage, names)]
+        if not tables:
+            return schema.empty_table().select(wanted)
+        whole = pa.concat_tables(tables)
+        whole = whole.filter(_winners(whole))
+        return whole.sort_by([(name, "ascending") for name in ORDER[stage]]).select(wanted)
+
+    def stream(self, stage: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows that `read` gives, part by part in the order of writing: memory holds one part and all keys."""
+        schema = schema_of(stage)
+        wanted = list(columns) if columns is not None else schema.names
+        _check_columns(stage, schema, wanted)
+        judged = [name for name in ("key", "status") if name in schema.names]
+        parts = list(self._parts(stage, judged))
+        if not parts:
+            return
+        wins = _winners(pa.concat_tables([table for _, table in parts]))
+        start = 0
+        for path, judged_table in parts:
+            stop = start + judged_table.num_rows
+            mask, start = wins[start:stop], stop
+            if mask.any() and (table := self._load(path, wanted)) is not None:
+                yield table.filter(mask).select(wanted)
+
+    def _write(self, stage: str, rows: Sequence[Row]) -> Path | None:
+        schema = schema_of(stage)
+        folder = self.path / "parts" / stage
+        if stage not in self._swept:
+            sweep(folder)
+            self._swept.add(stage)
+        if not rows:
+            return None
+        table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+        sink = pa.BufferOutputStream()
+        packing = {name: "NONE" if name == "png" else "ZSTD" for name in schema.names}  # PNG is packed already
+        pq.write_table(table, sink, compression=packing, write_page_checksum=True)
+        path = folder / f"{time.time_ns():016x}-{uuid.uuid4().hex[:12]}.parquet"
+        write_atomic(path, memoryview(sink.getvalue()))
+        return path
+
+    def _parts(self, stage: str, columns: list[str]) -> Iterator[tuple[Path, pa.Table]]:
+        for path in sorted((self.path / "parts" / stage).glob("[!.]*.parquet")):
+            table = self._load(path, columns)
+            if table is not None:
+                yield path, table
+
+    def _load(self, path: Path, columns: list[str]) -> pa.Table | None:
+        """One part, checksums verified; None for a part that cannot be read, which is set aside with a warning."""
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as part:
+                return part.read(columns=columns)
+        except FileNotFoundError:  # another process has just set it aside
+            return None
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's trouble, not the file's
+            _set_aside(path, error)
+            return None
+
+
+class RowWriter:
+    """Buffered rows of one stage: written every so many rows, seconds or megabytes, and at the end however it comes.
+
+    An exception or Ctrl-C in the block writes what is in the buffer before it goes on. A kill loses at most the rows
+    of the last `seconds` and of the batch then at work.
+
+    Args:
+        store: where to.
+        stage: the stage of all rows.
+        rows: most rows in the buffer.
+        seconds: longest time a row waits, looked at when rows come.
+        megabytes: most bytes of binary values in the buffer.
+    """
+
+    def __init__(self, store: RunStore, stage: str, rows: int, seconds: float, megabytes: float) -> None:
+        schema_of(stage)
+        self._store, self._stage = store, stage
+        self._rows, self._seconds, self._bytes = rows, seconds, megabytes * 1e6
+        self._buffer: list[Row] = []
+        self._held = 0
+        self._since = time.monotonic()
+
+    def write(self, row: Row) -> None:
+        """Take one row; it is on the disk after the next flush.
+
+        Raises:
+            ValueError, TypeError: a row the schema cannot hold; rows taken before are unaffected.
+            IncompleteRun: the disk is full; the buffer is kept and tried again at the end.
+        """
+        check_row(self._stage, row)
+        if not self._buffer:
+            self._since = time.monotonic()
+        self._buffer.append(dict(row))
+        self._held += sum(len(value) for value in row.values() if isinstance(value, bytes))
+        late = time.monotonic() - self._since >= self._seconds
+        if late or len(self._buffer) >= self._rows or self._held >= self._bytes:
+            self.flush()
+
+    def write_many(self, rows: Iterable[Row]) -> None:
+        """Take several rows."""
+        for row in rows:
+            self.write(row)
+
+    def flush(self) -> None:
+        """Write the buffer as one part; it is emptied only after that has worked."""
+        if self._buffer:
+            self._store._write(self._stage, self._buffer)
+            self._buffer, self._held = [], 0
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.flush()
+        except IncompleteRun:
+            if not isinstance(error, IncompleteRun):  # else the same full disk is on its way up already
+                raise
+
+
+def _winners(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which rows represent their key: an ok row before any other, then the later one."""
+    count = table.num_rows
+    keys = np.frombuffer(b"".join(table["key"].to_pylist()), dtype=np.uint64).reshape(count, 2)
+    ok = np.asarray(table["status"]) == "ok" if "status" in table.column_names else np.ones(count, dtype=bool)
+    order = np.lexsort((np.arange(count), ok, keys[:, 0], keys[:, 1]))
+    ordered = keys[order]
+    last = np.ones(count, dtype=bool)
+    last[:-1] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    wins = np.zeros(count, dtype=bool)
+    wins[order[last]] = True
+    return wins
+
+
+def _check_columns(stage: str, schema: pa.Schema, columns: Sequence[str]) -> None:
+    unknown = [name for name in columns if name not in schema.names]
+    if unknown:
+        raise KeyError(f"'{stage}' has no columns {unknown}; it has {schema.names}.")
+
+
+def _set_aside(path: Path, error: Exception) -> None:
+    aside = path.with_name(path.name + ".corrupt")
+    try:
+        os.replace(path, aside)  # noqa: PTH105
+        outcome = f"set aside as {aside.name}"
+    except OSError as failure:
+        if failure.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            raise
+        outcome = "left where it is (the folder is read-only) and ignored"
+    _log.warning(
+        "The part %s of '%s' is damaged (%s) and was %s; the same command computes its rows again.",
+        path.name,
+        path.parent.name,
+        " ".join(str(error).split())[:120],
+        outcome,
+    )
