@@ -37,7 +37,9 @@ def test_canonical_json_refuses_what_it_cannot_say(value):
 
 
 def test_hashes_are_blake2b_128_and_stable(tmp_path):
-    assert hash_bytes(b"abc") == hashlib.blake2b(b"abc", digest_size=16).hexdigest() == "cf4ab791c62b8d2b2109c90275287816"
+    assert (
+        hash_bytes(b"abc") == hashlib.blake2b(b"abc", digest_size=16).hexdigest() == "cf4ab791c62b8d2b2109c90275287816"
+    )
     big = bytes(range(256)) * 9000
     (tmp_path / "f").write_bytes(big)
     assert hash_file(tmp_path / "f") == hash_bytes(big)

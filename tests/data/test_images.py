@@ -25,7 +25,9 @@ def encode(image, format="PNG", **options):
 
 
 def png_header_only(width, height):
-    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
@@ -229,9 +231,13 @@ def test_first_frame_of_an_animation(tmp_path):
 
 def test_pictures_in_memory():
     half = np.full((3, 4), 0.5)
-    images = load_images([Image.fromarray(PIXELS[0]), PIXELS[1], half, half[:, :, None], half * 3, np.zeros((2, 2, 7)), "no.png", 5])
+    images = load_images(
+        [Image.fromarray(PIXELS[0]), PIXELS[1], half, half[:, :, None], half * 3, np.zeros((2, 2, 7)), "no.png", 5]
+    )
     items = list(images)
-    assert np.array_equal(np.asarray(items[0].image), PIXELS[0]) and np.array_equal(np.asarray(items[1].image), PIXELS[1])
+    assert np.array_equal(np.asarray(items[0].image), PIXELS[0]) and np.array_equal(
+        np.asarray(items[1].image), PIXELS[1]
+    )
     assert items[2].image.mode == items[3].image.mode == "L" and np.asarray(items[2].image)[0, 0] == 128
     assert [bool(i.problem) for i in items] == [False] * 4 + [True] * 4
     assert "[1.5, 1.5]" in items[4].problem and "(2, 2, 7)" in items[5].problem
@@ -262,8 +268,8 @@ def test_a_file_that_disappears_is_a_problem(tmp_path):
 
 def test_reading_parquet_needs_bounded_memory(tmp_path):
     row = RNG.integers(0, 256, 1 << 20, dtype=np.uint8).tobytes()  # a megabyte that does not compress
-    writer = pq.ParquetWriter(tmp_path / "t.parquet", pa.schema({"image": pa.binary()}), compression="none", use_dictionary=False)
-    with writer:
+    options = {"compression": "none", "use_dictionary": False, "write_batch_size": 4}
+    with pq.ParquetWriter(tmp_path / "t.parquet", pa.schema({"image": pa.binary()}), **options) as writer:
         writer.write_table(pa.table({"image": [bytes([i]) + row for i in range(160)]}), row_group_size=160)
     before = pa.total_allocated_bytes()
     peak = 0

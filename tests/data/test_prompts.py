@@ -9,11 +9,21 @@ from hypothesis import strategies as st
 from diffmem.data.prompts import load_prompts
 from diffmem.errors import DataError, UsageError
 
-AWKWARD = ['plain', 'with, comma; and\ttab', 'a "quoted" word', 'two\nlines', "form\x0cfeed \u2028 and \x85", "x" * 200_000, "ünï 日本"]
+AWKWARD = [
+    "plain",
+    "with, comma; and\ttab",
+    'a "quoted" word',
+    "two\nlines",
+    "form\x0cfeed \u2028 and \x85",
+    "x" * 200_000,
+    "ünï 日本",
+]
 
 
 def write_csv(path, rows, delimiter, encoding="utf-8"):
-    quote = lambda s: '"' + s.replace('"', '""') + '"'
+    def quote(s):
+        return '"' + s.replace('"', '""') + '"'
+
     lines = [delimiter.join(["id", "Caption", "label"])]
     lines += [delimiter.join([str(i), quote(t), label]) for i, (t, label) in enumerate(rows)]
     path.write_bytes("\r\n".join(lines).encode(encoding))
@@ -79,7 +89,9 @@ def test_texts_that_cannot_be_prompts_are_kept_with_their_problem(tmp_path):
 
 
 def test_ids_groups_and_extra_columns():
-    prompts = load_prompts([{"Text": "a", "Index": 7, "group": "g", "url": "u"}, {"Text": "b", "Index": 8, "group": ""}])
+    prompts = load_prompts(
+        [{"Text": "a", "Index": 7, "group": "g", "url": "u"}, {"Text": "b", "Index": 8, "group": ""}]
+    )
     assert [p.id for p in prompts] == ["7", "8"] and prompts.id_column == "Index"
     assert [p.group for p in prompts] == ["g", None]
     assert prompts[0].extra == {"url": "u"}
@@ -106,7 +118,7 @@ def test_broken_lists_are_named(rows, words):
 
 
 def test_a_column_that_does_not_exist_lists_the_others():
-    with pytest.raises(DataError, match="no column 'nope'.*it has: text"):
+    with pytest.raises(DataError, match=r"no column 'nope'.*it has: text"):
         load_prompts([{"text": "a"}], column="nope")
 
 

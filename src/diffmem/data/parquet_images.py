@@ -58,8 +58,8 @@ class ParquetSource(ImageSource):
 
     def _read_file(self, path: Path, offset: int, start: int, stop: int) -> Iterator[Raw]:
         try:
-            # A small buffer keeps column chunks from being read whole into memory.
-            with pq.ParquetFile(path, buffer_size=1 << 20) as file:
+            # With these two settings Arrow holds one page of a column at a time instead of a whole row group.
+            with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
                 groups, position = [], offset
                 first = None
                 for group in range(file.num_row_groups):
