@@ -42,6 +42,10 @@ class Sampling(BaseModel):
     negative_prompt: str | None = None
 
 
+# PNDM's Runge-Kutta start is made for other models and fails with few steps; Stable Diffusion's own config skips it.
+_EXTRA: dict[str, dict[str, Any]] = {"pndm": {"skip_prk_steps": True}}
+
+
 def accepted(pipeline: Any) -> dict[str, inspect.Parameter]:
     """The parameters of a pipeline's call."""
     return dict(inspect.signature(type(pipeline).__call__).parameters)
@@ -71,11 +75,7 @@ def prepared(pipeline: Any, sampling: Sampling) -> Iterator[Any]:
     pipeline.set_progress_bar_config(disable=True)
     try:
         if sampling.scheduler is not None:
-            import diffusers
-
-            if sampling.scheduler not in SCHEDULERS:
-                raise UsageError(f"Unknown scheduler {sampling.scheduler!r}; available: {', '.join(SCHEDULERS)}.")
-            pipeline.scheduler = getattr(diffusers, SCHEDULERS[sampling.scheduler]).from_config(before.config)
+            pipeline.scheduler = _built(sampling.scheduler, before.config)
         yield pipeline
     finally:
         pipeline.scheduler = before
@@ -83,6 +83,14 @@ def prepared(pipeline: Any, sampling: Sampling) -> Iterator[Any]:
             del pipeline._progress_bar_config
         else:
             pipeline._progress_bar_config = bar
+
+
+def _built(name: str, config: Any) -> Any:
+    import diffusers
+
+    if name not in SCHEDULERS:
+        raise UsageError(f"Unknown scheduler {name!r}; available: {', '.join(SCHEDULERS)}.")
+    return getattr(diffusers, SCHEDULERS[name]).from_config(config, **_EXTRA.get(name, {}))
 
 
 def generate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,17 +94,6 @@ class Stop:
     x: torch.Tensor
     unconditional: torch.Tensor
     conditional: torch.Tensor
-
-
-def trajectory(
-    denoiser: Denoiser, x: torch.Tensor, times: Sequence[float], cond: Conditioning, guidance: float, upto: int
-) -> Iterator[Stop]:
-    """The first `upto` stops of a guided DDIM trajectory from noise x. Cost: 2 NFE per stop and row."""
-    for step, t in enumerate(times[:upto]):
-        conditional, unconditional = denoiser.predict(x, t, cond), denoiser.predict(x, t, denoiser.null())
-        yield Stop(step, t, x, unconditional, conditional)
-        if step + 1 < min(upto, len(times)):
-            x = ddim_update(denoiser, x, guided(unconditional, conditional, guidance), t, times[step + 1])
 
 
 def sample(

@@ -1,0 +1,167 @@
+"""What every prompt score declares and gives back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from diffmem.scores.needs import AtNoise, Branch, Moment, Need
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffmem.models.denoiser import Denoiser
+    from diffmem.models.ode import Stop
+
+Access = Literal["prompts", "labels", "denoiser", "gradients", "training-set"]
+
+
+class Parameters(BaseModel):
+    """Parameters of a score: frozen, unknown names refused, part of the key of every row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a reader must know of a score; the table of methods is made of these.
+
+    Attributes:
+        name: as typed on the command line.
+        summary: one line.
+        formula: in plain text, with the paper's equation.
+        reference: authors, year, identifier.
+        access: what it needs to see.
+        cost: NFE per prompt and draw, in words.
+        fails_when: when its number misleads.
+        unit: unit of the value, or "none".
+    """
+
+    name: str
+    summary: str
+    formula: str
+    reference: str
+    access: Access
+    cost: str
+    fails_when: str
+    unit: str = "none"
+
+
+class Evaluations(Protocol):
+    """What the engine hands to `DenoiserScore.compute`: R rows, each a (prompt, draw) pair."""
+
+    denoiser: Denoiser
+
+    def noise(self) -> torch.Tensor:
+        """The noises x_T, [R, *shape], float32."""
+
+    def at_noise(self, moment: Moment, branch: Branch) -> torch.Tensor:
+        """The network's own output on x_T at a moment, [R, *shape]."""
+
+    def trajectory(self, steps: int, upto: int, guidance: float) -> Sequence[Stop]:
+        """The first stops of the guided trajectory from x_T."""
+
+
+class Score(ABC):
+    """Base of all prompt scores: higher always means more memorized.
+
+    Attributes:
+        about: what a reader must know.
+        version: raised whenever a value can change; part of the key of every row.
+        needs_labels: whether it is fitted on labelled prompts (always cross-fitted).
+    """
+
+    about: ClassVar[About]
+    version: ClassVar[int] = 1
+    needs_labels: ClassVar[bool] = False
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+
+    @property
+    def name(self) -> str:
+        """The score's name."""
+        return self.about.name
+
+    @property
+    def label(self) -> str:
+        """The name with the parameters that are not defaults, as typed on the command line: `name:key=value,...`."""
+        changed = self.parameters.model_dump(exclude_defaults=True, mode="json")
+        return self.name + (":" + ",".join(f"{k}={_typed(v)}" for k, v in changed.items()) if changed else "")
+
+
+class DenoiserScore(Score):
+    """A score computed row by row from network evaluations."""
+
+    @abstractmethod
+    def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
+        """The evaluations it asks for; ScoreRefused (with the reason) if this model cannot give them."""
+
+    @abstractmethod
+    def compute(self, evaluations: Evaluations) -> dict[str, torch.Tensor]:
+        """Values per row: "value" [R] and any components [R]."""
+
+
+class TextScore(Score):
+    """A score that reads the prompt's text only: a baseline that knows no model."""
+
+    @abstractmethod
+    def compute(self, texts: Sequence[str]) -> np.ndarray:
+        """Values per prompt, [P]."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """All prompts of a run, for scores that are defined on the whole set.
+
+    Attributes:
+        texts: [P].
+        labels: [P] of True (memorized), False, or None where unknown.
+        components: label of a component score -> its values per prompt and draw, [P, n].
+    """
+
+    texts: Sequence[str]
+    labels: Sequence[bool | None]
+    components: Mapping[str, np.ndarray]
+
+
+class SetScore(Score):
+    """A score defined on the whole set of prompts: fitted on labels, or standardized against the set."""
+
+    @abstractmethod
+    def component_scores(self) -> tuple[DenoiserScore, ...]:
+        """The row-wise scores that it combines."""
+
+    @abstractmethod
+    def compute(self, prompts: PromptSet) -> tuple[np.ndarray, dict[str, Any]]:
+        """Values [P, n] (n = 1 where draws play no part) and details of the fit. ScoreRefused if it cannot be fitted."""
+
+
+def both_branches(moment: Moment) -> tuple[AtNoise, AtNoise]:
+    """The conditional and the unconditional evaluation of pure noise at a moment."""
+    return AtNoise(moment, "conditional"), AtNoise(moment, "unconditional")
+
+
+def require_guidance(denoiser: Denoiser, name: str) -> None:
+    """Refuse a model without prompts or without an unconditional branch."""
+    from diffmem.errors import ScoreRefused
+
+    if not denoiser.conditional:
+        raise ScoreRefused(
+            f"{name} compares the network with and without a prompt, but this model takes no prompts: "
+            "use an image-level score."
+        )
+    if not denoiser.unconditional_branch:
+        raise ScoreRefused(
+            f"{name} needs the unconditional branch, which guidance-distilled models do not have: audit the model that "
+            "this one was distilled from, or generate and match."
+        )
+
+
+def _typed(value: Any) -> str:
+    return "/".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,57 @@
+"""Scores from text: `name` or `name:key=value,key=value`, as on the command line and in plans."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, get_type_hints
+
+from pydantic import ValidationError
+
+from diffmem.errors import UsageError
+from diffmem.scores import SCORES
+from diffmem.scores.base import Parameters, Score
+
+
+def parse_score(text: str | Score) -> Score:
+    """One score from its text; several numbers for one parameter are joined by `/` (weights=1/2).
+
+    Raises:
+        UsageError: unknown score or parameter (with the closest match), or a value out of range.
+    """
+    if isinstance(text, Score):
+        return text
+    name, _, rest = text.partition(":")
+    cls: Any = SCORES.get(name.strip())
+    parameters = _parameters_class(cls)
+    given: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in rest.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(f"In the score {text!r}, '{part}' is no key=value.")
+        if key not in parameters.model_fields:
+            close = difflib.get_close_matches(key, parameters.model_fields, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            known = ", ".join(parameters.model_fields) or "none"
+            raise UsageError(f"The score {name} has no parameter '{key}'.{hint} It has: {known}.")
+        given[key] = tuple(value.split("/")) if "/" in value else value
+    try:
+        score: Score = cls(parameters(**given))
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(str(p) for p in first["loc"][:1])
+        raise UsageError(f"In the score {text!r}, {where} = {first.get('input')!r}: {first['msg']}.") from problem
+    return score
+
+
+def parse_scores(texts: Sequence[str | Score]) -> list[Score]:
+    """Several scores, each named once."""
+    scores = [parse_score(text) for text in texts]
+    return list({score.label: score for score in scores}.values())
+
+
+def _parameters_class(cls: type[Score]) -> type[Parameters]:
+    """The parameter model that a score's constructor takes."""
+    hint = get_type_hints(cls.__init__)["parameters"]
+    options = getattr(hint, "__args__", (hint,))
+    return next(o for o in options if isinstance(o, type) and issubclass(o, Parameters))

@@ -1,0 +1,70 @@
+"""Tiny pipelines of real diffusers classes, built from configs, for every test that needs a model."""
+
+from __future__ import annotations
+
+import torch
+
+
+def tiny_tokenizer(max_length: int = 16):
+    """A CLIP tokenizer over single letters and a few merges."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    alphabet = sorted(ByteLevel.alphabet())
+    pieces = [*alphabet, *(a + "</w>" for a in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=max_length), len(vocab)
+
+
+def tiny_sd(prediction: str = "epsilon", zero_snr: bool = False, seed: int = 0, latent_channels: int = 4, **scheduler):
+    """A StableDiffusionPipeline with random weights, 16x16 pixels, 8x8 latents."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(seed)
+    tokenizer, size = tiny_tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=latent_channels, out_channels=latent_channels, layers_per_block=1,
+        block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=4, cross_attention_dim=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        in_channels=3, out_channels=3, block_out_channels=(8, 8), norm_num_groups=4, latent_channels=latent_channels,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=16,
+    )  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=16, bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1,
+        )
+    )  # fmt: skip
+    if zero_snr:
+        scheduler = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", **scheduler}
+    ddim = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        prediction_type=prediction, **({"steps_offset": 1} | scheduler),
+    )  # fmt: skip
+    pipe = StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=ddim, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    for part in (unet, vae, text):
+        part.eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny_ddpm(prediction: str = "epsilon", seed: int = 0, kind: str = "ddpm"):
+    """An unconditional pixel pipeline, 8x8x3."""
+    from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(seed)
+    unet = UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 16),
+        norm_num_groups=4, attention_head_dim=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    unet.eval()
+    if kind == "ddim":
+        return DDIMPipeline(unet=unet, scheduler=DDIMScheduler(prediction_type=prediction))
+    return DDPMPipeline(unet=unet, scheduler=DDPMScheduler(prediction_type=prediction))
