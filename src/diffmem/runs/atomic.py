@@ -56,7 +56,7 @@ def sweep(folder: Path) -> int:
     for temporary in folder.glob(".*.tmp"):
         try:
             descriptor = os.open(temporary, os.O_RDWR)
-        except FileNotFoundError:  # its writer has just finished
+        except (FileNotFoundError, PermissionError):  # its writer has just finished, or is another user
             continue
         try:
             if _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
