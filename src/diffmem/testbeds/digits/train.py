@@ -30,7 +30,7 @@ EMA = 0.995
 CAPTION_DROP = 0.1
 LOG_EVERY = 25
 SEED = 0
-STEPS: dict[Kind, int] = {"text": 1500, "unconditional": 1500}
+STEPS: dict[Kind, int] = {"text": 2500, "unconditional": 2500}
 
 
 def train(
