@@ -173,7 +173,8 @@ def test_closed_pipe_is_quiet(run, tmp_path):
 
 def test_the_frame_imports_nothing_heavy():
     heavy = "{'torch', 'diffusers', 'transformers', 'numpy', 'pyarrow', 'sklearn'} & set(sys.modules)"
-    for start in ("import diffmem", "from diffmem.cli.app import main; main(['--help'])"):
+    starts = ("import diffmem", "import diffmem.cli.output", "from diffmem.cli.app import main; main(['--help'])")
+    for start in starts:
         done = python(f"import sys; {start}; print('HEAVY', {heavy})")
         assert done.returncode == 0 and done.stdout.splitlines()[-1] == "HEAVY set()", done
 

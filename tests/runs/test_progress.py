@@ -111,4 +111,4 @@ def test_a_terminal_gets_a_bar_then_one_line(clock, monkeypatch):
         progress._bar.refresh()
     text = stream.getvalue()
     assert "\x1b[" in text and "scoring 2/4 prompts" in text and "[red]1 copy" in text
-    assert text.endswith("diffmem: scoring 2/4 prompts, 2/s, 1 s left; [red]1 copy (after 1 s)\n")
+    assert text.endswith("diffmem: scoring 2/4 prompts, 2/s, 1.0 s left; [red]1 copy (after 1.0 s)\n")

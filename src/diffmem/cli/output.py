@@ -12,6 +12,8 @@ from enum import Enum
 from pathlib import PurePath
 from typing import TextIO
 
+from diffmem.engine.progress import duration as duration  # one way of saying times, in progress and in tables
+
 _WIDE = 10_000  # columns of a "terminal" that is a file: nothing is cut, the reader has the whole line
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -132,24 +134,6 @@ def number(value: float, digits: int = 4) -> str:
 def percent(share: float | None, digits: int = 1) -> str:
     """A share in [0, 1] as a percentage, absence as a dash."""
     return "-" if share is None or math.isnan(share) else f"{100 * share:.{digits}f} %"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as a person says them: 12 s, 3 min 05 s, 2 h 04 min, 3 d 02 h; absence as a dash."""
-    if seconds is None or not math.isfinite(seconds):
-        return "-"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    if minutes < 24 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24:02d} h"
 
 
 def _is_number(value: object) -> bool:

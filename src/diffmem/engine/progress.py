@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -91,7 +92,7 @@ class Progress:
         if self.rate is not None:
             pieces.append(_per_time(self.rate))
         if self.remaining:
-            pieces.append(f"{_span(self.remaining)} left")
+            pieces.append(f"{duration(self.remaining)} left")
         return ", ".join(pieces) + (f"; {self.findings}" if self.findings else "")
 
     def __enter__(self) -> Progress:
@@ -111,7 +112,7 @@ class Progress:
             self._bar = None
         if not self._silent:
             ending = "after" if error is None else "stopped after"
-            self._print(f"{self.line()} ({ending} {_span(self.seconds)})")
+            self._print(f"{self.line()} ({ending} {duration(self.seconds)})")
 
     def _show(self, now: float) -> None:
         if self._silent:
@@ -124,6 +125,24 @@ class Progress:
 
     def _print(self, text: str) -> None:
         print(f"diffmem: {text}", file=self._stream, flush=True)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them: 12 s, 3 min 05 s, 2 h 04 min, 3 d 02 h; absence as a dash."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24:02d} h"
 
 
 def _bar(stream: TextIO) -> RichProgress:
@@ -145,12 +164,3 @@ def _per_time(rate: float) -> str:
     if rate >= 1.0:
         return f"{rate:.3g}/s"
     return f"{rate * 60:.3g}/min" if rate * 60 >= 1.0 else f"{rate * 3600:.3g}/h"
-
-
-def _span(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
