@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tests.tiny import tiny_ddpm, tiny_sd
 
 from diffmem.errors import UsageError
 from diffmem.models.schedule import DiscreteSchedule, FlowSchedule
 from diffmem.models.target import Target
-from tests.tiny import tiny_ddpm, tiny_sd
 
 
 def test_third_last_step_of_ddim_50_is_41_with_offset_and_40_without():

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from tests.tiny import tiny_ddpm, tiny_sd
 
 from diffmem.errors import ModelError, UsageError
 from diffmem.models.capture import capture
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
-from tests.tiny import tiny_ddpm, tiny_sd
 
 MAKERS = {
     "sd1-epsilon": lambda: tiny_sd(),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from diffmem.engine.meter import Nfe
-from diffmem.engine.microbatch import MicroBatches
+from diffmem.engine.microbatch import MicroBatches, describe
 from diffmem.engine.plan import Plan
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
@@ -106,8 +106,7 @@ class Executor:
         with torch.no_grad():
             for batch, outcome in self.batches.run(rows, lambda part: self._batch(prompts, cond, part)):
                 if isinstance(outcome, Exception):
-                    text = f"out of memory even with one row at a time: {outcome}"
-                    yield from (ScoredRow(i, draw, error=text, micro_batch=1) for i, draw in batch)
+                    yield from (ScoredRow(i, draw, error=describe(outcome), micro_batch=1) for i, draw in batch)
                 else:
                     yield from outcome
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
+
+from diffmem.errors import DiffmemError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,33 +37,49 @@ class MicroBatches:
     def run(self, items: Sequence[T], work: Callable[[Sequence[T]], R]) -> Iterator[tuple[Sequence[T], R | Exception]]:
         """Call `work` on consecutive micro-batches of `items`.
 
+        A batch that fails for another reason than memory is tried again one by one, so that one bad item does not
+        take its neighbours with it; errors that the user must act on (DiffmemError) are raised.
+
         Yields:
-            (the items, what `work` returned), in order. An item that does not fit into memory alone comes with the
-            exception instead.
+            (the items, what `work` returned), in order. An item that fails alone comes with its exception instead.
         """
-        start = 0
+        start = alone_until = 0
         while start < len(items):
-            batch = items[start : start + self.size]
+            size = 1 if start < alone_until else self.size
+            batch = items[start : start + size]
             try:
                 result: R | Exception = work(batch)
+            except DiffmemError:
+                raise
             except Exception as problem:
-                if not is_out_of_memory(problem):
-                    raise
-                _free()
                 if len(batch) > 1:
-                    self.size = max(1, len(batch) // 2)
-                    if self._on_halve is not None:
-                        self._on_halve(self.size)
+                    if is_out_of_memory(problem):
+                        self._halve(len(batch))
+                    else:
+                        alone_until = start + len(batch)
                     continue
                 # The traceback would keep the tensors of the failed batch alive.
                 result = problem.with_traceback(None)
             yield batch, result
             start += len(batch)
 
+    def _halve(self, failed: int) -> None:
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.size = max(1, failed // 2)
+        if self._on_halve is not None:
+            self._on_halve(self.size)
 
-def _free() -> None:
-    gc.collect()
-    import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def describe(problem: Exception) -> str:
+    """An exception as the text of an error row."""
+    if is_out_of_memory(problem):
+        return f"out of memory even alone: {_first_line(problem)}"
+    return f"{type(problem).__name__}: {_first_line(problem)}"
+
+
+def _first_line(problem: Exception) -> str:
+    lines = str(problem).strip().splitlines()
+    return lines[0][:300] if lines else "no message"

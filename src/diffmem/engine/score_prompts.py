@@ -1,0 +1,339 @@
+"""The scoring stage: prompts x draws x scores -> rows, resumable, each network evaluation run once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from diffmem.data.prompts import Prompt, PromptList, load_prompts
+from diffmem.engine.executor import Executor, Noises, ScoredRow
+from diffmem.engine.meter import Nfe
+from diffmem.engine.microbatch import MicroBatches, describe
+from diffmem.engine.plan import Plan, nfe_per_prompt_seed, row_scores
+from diffmem.engine.progress import Progress
+from diffmem.engine.rundir import RunDirectory, StageClock, in_shard
+from diffmem.engine.set_scores import score_sets
+from diffmem.errors import ScoreRefused
+from diffmem.models.conditioning import Conditioning
+from diffmem.models.denoiser import Denoiser
+from diffmem.models.target import Target
+from diffmem.runs.keys import row_key
+from diffmem.scores import DEFAULT_SCORES
+from diffmem.scores.base import DenoiserScore, Score, SetScore, TextScore
+from diffmem.scores.spec import parse_scores
+
+BLOCK = 256
+"""Prompts that are encoded together; bounds the memory that encodings take."""
+
+
+class Scoring(BaseModel):
+    """What is scored and with which noises."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scores: tuple[str, ...] = DEFAULT_SCORES
+    draws: int = Field(4, ge=1, description="noises per prompt")
+    seed: int = Field(0, description="root seed")
+    noise: Literal["bank", "per-prompt"] = Field("bank", description="common to all prompts, or each its own")
+    micro_batch: int = Field(64, ge=1, description="rows per network call at first; halved when memory runs out")
+
+
+@dataclass
+class ScoreResult:
+    """What the scoring stage did.
+
+    Attributes:
+        run: the run directory (temporary if no `out` was given).
+        prompts: as loaded.
+        labels: labels of the scores that have rows.
+        refused: score label -> why it did not run.
+        nfe: network evaluations of this command (not of earlier ones that were resumed).
+        nfe_per_prompt_seed: score label -> its cost when run alone, shared passes included.
+        micro_batch: the size that fitted.
+        network_share: share of the stage's time that was spent on rows' evaluations.
+    """
+
+    run: RunDirectory
+    prompts: PromptList
+    labels: list[str]
+    refused: dict[str, str]
+    nfe: Nfe
+    nfe_per_prompt_seed: dict[str, float]
+    micro_batch: int
+    notes: list[str] = field(default_factory=list)
+
+    def values(self, label: str) -> dict[str, np.ndarray]:
+        """Prompt id -> values per draw of one score; prompts with errors are absent."""
+        return score_values(self.run, label)
+
+
+def score_values(run: RunDirectory, label: str) -> dict[str, np.ndarray]:
+    """Prompt id -> values per draw (one value for scores without draws), in the order of the draws."""
+    table = run.store.read("scores", ["prompt_id", "score", "draw", "value", "status"])
+    found: dict[str, list[float]] = {}
+    for row in table.to_pylist():
+        if row["score"] == label and row["status"] == "ok":
+            found.setdefault(row["prompt_id"], []).append(row["value"])
+    return {prompt: np.array(values) for prompt, values in found.items()}
+
+
+def score(
+    target: Target,
+    prompts: PromptList | str | Path | Sequence[str],
+    scores: Sequence[str | Score] = DEFAULT_SCORES,
+    *,
+    draws: int = 4,
+    seed: int = 0,
+    noise: Literal["bank", "per-prompt"] = "bank",
+    noises: torch.Tensor | None = None,
+    micro_batch: int = 64,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+    retry_errors: bool = False,
+    silent: bool = True,
+) -> ScoreResult:
+    """Score prompts for memorization.
+
+    Args:
+        target: the model.
+        prompts: a list of prompts, a file, or a PromptList.
+        scores: names (`score-difference:over=steps`) or Score objects.
+        draws: noises per prompt.
+        seed: root seed.
+        noise: "bank" (the same noises for all prompts; unconditional passes are shared) or "per-prompt".
+        noises: noises to use instead, [draws, *sample_shape].
+        micro_batch: rows per network call at first.
+        out: run directory; the same command resumes it. None keeps rows in a temporary one.
+        shard: (i, n): only this part of the prompts; n processes together do all.
+        retry_errors: compute rows again that ended in an error.
+        silent: no progress on stderr.
+
+    Returns:
+        A ScoreResult; rows are in its run directory. Cost: see ScoreResult.nfe.
+    """
+    prompt_list = prompts if isinstance(prompts, PromptList) else load_prompts(prompts)
+    settings = Scoring(
+        scores=tuple(s.label if isinstance(s, Score) else s for s in scores),
+        draws=draws if noises is None else len(noises), seed=seed, noise=noise, micro_batch=micro_batch,
+    )  # fmt: skip
+    section = settings.model_dump(mode="json")
+    if noises is not None:
+        section["noises"] = row_key(noises=noises.double().flatten().tolist()).hex()
+    fingerprints = {"model": target.fingerprint, "prompts": prompt_list.fingerprint}
+    run = RunDirectory(out, {"score": section}, fingerprints)
+    return Scorer(target, prompt_list, parse_scores(scores), settings, run, noises, section.get("noises")).score(
+        shard, retry_errors, silent
+    )
+
+
+class Scorer:
+    """One scoring stage at work."""
+
+    def __init__(
+        self,
+        target: Target,
+        prompts: PromptList,
+        scores: Sequence[Score],
+        settings: Scoring,
+        run: RunDirectory,
+        noises: torch.Tensor | None = None,
+        noises_name: str | None = None,
+    ) -> None:
+        self.target, self.prompts, self.settings, self.run = target, prompts, settings, run
+        self.scores = list(scores)
+        self.refused: dict[str, str] = {}
+        self.noises_name = noises_name
+        self.denoiser = target.denoiser
+        self.rows = [s for s in row_scores(scores) if self._accepts(s)]
+        self.executor = self._executor(noises) if self.denoiser is not None and self.rows else None
+        self.notes: list[str] = []
+
+    def _accepts(self, score: DenoiserScore) -> bool:
+        try:
+            score.needs(self.target.need_denoiser())
+        except ScoreRefused as reason:
+            self.refused[score.label] = str(reason)
+            return False
+        return True
+
+    def _executor(self, noises: torch.Tensor | None) -> Executor:
+        assert self.denoiser is not None
+        bank = Noises(self.denoiser.sample_shape, self.settings.seed, self.settings.noise, noises)
+        return Executor(self.denoiser, self.rows, bank, self.settings.micro_batch, self._halved)
+
+    def _halved(self, size: int) -> None:
+        self.notes.append(f"out of memory: the micro-batch was halved to {size}")
+
+    def key(self, prompt: Prompt, score: Score, draw: int | None, **more: Any) -> bytes:
+        """The content key of one score row."""
+        return row_key(
+            stage="scores", model=self.target.fingerprint, prompt=[prompt.id, prompt.text], score=score.name,
+            version=score.version, parameters=score.parameters.model_dump(mode="json"), seed=self.settings.seed,
+            noise=self.noises_name or self.settings.noise, draw=draw, **more,
+        )  # fmt: skip
+
+    def score(self, shard: tuple[int, int] | None, retry_errors: bool, silent: bool) -> ScoreResult:
+        """Do what is not done yet."""
+        mine = [p for p in self.prompts if in_shard(p, shard)]
+        self.run.record_prompts(mine)
+        done = self.run.store.finished("scores", retry_errors)
+        total = len(mine) * self.settings.draws
+        todo = {p.id: self._missing(p, done) for p in mine} if self.executor is not None else {}
+        missing = sum(len(rows) for rows in todo.values())
+        with (
+            self.run.stage("score", total, total - missing) as clock,
+            self.run.store.writer("scores") as writer,
+            Progress(total, "scoring", unit="prompt draws", done=total - missing, silent=silent or not missing) as bar,
+        ):
+            for block in _blocks([p for p in mine if todo.get(p.id)], BLOCK):
+                for row in self._score_block(block, todo, done, clock, bar):
+                    writer.write(row)
+            writer.write_many(self._text_rows(mine, done))
+            clock.done = total
+        if shard is None:
+            with self.run.store.writer("scores") as writer:
+                writer.write_many(score_sets(self))
+        elif any(isinstance(s, SetScore) for s in self.scores):
+            self.notes.append("scores over the whole set of prompts wait for the same command without a shard")
+        return ScoreResult(
+            self.run, self.prompts, [s.label for s in self.scores], self.refused,
+            self.executor.nfe if self.executor else Nfe(), self._costs(),
+            self.executor.batches.size if self.executor else 0, self.notes,
+        )  # fmt: skip
+
+    def _missing(self, prompt: Prompt, done: set[bytes]) -> list[int]:
+        """Draws of a prompt for which some row score has no row yet."""
+        if prompt.problem is not None:
+            # One error row says it; draw 0 stands for it so that a resumed run does not write it again.
+            return [] if self.key(prompt, self.rows[0], 0) in done else [0]
+        draws = range(self.settings.draws)
+        return [d for d in draws if any(self.key(prompt, s, d) not in done for s in self.rows)]
+
+    def _score_block(
+        self, block: Sequence[Prompt], todo: dict[str, list[int]], done: set[bytes], clock: StageClock, bar: Progress
+    ) -> Iterator[dict[str, Any]]:
+        assert self.executor is not None and self.denoiser is not None
+        good, cond = [], []
+        for prompt, encoded in self._encode(block):
+            if isinstance(encoded, str):
+                yield from self._error_rows(prompt, todo[prompt.id], encoded, done)
+                clock.done += self.settings.draws
+                bar.advance(self.settings.draws)
+            else:
+                good.append(prompt)
+                cond.append(encoded)
+        if not good:
+            return
+        encodings = Conditioning.cat(cond)
+        cut = {p.id: t for p, t in zip(good, encodings.truncated or (None,) * len(good), strict=True) if t is not None}
+        if cut:
+            self.run.record_prompts([p for p in good if p.id in cut], cut)
+            self.notes.append(f"{len(cut)} prompts are longer than the tokenizer takes; what it cut off is recorded")
+        pairs = [(i, draw) for i, prompt in enumerate(good) for draw in todo[prompt.id]]
+        for scored in self.executor.run([p.text for p in good], encodings, pairs):
+            yield from self._rows_of(good[scored.prompt], scored, done)
+            clock.done += 1
+            bar.advance(1)
+
+    def _encode(self, block: Sequence[Prompt]) -> Iterator[tuple[Prompt, Conditioning | str]]:
+        """Each prompt with its encoding (one row), or with what is wrong with it."""
+        assert self.denoiser is not None
+        encode = self.denoiser.encode_prompts
+        yield from ((p, p.problem) for p in block if p.problem is not None)
+        sound = [p for p in block if p.problem is None]
+        with torch.no_grad():
+            for part, result in MicroBatches(self.settings.micro_batch).run(
+                sound, lambda b: encode([p.text for p in b])
+            ):
+                for i, prompt in enumerate(part):
+                    yield prompt, describe(result) if isinstance(result, Exception) else result.select([i])
+
+    def _rows_of(self, prompt: Prompt, scored: ScoredRow, done: set[bytes]) -> Iterator[dict[str, Any]]:
+        if scored.error is not None:
+            yield from self._error_rows(prompt, [scored.draw], scored.error, done)
+            return
+        for score in self.rows:
+            key = self.key(prompt, score, scored.draw)
+            if key not in done:
+                yield self.row(
+                    key, prompt, score, scored.draw, value=scored.values[score.label],
+                    components=json.dumps(scored.components[score.label]), seconds=scored.seconds,
+                    micro_batch=scored.micro_batch,
+                )  # fmt: skip
+
+    def _error_rows(
+        self, prompt: Prompt, draws: Sequence[int], text: str, done: set[bytes]
+    ) -> Iterator[dict[str, Any]]:
+        for score in self.rows:
+            for draw in draws:
+                key = self.key(prompt, score, draw)
+                if key not in done:
+                    yield self.row(key, prompt, score, draw, status="error", error=text)
+
+    def _text_rows(self, prompts: Sequence[Prompt], done: set[bytes]) -> Iterator[dict[str, Any]]:
+        for score in self.scores:
+            if isinstance(score, TextScore):
+                fresh = [p for p in prompts if self.key(p, score, None) not in done]
+                for prompt, value in zip(fresh, score.compute([p.text for p in fresh]), strict=True):
+                    state = (
+                        {"value": float(value)}
+                        if prompt.problem is None
+                        else {"status": "error", "error": prompt.problem}
+                    )
+                    yield self.row(self.key(prompt, score, None), prompt, score, None, **state)
+
+    def row(self, key: bytes, prompt: Prompt, score: Score, draw: int | None, **more: Any) -> dict[str, Any]:
+        """One row of the scores stage."""
+        denoiser = self.denoiser
+        return {
+            "key": key, "prompt_id": prompt.id, "score": score.label, "version": str(score.version), "draw": draw,
+            "status": "ok", "nfe": self._costs().get(score.label),
+            "dtype": str(denoiser.dtype).removeprefix("torch.") if denoiser is not None else None,
+            "device": str(denoiser.device) if denoiser is not None else None, **more,
+        }  # fmt: skip
+
+    def _costs(self) -> dict[str, float]:
+        if not hasattr(self, "_known_costs"):
+            self._known_costs = scoring_costs(self.scores, self.denoiser, len(self.prompts), self.settings)
+        return self._known_costs
+
+
+def scoring_costs(
+    scores: Sequence[Score], denoiser: Denoiser | None, prompts: int, settings: Scoring
+) -> dict[str, float]:
+    """NFE per prompt and draw of each score (and of each component) when run alone; refused scores are absent."""
+    costs: dict[str, float] = {}
+    for score in [*scores, *row_scores(scores)]:
+        try:
+            if denoiser is None:
+                continue
+            costs[score.label] = nfe_per_prompt_seed(
+                score, denoiser, max(prompts, 1), settings.draws, settings.noise == "bank"
+            )
+        except ScoreRefused:
+            continue
+    return costs
+
+
+def planned_nfe(scores: Sequence[Score], denoiser: Denoiser, prompts: int, settings: Scoring) -> int:
+    """NFE of a whole scoring run, for --dry-run."""
+    runnable = []
+    for score in row_scores(scores):
+        try:
+            score.needs(denoiser)
+        except ScoreRefused:
+            continue
+        runnable.append(score)
+    return Plan.for_scores(runnable, denoiser).nfe(prompts, settings.draws, settings.noise == "bank")
+
+
+def _blocks(items: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,1 @@
+"""How well scores separate: ROC figures defined once."""
