@@ -72,7 +72,9 @@ def test_groups_count_once_and_own_group_is_left_out(problem, chunk, query_chunk
     queries, corpus, k, metric, rng = problem
     groups = rng.integers(0, 5, len(corpus))
     exclude = rng.integers(0, 5, len(queries)) if leave_out else None
-    best, index = top_k(queries, corpus, k, metric, groups=groups, exclude=exclude, chunk=chunk, query_chunk=query_chunk)
+    best, index = top_k(
+        queries, corpus, k, metric, groups=groups, exclude=exclude, chunk=chunk, query_chunk=query_chunk
+    )
     expected, expected_index = brute_force(queries, corpus, k, metric, groups, exclude)
     np.testing.assert_array_equal(index, expected_index)
     np.testing.assert_array_equal(best, expected)

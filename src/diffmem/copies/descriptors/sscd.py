@@ -1,0 +1,148 @@
+"""SSCD, the self-supervised copy-detection descriptor (Pizzi et al., CVPR 2022), from its published TorchScript files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffmem.copies.descriptors.base import Descriptor
+from diffmem.copies.descriptors.download import fetch
+from diffmem.copies.descriptors.preprocess import Preprocessing
+from diffmem.copies.metrics import Metric
+from diffmem.errors import ModelError, UsageError
+
+_PUBLISHED = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_{}.torchscript.pt"
+# Meta publishes no checksums. The one of disc_mixup (98,791,638 bytes) is the value that a dozen unrelated public
+# projects pin for this address. For the other files no such agreement was found, so the user has to state theirs.
+PINS: dict[str, str | None] = {
+    "disc_mixup": "9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56",
+    "disc_large": None,
+    "disc_advanced": None,
+    "disc_blur": None,
+    "imagenet_mixup": None,
+    "imagenet_advanced": None,
+    "imagenet_blur": None,
+}
+_UNCHECKED = (
+    "A TorchScript file can run code when it is opened: state its checksum with sha256=…, or open it unchecked with "
+    "allow_pickle=True (--allow-pickle)."
+)
+_HALF = (0.5, 0.5, 0.5)
+PRESETS: dict[str, Preprocessing] = {
+    "short-288": Preprocessing(288, "short"),
+    "square-320": Preprocessing(320, "square"),
+    "square-288": Preprocessing(288, "square"),
+    "crop-224": Preprocessing(256, "short", crop=224, mean=_HALF, std=_HALF),
+}
+
+
+class SSCD(Descriptor):
+    """Cosine similarity of SSCD descriptors; sees through crops, filters and overlays, not all mirror images.
+
+    Thresholds do not transfer between presets, so the preset is part of the fingerprint: `short-288` (the authors':
+    shorter edge 288), `square-320` (the authors' other; NeMo and Han et al. with disc_mixup, InvMM with disc_large),
+    `square-288` (MemBench with disc_large), `crop-224` (shorter edge 256, centre 224, mean and std .5: Wen et al., DCR,
+    GUARD, Jeon et al., Asthana & Belagiannis).
+
+    Args:
+        weights: a TorchScript file, or the name of a published one (`disc_mixup`, `disc_large`, …) to be downloaded
+            into the cache once.
+        preset: preprocessing, one of `PRESETS`.
+        sha256: the checksum that the file must have; by default the pinned one of a published file.
+        allow_pickle: open a file without a checksum. TorchScript files can run code when they are opened.
+        device: where the network runs.
+        batch: images at a time.
+        cache: folder for downloads; by default the user's cache folder.
+
+    Raises:
+        ModelError: no such file, a wrong checksum, no checksum without `allow_pickle`, not a TorchScript file.
+        UsageError: no such preset.
+    """
+
+    name: ClassVar[str] = "sscd"
+    duplicate_cut: ClassVar[float] = 0.9
+    copy_similarity: ClassVar[float] = 0.75
+    misses: ClassVar[str] = "copies of style or of parts too small for the descriptor, some mirror images"
+
+    def __init__(
+        self,
+        weights: str | Path = "disc_mixup",
+        preset: str = "short-288",
+        sha256: str | None = None,
+        allow_pickle: bool = False,
+        device: str = "cpu",
+        batch: int = 16,
+        cache: str | Path | None = None,
+    ) -> None:
+        if preset not in PRESETS:
+            raise UsageError(f"There is no SSCD preset '{preset}'; expected one of {', '.join(PRESETS)}.")
+        self.preset, self.device, self.batch = preset, device, batch
+        name = str(weights) if str(weights) in PINS and not Path(weights).exists() else None
+        expected = sha256 or (PINS[name] if name else None)
+        if name and expected is None and not allow_pickle:
+            raise ModelError(f"No SHA-256 of the published file '{name}' is known here. {_UNCHECKED}")
+        path = fetch(_PUBLISHED.format(name), expected, cache) if name else Path(weights)
+        self._network, self.sha256 = _open(path, expected, allow_pickle, device)
+
+    @property
+    def metric(self) -> Metric:
+        """Cosine."""
+        return Metric("cosine")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Checksum of the weights, preset and its settings."""
+        return {"sha256": self.sha256, "preset": self.preset, "preprocessing": PRESETS[self.preset].recipe}
+
+    def describe(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Descriptors [N, D] float32, D = 512 (disc_large: 1024)."""
+        import torch
+
+        inputs = [PRESETS[self.preset](image) for image in images]
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for i, value in enumerate(inputs):
+            by_shape.setdefault(value.shape, []).append(i)
+        rows: dict[int, NDArray[np.float32]] = {}
+        with torch.inference_mode():
+            # Images of one shape share a batch; `short-288` keeps aspect ratios.
+            for positions in by_shape.values():
+                for low in range(0, len(positions), self.batch):
+                    part = positions[low : low + self.batch]
+                    batch = torch.from_numpy(np.stack([inputs[i] for i in part])).to(self.device)
+                    found = self._network(batch).float().cpu().numpy()
+                    if found.ndim != 2 or len(found) != len(part):
+                        raise ModelError(
+                            f"The SSCD network gave an output of shape {found.shape} for {len(part)} images."
+                        )
+                    rows.update(zip(part, found, strict=True))
+        return np.stack([rows[i] for i in range(len(images))]).astype(np.float32)
+
+
+def _open(path: Path, expected: str | None, allow_pickle: bool, device: str) -> tuple[Any, str]:
+    """The network and the SHA-256 of its file; what is opened is what was hashed, not the file a moment later."""
+    import torch
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"Cannot read the SSCD weights '{path}' ({error.strerror or error}); give the path of a TorchScript file or "
+            f"one of {', '.join(PINS)}."
+        ) from error
+    found = hashlib.sha256(data).hexdigest()
+    if expected is not None and found != expected.lower():
+        raise ModelError(f"'{path}' has SHA-256 {found}; expected {expected}. It was not opened; get the file again.")
+    if expected is None and found not in PINS.values() and not allow_pickle:
+        raise ModelError(f"'{path}' has SHA-256 {found}, which is none of the pinned ones. {_UNCHECKED}")
+    try:
+        network = torch.jit.load(io.BytesIO(data), map_location=device)  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"'{path}' is not a TorchScript file: {str(error).splitlines()[0]}.") from error
+    return network.eval(), found

@@ -1,0 +1,168 @@
+"""Near-duplicate groups of a training set: connected components of pairs at or above a similarity cut.
+
+A planted or accidental duplicate is at distance zero from itself, so copies can only be judged between groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from diffmem.copies.metrics import Metric, metric_of, require_finite
+from diffmem.copies.neighbors import Ints, exact_pairs
+from diffmem.data.fingerprint import hash_bytes
+
+_BLOCK_BYTES = 16 << 20
+_LARGE_SHARE, _LARGE_COUNT = 0.01, 20
+
+
+@dataclass(frozen=True)
+class DuplicateGroups:
+    """Near-duplicate groups of n images.
+
+    Attributes:
+        group: [n] group of each image; groups are numbered from 0 by their first image.
+        size: [g] images per group.
+        cut: the similarity from which two images count as near-duplicates.
+        chained: images whose similarity with the first image of their group is below the cut: they are connected
+            through others only.
+    """
+
+    group: Ints
+    size: Ints
+    cut: float
+    chained: int
+
+    @property
+    def count(self) -> int:
+        """Number of groups."""
+        return len(self.size)
+
+    @property
+    def largest(self) -> int:
+        """Images in the largest group; 0 without images."""
+        return int(self.size.max()) if len(self.size) else 0
+
+    @cached_property
+    def first(self) -> Ints:
+        """[g] the first image of each group, its representative."""
+        return np.unique(self.group, return_index=True)[1].astype(np.int64)
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence where a large group hangs together by chains, so that the cut may be too loose."""
+        if not self.chained or self.largest <= max(_LARGE_COUNT, _LARGE_SHARE * len(self.group)):
+            return None
+        return (
+            f"The largest near-duplicate group holds {self.largest} of {len(self.group)} images, and {self.chained} "
+            f"images are tied to their group through others only: similarity {self.cut:g} may be too loose a cut."
+        )
+
+
+def near_duplicates(
+    vectors: NDArray[Any],
+    metric: Metric | str,
+    cut: float,
+    *,
+    chunk: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> DuplicateGroups:
+    """Group images whose similarity is at or above a cut, directly or through others.
+
+    Exact copies are merged first; the others are compared block by block, so memory is bounded (never n × n), while time
+    grows with the square of the number of distinct images.
+
+    Args:
+        vectors: [n, D] in memory or memory-mapped.
+        metric: how descriptors compare.
+        cut: similarity from which two images are near-duplicates.
+        chunk: rows of a block; by default what fits into 16 MB.
+        progress: called with the number of rows done after each stripe of blocks.
+
+    Returns:
+        The groups; the same for any `chunk`.
+
+    Raises:
+        DataError: a descriptor that is not finite.
+    """
+    how = metric_of(metric)
+    count = len(vectors)
+    if count == 0:
+        return DuplicateGroups(np.zeros(0, np.int64), np.zeros(0, np.int64), cut, 0)
+    step = chunk or max(64, min(2048, _BLOCK_BYTES // (4 * vectors.shape[1])))
+    distinct, copy_of = _exact_copies(vectors, step)
+    label = np.arange(len(distinct))
+    for low in range(0, len(distinct), step):
+        rows = distinct[low : low + step]
+        mine = np.ascontiguousarray(vectors[rows])
+        label = _join(label, *_pairs(how, cut, mine, mine, low, low))
+        for other in range(low + step, len(distinct), step):
+            columns = distinct[other : other + step]
+            label = _join(label, *_pairs(how, cut, mine, np.ascontiguousarray(vectors[columns]), low, other))
+        if progress is not None:
+            progress(len(rows))
+    _, first, group = np.unique(label[copy_of], return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    group = rank[group]
+    return DuplicateGroups(group, np.bincount(group), cut, _chained(how, cut, vectors, group, np.sort(first), step))
+
+
+def _exact_copies(vectors: NDArray[Any], step: int) -> tuple[Ints, Ints]:
+    """The first row of each set of bit-equal rows, in order, and for every row its position among them."""
+    seen: dict[str, int] = {}
+    distinct: list[int] = []
+    position = np.empty(len(vectors), np.int64)
+    for low in range(0, len(vectors), step):
+        rows = np.ascontiguousarray(vectors[low : low + step])
+        require_finite(rows, low)
+        for i, row in enumerate(rows):
+            key = hash_bytes(row.tobytes())
+            if key not in seen:
+                seen[key] = len(distinct)
+                distinct.append(low + i)
+            position[low + i] = seen[key]
+    return np.asarray(distinct, np.int64), position
+
+
+def _pairs(how: Metric, cut: float, a: NDArray[Any], b: NDArray[Any], low: int, other: int) -> tuple[Ints, Ints]:
+    """Positions (i, j), i < j, of pairs between two blocks whose exact similarity is at least the cut."""
+    one, two = how.prepare(a), how.prepare(b)
+    scores, margin = one.scores(two), one.margin(two)[:, None]
+    edge = float(one.bound(np.asarray([cut], np.float64))[0])
+    rows, columns = np.nonzero(scores >= edge - margin)
+    if low == other:
+        upper = rows < columns
+        rows, columns = rows[upper], columns[upper]
+    unsure = scores[rows, columns] < edge + margin[rows, 0]
+    near = np.ones(len(rows), bool)
+    near[unsure] = exact_pairs(how, a, b, rows[unsure], columns[unsure]) >= cut
+    return low + rows[near], other + columns[near]
+
+
+def _join(label: Ints, left: Ints, right: Ints) -> Ints:
+    """Labels [n] after the components of the pairs have become one each."""
+    a, b = label[left], label[right]
+    new = a != b
+    if not new.any():
+        return label
+    edges = np.unique(np.stack([a[new], b[new]], 1), axis=0)
+    graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(len(label), len(label)))
+    _, component = connected_components(graph, directed=False)
+    return np.asarray(component[label], np.int64)
+
+
+def _chained(how: Metric, cut: float, vectors: NDArray[Any], group: Ints, first: Ints, step: int) -> int:
+    """How many images are less similar to the first image of their group than the cut."""
+    chained = 0
+    for low in range(0, len(vectors), step):
+        rows = np.asarray(vectors[low : low + step])
+        chained += int((how.exact(rows, vectors[first[group[low : low + step]]]) < cut).sum())
+    return chained
