@@ -6,8 +6,10 @@ sees them as pixels / 8 − 1, in [−1, 1].
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -82,6 +84,17 @@ class DigitsData:
     def repeated(self) -> list[TrainingImage]:
         """The training set as training sees it: every image as often as it is in the set."""
         return [image for image in self.training for _ in range(image.count)]
+
+    def fingerprint(self) -> str:
+        """A hash of all images, captions, counts and prompts: models and truth belong to exactly one."""
+        digest = hashlib.sha256()
+        for image in (*self.training, *self.held_out):
+            digest.update(image.pixels.tobytes())
+        facts = [
+            [image.id, image.digit, image.captions, image.tier, image.count, image.group] for image in self.training
+        ]
+        digest.update(json.dumps([facts, [astuple(prompt) for prompt in self.prompts]]).encode())
+        return digest.hexdigest()
 
 
 def to_signed(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:

@@ -8,6 +8,7 @@ seeds have a root of their own, which no audit may use.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from diffmem.errors import DataError
 from diffmem.randomness import gaussian, generation_noise
 from diffmem.testbeds.digits.classifier import classify
 from diffmem.testbeds.digits.data import SIZE, load
-from diffmem.testbeds.digits.matching import References
+from diffmem.testbeds.digits.matching import RATIO, References
 from diffmem.testbeds.digits.model import KINDS, Kind, load_text, load_unconditional
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def measure_unconditional(folder: Path, samples: int = UNCONDITIONAL_SAMPLES) ->
             )
         ]
         _progress(len(raw), samples, started)
-    copied = [row["nearest"] for row in raw if row["d1"] < row["d2"] / 3]
+    copied = [row["nearest"] for row in raw if row["d1"] < RATIO * row["d2"]]
     members = {image.group: image for image in load().training}
     sizes = dict.fromkeys(references.groups, 0)
     for image in load().training:
@@ -191,8 +192,21 @@ def write(kind: Kind, model: Path, out: Path) -> None:
         raise DataError(f"There is no pipeline in {model} (no model_index.json); train one first.")
     out.mkdir(parents=True, exist_ok=True)
     summary, samples = measure_text(model) if kind == "text" else measure_unconditional(model)
-    pq.write_table(summary, out / f"truth_{kind}.parquet", compression="zstd")
-    pq.write_table(samples, out / f"truth_{kind}_samples.parquet", compression="zstd")
+    facts = {
+        "data": load().fingerprint(),
+        "model": file_hash(model / "unet" / "diffusion_pytorch_model.safetensors"),
+        "root_seed": str(ROOT),
+        "steps": str(STEPS),
+        "guidance": str(GUIDANCE) if kind == "text" else "none",
+        "images": str(len(samples)),
+    }
+    for name, table in ((f"truth_{kind}.parquet", summary), (f"truth_{kind}_samples.parquet", samples)):
+        pq.write_table(table.replace_schema_metadata(facts), out / name, compression="zstd")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -111,6 +111,7 @@ def train(
         "warm_up": WARM_UP,
         "ema": EMA,
         "caption_drop": CAPTION_DROP if kind == "text" else None,
+        "data": load().fingerprint(),
         "training_images": len(load().repeated()),
         "distinct_images": len(load().training),
         "parameters": sum(parameter.numel() for parameter in parameters),
