@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffmem.errors import DataError, UsageError
+from diffmem.errors import DataError
+from diffmem.runs.keys import canonical_json
+
+# The one canonical JSON of the project lives in the lower room; it is named here for everyone above.
+__all__ = ["DIGEST_BYTES", "canonical_json", "hash_array", "hash_bytes", "hash_file", "hash_items", "hash_json"]
 
 DIGEST_BYTES = 16
 _READ_BYTES = 1 << 20
-
-
-def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, ASCII, no NaN; equal values give equal text everywhere.
-
-    Args:
-        value: None, booleans, integers, finite floats, strings, lists or tuples, mappings with string keys and NumPy
-            scalars, nested at will.
-
-    Raises:
-        UsageError: a value that JSON cannot say without loss (NaN, infinity, bytes, sets, keys that are no strings).
-    """
-    return json.dumps(_plain(value, "value"), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def hash_bytes(data: bytes | bytearray | memoryview) -> str:
@@ -72,22 +61,3 @@ def hash_items(items: Iterable[tuple[str, str]]) -> str:
     for name, digest in items:
         state.update(canonical_json([name, digest]).encode() + b"\n")
     return state.hexdigest()
-
-
-def _plain(value: Any, where: str) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise UsageError(f"{where} is {value}, which JSON cannot hold; use null and say why in another field.")
-        return value
-    if isinstance(value, Mapping):
-        odd = next((key for key in value if not isinstance(key, str)), None)
-        if odd is not None:
-            raise UsageError(f"{where} has the key {odd!r}; keys must be strings, so that equal values hash equally.")
-        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    raise UsageError(f"{where} is a {type(value).__name__}, which JSON cannot hold; turn it into a string or a list.")

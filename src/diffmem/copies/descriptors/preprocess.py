@@ -58,8 +58,9 @@ class Preprocessing:
         pixels = np.asarray(image, np.float32) / np.float32(255)
         if self.crop is not None:
             pixels = _centre(pixels, self.crop)
-        pixels = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        mean: NDArray[np.float32] = np.asarray(self.mean, np.float32)
+        std: NDArray[np.float32] = np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1), np.float32)
 
 
 def _centre(pixels: NDArray[np.float32], side: int) -> NDArray[np.float32]:
