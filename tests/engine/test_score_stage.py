@@ -145,14 +145,15 @@ def test_cut_prompts_are_reported(tmp_path):
 
 
 def test_fitting_needs_five_distinct_prompts_of_each_label(memorizer):
-    texts = [f"plant {i}" for i in range(30)] + [f"{word} over {word[::-1]}" for word in WORDS]
+    same_line = [f"the very same caption of one product line, number {i}" for i in range(30)]
+    texts = same_line + [f"{word} over {word[::-1]}" for word in WORDS]
     prompts = labelled(texts, lambda i: i < 30)
     result = score(memorizer, prompts, ["anisotropy:weights=fitted", "text-ngram"], draws=2)
     for name in ("anisotropy:weights=fitted", "text-ngram"):
         assert "1 distinct prompts labelled memorized" in result.refused[name], "thirty near-duplicates are one group"
 
 
-WORDS = ["ash", "birch", "cedar", "dune", "elm", "fern", "gale", "hill", "iris", "jade", "kelp", "lake", "moss", "nut", "oak", "pine", "quartz", "reed", "sand", "tide"]
+WORDS = ["".join(chr(97 + (7 * i + 5 * k) % 26) for k in range(5)) for i in range(20)]
 
 
 def labelled(texts, label):

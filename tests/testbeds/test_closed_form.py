@@ -1,5 +1,6 @@
 """The closed forms against automatic differentiation, brute force and each other."""
 
+import itertools
 import math
 
 import pytest
@@ -102,9 +103,9 @@ def test_ode_there_and_back_at_the_methods_order(schedule, method, order):
         times = [schedule.time_at_ratio(r) for r in ratios]
         times[0], times[-1] = low, high
         y = x
-        for a, b in zip(times[:-1], times[1:], strict=True):
+        for a, b in itertools.pairwise(times):
             y = ode_step(model, y, a, b, model.null(), method=method)
-        for a, b in zip(times[:0:-1], times[-2::-1], strict=True):
+        for a, b in itertools.pairwise(times[::-1]):
             y = ode_step(model, y, a, b, model.null(), method=method)
         return float((y - x).norm())
 
