@@ -1,0 +1,35 @@
+"""diffmem methods: what can be computed, what it needs, what it costs, where it comes from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def methods(
+    name: Annotated[str | None, Parameter(help="one method in full")] = None,
+    *,
+    markdown: Annotated[bool, Parameter(negative="", help="the table as Markdown, for the README")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """List the methods: what they need, what they cost, where they come from."""
+    from dataclasses import asdict
+
+    from diffmem.cli.output import emit_json, emit_table
+    from diffmem.report.methods import all_methods, markdown_table, one_method
+
+    if name is not None:
+        about = one_method(name)
+        emit_json(about) if json else print("\n".join(f"{key:<12} {value}" for key, value in about.items()))
+        return 0
+    found = all_methods()
+    if markdown:
+        print(markdown_table(found))
+        return 0
+    emit_table(
+        [asdict(method) for method in found],
+        {"name": "method", "summary": "what it is", "access": "sees", "cost": "NFE", "reference": "reference"},
+        json,
+    )
+    return 0

@@ -1,0 +1,140 @@
+"""Options that several verbs share, and how they become objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from diffmem.errors import UsageError
+
+if TYPE_CHECKING:
+    from diffmem.data.prompts import PromptList
+    from diffmem.models.generation import Sampling
+    from diffmem.models.target import Target
+
+BUNDLED = "testbed:"
+
+
+@Parameter(name="*", group="Model")
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the model is opened."""
+
+    device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, mps; default: a GPU where there is one")] = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    revision: Annotated[str | None, Parameter(help="of a hub repository")] = None
+    lora: Annotated[Path | None, Parameter(help="a LoRA to load into the model")] = None
+    allow_pickle: Annotated[bool, Parameter(negative="", help="open .bin weights, which can run code")] = False
+    offload: Annotated[bool, Parameter(negative="", help="keep only the part at work on the GPU")] = False
+
+    def open(self, model: str) -> Target:
+        """The model: a folder, a hub id, or `testbed:NAME` for a bundled one."""
+        from diffmem.models.target import Target
+
+        source: str | Path = model
+        if model.startswith(BUNDLED):
+            from diffmem.testbeds.digits import model_path
+
+            kinds = {"digits": "text", "digits-unconditional": "unconditional"}
+            name = model.removeprefix(BUNDLED)
+            if name not in kinds:
+                raise UsageError(f"There is no bundled model '{name}'; available: {', '.join(kinds)}.")
+            source = model_path(kinds[name])
+        return Target.from_pretrained(
+            source, device=self.device, dtype=self.dtype, revision=self.revision, lora=self.lora,
+            allow_pickle=self.allow_pickle, offload=self.offload,
+        )  # fmt: skip
+
+
+@Parameter(name="*", group="Prompts")
+@dataclass(frozen=True)
+class PromptOptions:
+    """Where the prompts come from."""
+
+    prompts: Annotated[Path | None, Parameter(help="txt, csv, jsonl or parquet")] = None
+    column: Annotated[str | None, Parameter(help="the column with the prompts")] = None
+    encoding: Annotated[str | None, Parameter(help="of a text file; default: UTF-8")] = None
+
+    def load(self, typed: tuple[str, ...]) -> PromptList:
+        """Prompts from the file or from the shell, not both."""
+        from diffmem.data.prompts import load_prompts
+
+        if self.prompts is not None and typed:
+            raise UsageError("Give prompts either on the command line or with --prompts FILE, not both.")
+        if self.prompts is None and not typed:
+            raise UsageError('No prompts: type one ("a red fox") or give a file (--prompts captions.jsonl).')
+        if self.prompts is not None:
+            return load_prompts(self.prompts, column=self.column, encoding=self.encoding)
+        return load_prompts(list(typed))
+
+
+@Parameter(name="*", group="Sampling")
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How images are sampled; what is left out is the pipeline's own default."""
+
+    steps: int | None = None
+    guidance: float | None = None
+    scheduler: Annotated[
+        str | None, Parameter(help="ddim, ddpm, pndm, euler, euler-ancestral, heun, lms, dpm++, unipc")
+    ] = None
+    height: int | None = None
+    width: int | None = None
+    negative_prompt: str | None = None
+
+    def sampling(self) -> Sampling:
+        """As the models room takes it."""
+        from pydantic import ValidationError
+
+        from diffmem.models.generation import SCHEDULERS, Sampling
+
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise UsageError(f"Unknown scheduler {self.scheduler!r}; available: {', '.join(SCHEDULERS)}.")
+        try:
+            return Sampling(
+                steps=self.steps, guidance=self.guidance, scheduler=self.scheduler, height=self.height,
+                width=self.width, negative_prompt=self.negative_prompt,
+            )  # fmt: skip
+        except ValidationError as problem:
+            raise as_usage(problem) from problem
+
+
+@Parameter(name="*", group="Run")
+@dataclass(frozen=True)
+class WorkOptions:
+    """How the work is done."""
+
+    seed: Annotated[int, Parameter(help="root seed of all randomness")] = 0
+    shard: Annotated[str | None, Parameter(help="I/N: do only this part of the prompts, the first is 0/N")] = None
+    retry_errors: Annotated[bool, Parameter(negative="", help="compute rows again that ended in an error")] = False
+    quiet: Annotated[bool, Parameter(negative="", help="no progress")] = False
+    json: Annotated[bool, Parameter(negative="", help="print JSON")] = False
+    dry_run: Annotated[bool, Parameter(negative="", help="print NFE, images and time, and stop")] = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a command would cost."""
+
+    prompts: int
+    nfe: int
+    images: int
+    seconds: float | None
+    notes: list[str] = field(default_factory=list)
+
+
+def as_usage(problem: Any) -> UsageError:
+    """A pydantic validation error as one sentence."""
+    first = problem.errors()[0]
+    where = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
+    return UsageError(f"{where} is {first.get('input')!r}: {first['msg']}.")
+
+
+def need(value: Path | None, option: str, why: str) -> Path:
+    """A path option that must be given."""
+    if value is None:
+        raise UsageError(f"{option} is missing: {why}.")
+    return value

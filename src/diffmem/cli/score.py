@@ -1,0 +1,100 @@
+"""diffmem score: score prompts for memorization, without generating images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from diffmem.cli.options import ModelOptions, PromptOptions, WorkOptions
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL = ModelOptions()
+PROMPTS = PromptOptions()
+WORK = WorkOptions()
+
+
+def score(
+    model: str,
+    *typed: Annotated[str, Parameter(show=False)],
+    scores: Annotated[tuple[str, ...], Parameter(name="--score", help="name[:key=value,...]; may be repeated")] = (),
+    draws: Annotated[int, Parameter(help="noises per prompt")] = 4,
+    noise: Annotated[
+        Literal["bank", "per-prompt"], Parameter(help="noises common to all prompts, or each prompt its own")
+    ] = "bank",
+    noise_file: Annotated[
+        Path | None, Parameter(help="a .safetensors file with the noises, one tensor [draws, *sample_shape]")
+    ] = None,
+    micro_batch: Annotated[int, Parameter(help="rows per network call at first")] = 64,
+    out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
+    top: Annotated[int, Parameter(help="prompts shown")] = 20,
+    prompts: PromptOptions = PROMPTS,
+    target: ModelOptions = MODEL,
+    work: WorkOptions = WORK,
+) -> int:
+    """Score prompts for memorization, without generating images.
+
+    Args:
+        model: pipeline folder, hub id, or testbed:digits.
+        typed: prompts typed here, instead of --prompts FILE.
+    """
+    from diffmem.cli.estimates import estimate_scoring, print_estimate
+    from diffmem.cli.output import emit_json, emit_table, note
+    from diffmem.engine.rundir import parse_shard
+    from diffmem.engine.score_prompts import Scoring
+    from diffmem.engine.score_prompts import score as score_prompts
+    from diffmem.report.scores import top_prompts
+    from diffmem.scores import DEFAULT_SCORES
+    from diffmem.scores.spec import parse_scores
+
+    wanted = parse_scores(scores or DEFAULT_SCORES)
+    shard = parse_shard(work.shard)
+    listed = prompts.load(typed)
+    opened = target.open(model)
+    if work.dry_run:
+        settings = Scoring(draws=draws, seed=work.seed, noise=noise, micro_batch=micro_batch)
+        print_estimate(estimate_scoring(opened, wanted, len(listed), settings), work.json)
+        return 0
+    result = score_prompts(
+        opened, listed, wanted, draws=draws, seed=work.seed, noise=noise, noises=_noises(noise_file),
+        micro_batch=micro_batch, out=out, shard=shard, retry_errors=work.retry_errors, silent=work.quiet or work.json,
+    )  # fmt: skip
+    for label, reason in result.refused.items():
+        note(f"{label} did not run: {reason}")
+    for text in dict.fromkeys(result.notes):
+        note(text)
+    rows = top_prompts(result, top if not work.json else len(listed))
+    if work.json:
+        emit_json(
+            {"prompts": rows, "refused": result.refused, "nfe": result.nfe.as_dict(),
+             "nfe_per_prompt_seed": result.nfe_per_prompt_seed, "micro_batch": result.micro_batch}
+        )  # fmt: skip
+    else:
+        emit_table(
+            rows, title=f"Highest scores first ({len(listed)} prompts, {draws} noises each; higher = more memorized)"
+        )
+        note(
+            f"{result.nfe.total:.0f} network evaluations. The numbers are uncalibrated: compare them within one model."
+        )
+    return 0
+
+
+def _noises(file: Path | None) -> torch.Tensor | None:
+    """Noises from a file, float32 [draws, *sample_shape]."""
+    if file is None:
+        return None
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from diffmem.errors import DataError
+
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as problem:
+        raise DataError(f"The noises {file} cannot be read as .safetensors: {problem}") from problem
+    if len(tensors) != 1:
+        raise DataError(f"{file} holds {len(tensors)} tensors; expected one, [draws, *sample_shape].")
+    return next(iter(tensors.values()))

@@ -1,0 +1,1 @@
+"""What a run found, in one digest, and the views of it."""

@@ -1,0 +1,65 @@
+"""Scores of a run as rows for people: one per prompt, highest first."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from diffmem.engine.score_prompts import ScoreResult
+    from diffmem.runs.store import RunStore
+
+
+def per_prompt(store: RunStore) -> dict[str, dict[str, dict[str, Any]]]:
+    """Score label -> prompt id -> {"value", "draws", "sd", "status", "error"}; sd over the draws, None with one."""
+    columns = ["prompt_id", "score", "draw", "value", "components", "status", "error"]
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in store.read("scores", columns).to_pylist():
+        found.setdefault(row["score"], {}).setdefault(row["prompt_id"], []).append(row)
+    return {label: {p: _merge(rows) for p, rows in prompts.items()} for label, prompts in found.items()}
+
+
+def _merge(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    bad = [row for row in rows if row["status"] != "ok"]
+    if bad:
+        return {"value": None, "draws": 0, "sd": None, "status": bad[0]["status"], "error": bad[0]["error"]}
+    values = [row["value"] for row in rows]
+    if rows[0]["draw"] is None:
+        parts = json.loads(rows[0]["components"]) if rows[0]["components"] else {}
+        values = parts.get("per_draw", values)
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"value": float(np.mean(values)), "draws": len(values), "sd": sd, "status": "ok", "error": None}
+
+
+def top_prompts(result: ScoreResult, count: int) -> list[dict[str, Any]]:
+    """The `count` prompts with the highest values of the last score that could be computed, all scores beside it."""
+    scores = per_prompt(result.run.store)
+    labels = [label for label in result.labels if label in scores]
+    usable = [label for label in labels if any(e["status"] == "ok" for e in scores[label].values())]
+    ranking = next((label for label in _preference(usable)), None)
+    rows = []
+    for prompt in result.prompts:
+        row: dict[str, Any] = {"prompt_id": prompt.id, "prompt": prompt.text}
+        for label in usable:
+            entry = scores[label].get(prompt.id)
+            row[label] = entry["value"] if entry is not None else None
+            row[f"{label} sd"] = entry["sd"] if entry is not None else None
+        problems = [scores[label][prompt.id]["error"] for label in labels if prompt.id in scores[label]]
+        row["problem"] = next((p for p in problems if p), prompt.problem) if ranking and row[ranking] is None else None
+        rows.append(row)
+    rows.sort(key=lambda row: -np.inf if ranking is None or row[ranking] is None else row[ranking], reverse=True)
+    kept = rows[:count]
+    empty = [key for key in (kept[0] if kept else {}) if key.endswith(" sd") or key == "problem"]
+    for key in empty:
+        if all(row[key] is None for row in kept):
+            for row in kept:
+                del row[key]
+    return kept
+
+
+def _preference(labels: list[str]) -> list[str]:
+    """Which score ranks the prompts: the combination, else the norm, else whatever there is."""
+    names = ("anisotropy", "score-difference", "alignment")
+    return [lab for name in names for lab in labels if lab.partition(":")[0] == name] + labels
