@@ -1,0 +1,14 @@
+"""Suites that measure the methods on models whose memorization is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from diffmem.registry import Registry
+
+SUITES: Registry[Callable[..., list[dict[str, Any]]]] = Registry(
+    "suites",
+    {"digits": "diffmem.bench.digits:digits_suite"},
+)
+"""Each suite is a function that returns rows."""
