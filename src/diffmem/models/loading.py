@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +37,18 @@ def load_pipeline(
     elif not _HUB_ID.match(str(source)):
         raise ModelError(f"There is no folder {source}, and it is no hub id of the form owner/name either.")
     import torch
-    from diffusers import DiffusionPipeline
 
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            source,
-            torch_dtype=dtype or torch.float32,
-            revision=revision,
-            use_safetensors=None if allow_pickle else True,
-            trust_remote_code=False,
-        )
+        with _quiet():
+            from diffusers import DiffusionPipeline
+
+            pipeline = DiffusionPipeline.from_pretrained(
+                source,
+                dtype=dtype or torch.float32,
+                revision=revision,
+                use_safetensors=None if allow_pickle else True,
+                trust_remote_code=False,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as problem:
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         raise ModelError(f"The model {source} cannot be opened: {first}") from problem
@@ -52,6 +56,26 @@ def load_pipeline(
         if isinstance(part, torch.nn.Module):
             part.eval()
     return pipeline
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no notices (such as one on torchvision, which is not needed) while a model is opened."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    bars = diffusers_logging.is_progress_bar_enabled(), transformers_logging.is_progress_bar_enabled()
+    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, bar, level in zip((diffusers_logging, transformers_logging), bars, levels, strict=True):
+            library.set_verbosity(level)
+            if bar:
+                library.enable_progress_bar()
 
 
 def _check_folder(folder: Path, allow_pickle: bool) -> None:
