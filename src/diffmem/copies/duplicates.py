@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from diffmem.copies.metrics import Metric, metric_of, require_finite
 from diffmem.copies.neighbors import Ints, exact_pairs
+from diffmem.copies.vectors import Vectors
 from diffmem.data.fingerprint import hash_bytes
 
 _BLOCK_BYTES = 16 << 20
@@ -67,7 +68,7 @@ class DuplicateGroups:
 
 
 def near_duplicates(
-    vectors: NDArray[Any],
+    vectors: NDArray[Any] | Vectors,
     metric: Metric | str,
     cut: float,
     *,
@@ -115,7 +116,7 @@ def near_duplicates(
     return DuplicateGroups(group, np.bincount(group), cut, _chained(how, cut, vectors, group, np.sort(first), step))
 
 
-def _exact_copies(vectors: NDArray[Any], step: int) -> tuple[Ints, Ints]:
+def _exact_copies(vectors: NDArray[Any] | Vectors, step: int) -> tuple[Ints, Ints]:
     """The first row of each set of bit-equal rows, in order, and for every row its position among them."""
     seen: dict[str, int] = {}
     distinct: list[int] = []
@@ -159,7 +160,7 @@ def _join(label: Ints, left: Ints, right: Ints) -> Ints:
     return np.asarray(component[label], np.int64)
 
 
-def _chained(how: Metric, cut: float, vectors: NDArray[Any], group: Ints, first: Ints, step: int) -> int:
+def _chained(how: Metric, cut: float, vectors: NDArray[Any] | Vectors, group: Ints, first: Ints, step: int) -> int:
     """How many images are less similar to the first image of their group than the cut."""
     chained = 0
     for low in range(0, len(vectors), step):

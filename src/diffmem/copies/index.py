@@ -1,0 +1,237 @@
+"""An index of a training set: one vector per image, with the descriptor and the images that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffmem.copies.descriptors.base import Descriptor
+from diffmem.copies.duplicates import DuplicateGroups, near_duplicates
+from diffmem.copies.index_build import describe_itself, fill
+from diffmem.copies.index_files import ITEMS, IndexState, exists
+from diffmem.copies.metrics import Metric
+from diffmem.copies.vectors import Vectors
+from diffmem.data.fingerprint import hash_array, hash_json
+from diffmem.data.images import ImageItem, ImageSet, load_images
+from diffmem.errors import DataError, UsageError
+from diffmem.runs.atomic import locked
+
+_PART_BYTES = 64 << 20
+
+
+class CopyIndex:
+    """Vectors of a training set's images, by id; made by `build`, `load` or `from_vectors`.
+
+    Attributes:
+        vectors: [N, D] float32, memory-mapped where the index lies on disk.
+        ids: [N] the image of each vector.
+        problems: id to sentence, of images that could not be described.
+        descriptor: what made them; None in an index loaded without one, which can be searched with vectors only.
+    """
+
+    def __init__(self, state: IndexState, descriptor: Descriptor | None) -> None:
+        self._state, self.descriptor = state, descriptor
+        self._sets: dict[int, ImageSet] = {}
+        self._groups: dict[float, DuplicateGroups] = {}
+
+    @classmethod
+    def build(
+        cls,
+        images: Any,
+        descriptor: Descriptor,
+        path: str | Path | None = None,
+        *,
+        batch: int = 64,
+        part_rows: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> CopyIndex:
+        """Describe a set of images, on disk or in memory.
+
+        Described parts are kept as they are made: after an interruption the same call goes on, and with everything
+        there it only compares content hashes.
+
+        Args:
+            images: an `ImageSet`, or whatever `load_images` takes.
+            descriptor: makes the vectors.
+            path: folder of the index; None keeps it in memory.
+            batch: images described at a time.
+            part_rows: images per part on disk; by default 64 MB of vectors.
+            progress: called with the number of images after each batch.
+
+        Raises:
+            DataError: no image can be decoded, or the folder holds an index of other images or another descriptor.
+        """
+        images, folder = load_images(images), None if path is None else Path(path)
+        with nullcontext() if folder is None else locked(folder / ".lock"):
+            if folder is not None and exists(folder):
+                index = cls.load(folder, descriptor)
+            else:
+                index = cls(IndexState.empty(describe_itself(descriptor), folder), descriptor)
+            fill(index._state, images, descriptor, batch, part_rows, progress, first=True)
+        index._sets[0] = images
+        return index
+
+    @classmethod
+    def load(
+        cls, path: str | Path, descriptor: Descriptor | None = None, sources: Sequence[str | Path] = ()
+    ) -> CopyIndex:
+        """Open an index; vectors are memory-mapped.
+
+        Args:
+            path: its folder.
+            descriptor: must be the one that made the index; needed to search with images.
+            sources: where its image sets lie now, in order, if not where they were.
+
+        Raises:
+            DataError: no index there, damaged, or made by another descriptor.
+        """
+        index = cls(IndexState.read(Path(path)), None)
+        index._sets = {number: load_images(source) for number, source in enumerate(sources)}
+        if descriptor is not None:
+            index.require(descriptor)
+            index.descriptor = descriptor
+        return index
+
+    @classmethod
+    def from_vectors(cls, vectors: NDArray[Any], descriptor: Descriptor, ids: Sequence[str] | None = None) -> CopyIndex:
+        """An index in memory of vectors [N, D] that a descriptor has made elsewhere."""
+        names = [f"{i:06d}" for i in range(len(vectors))] if ids is None else list(ids)
+        if len(names) != len(vectors) or len(set(names)) != len(names):
+            raise UsageError(f"{len(names)} ids ({len(set(names))} distinct) for {len(vectors)} vectors.")
+        state = IndexState.empty(describe_itself(descriptor), None)
+        rows = [{"id": name, "digest": "", "source": 0} for name in names]
+        state.add(np.asarray(vectors, np.float32), pa.Table.from_pylist(rows, schema=ITEMS))
+        return cls(state, descriptor)
+
+    def append(
+        self,
+        images: Any,
+        *,
+        batch: int = 64,
+        part_rows: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Add another set of images; its ids must be new. Arguments as in `build`.
+
+        Raises:
+            DataError: ids that the index has already. UsageError: the index was loaded without its descriptor.
+        """
+        images, maker = load_images(images), self._maker()
+        with nullcontext() if self.path is None else locked(self.path / ".lock"):
+            fill(self._state, images, maker, batch, part_rows, progress, first=False)
+        self._sets[len(self._state.meta["sources"]) - 1] = images
+        self._groups.clear()
+        for name in ("ids", "problems", "_place"):
+            self.__dict__.pop(name, None)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def path(self) -> Path | None:
+        """The folder, None in memory."""
+        return self._state.path
+
+    @property
+    def vectors(self) -> Vectors:
+        """[N, D] float32."""
+        return Vectors(self._state.parts, int(self._state.meta["dimension"]))
+
+    @property
+    def metric(self) -> Metric:
+        """How vectors compare."""
+        return Metric(*self._state.meta["descriptor"]["metric"])
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The descriptor: name, fingerprint, recipe, metric, duplicate_cut, copy_similarity, misses."""
+        return dict(self._state.meta["descriptor"])
+
+    @property
+    def complete(self) -> bool:
+        """Whether all images of its sets are in it."""
+        return all(source["fingerprint"] is not None for source in self._state.meta["sources"])
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """[N] the id of each vector's image."""
+        described = self._state.items.filter(pc.is_null(self._state.items.column("problem")))
+        return list(described.column("id").to_pylist())
+
+    @cached_property
+    def problems(self) -> dict[str, str]:
+        """Id to sentence, of images that could not be described."""
+        rows = self._state.items.filter(pc.is_valid(self._state.items.column("problem"))).to_pylist()
+        return {row["id"]: row["problem"] for row in rows}
+
+    @property
+    def fingerprint(self) -> str:
+        """Content hash of descriptor and image sets."""
+        sources = [source["fingerprint"] for source in self._state.meta["sources"]]
+        content = sources or [hash_array(part) for part in self._state.parts]
+        return hash_json([self._state.meta["descriptor"]["fingerprint"], self.ids if not sources else None, content])
+
+    def require(self, descriptor: Descriptor) -> None:
+        """Raise DataError unless this descriptor made the index: vectors of two descriptors do not compare."""
+        made = self._state.meta["descriptor"]
+        if descriptor.fingerprint != made["fingerprint"]:
+            raise DataError(
+                f"The index{f' in {self.path}' if self.path else ''} was made by {made['name']} with {made['recipe']}; "
+                f"{descriptor.name} with {descriptor.recipe} cannot search it. Index again, or use the same settings."
+            )
+
+    def describe(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Vectors of other images by the index's own descriptor."""
+        return self._maker().describe(images)
+
+    def duplicates(self, cut: float | None = None) -> DuplicateGroups:
+        """Near-duplicate groups of its images; computed once per cut (by default the descriptor's own)."""
+        cut = float(self._state.meta["descriptor"]["duplicate_cut"] if cut is None else cut)
+        if cut not in self._groups:
+            self._groups[cut] = near_duplicates(self.vectors, self.metric, cut)
+        return self._groups[cut]
+
+    def image(self, image_id: str) -> ImageItem:
+        """The picture itself, from where it lay when it was indexed; without it, an item whose `problem` says why."""
+        if image_id not in self._place:
+            raise DataError(f"There is no image '{image_id}' in the index ({len(self)} images).")
+        row = self._state.items.slice(self._place[image_id], 1).to_pylist()[0]
+        missing = ImageItem(image_id, None, row["caption"], digest=row["digest"])
+        try:
+            item = self._open_source(row["source"]).by_id(image_id)
+        except DataError as error:
+            return replace(missing, problem=f"the image is not where it was indexed: {error}")
+        if item.digest != row["digest"]:
+            return replace(missing, problem="the image has changed since it was indexed")
+        return item
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {key: i for i, key in enumerate(self._state.items.column("id").to_pylist())}
+
+    def _maker(self) -> Descriptor:
+        if self.descriptor is None:
+            name = self._state.meta["descriptor"]["name"]
+            raise UsageError(
+                f"The index was loaded without its descriptor; load it with the same {name} to use images."
+            )
+        return self.descriptor
+
+    def _open_source(self, number: int) -> ImageSet:
+        if number not in self._sets:
+            sources = self._state.meta["sources"]
+            place = sources[number]["path"] if number < len(sources) else None
+            if place is None:
+                raise DataError("its set was in memory only.")
+            self._sets[number] = load_images(place, sources[number]["column"])
+        return self._sets[number]

@@ -1,0 +1,93 @@
+"""Numbers that say how much an image looks like a copy, from its nearest distinct training images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffmem.copies.duplicates import DuplicateGroups
+from diffmem.copies.index import CopyIndex
+from diffmem.copies.metrics import Floats
+from diffmem.copies.neighbors import Ints, top_k
+from diffmem.errors import UsageError
+
+Statistic = Literal["similarity", "ratio", "normalised"]
+STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
+NEAREST = 50
+ALPHA = 0.5
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """The nearest distinct training images of q images.
+
+    "Distinct" means of different near-duplicate groups: each group counts by its most similar image. Distances are those
+    of the metric. NaN stands for what cannot be said: fewer than two groups, or all distances zero.
+
+    Attributes:
+        similarity: [q, n] falling; −inf beyond the last group.
+        row: [q, n] index row of each; −1 beyond the last group.
+        distance: [q, n]; NaN beyond the last group.
+        ratio: [q] d₁ / d₂, nearest over second-nearest (Yoon et al. 2023, who call < 1/3 a copy).
+        normalised: [q] d₁ / (α · mean of the n smallest distances) (Carlini et al. 2023, §5.1; α = .5, n = 50, fewer
+            where there are fewer).
+    """
+
+    similarity: Floats
+    row: Ints
+    distance: Floats
+    ratio: Floats
+    normalised: Floats
+
+    def oriented(self, statistic: Statistic) -> Floats:
+        """[q] similarity of the nearest, −ratio or −normalised: higher always means more like a copy."""
+        if statistic == "similarity":
+            return self.similarity[:, 0]
+        if statistic == "ratio":
+            return -self.ratio
+        if statistic == "normalised":
+            return -self.normalised
+        raise UsageError(f"There is no copy statistic '{statistic}'; expected one of {', '.join(STATISTICS)}.")
+
+
+def neighbourhood(
+    vectors: NDArray[Any],
+    index: CopyIndex,
+    groups: DuplicateGroups | None = None,
+    exclude: NDArray[np.integer[Any]] | None = None,
+    nearest: int = NEAREST,
+    alpha: float = ALPHA,
+) -> Neighbourhood:
+    """Find the nearest distinct training images of descriptors [q, D].
+
+    Args:
+        vectors: made by the index's descriptor.
+        index: the training set.
+        groups: its near-duplicate groups; by default at the descriptor's own cut.
+        exclude: [q] group that an image must not be compared with (for training images: their own).
+        nearest: n of the normalised distance, at least 2.
+        alpha: its scale.
+    """
+    if nearest < 2:
+        raise UsageError(f"{nearest} nearest images; at least 2 are needed for a ratio.")
+    groups = index.duplicates() if groups is None else groups
+    similarity, row = top_k(vectors, index.vectors, nearest, index.metric, groups=groups.group, exclude=exclude)
+    there = row >= 0
+    distance = np.where(there, index.metric.distance(np.where(there, similarity, 0.0)), np.nan)
+    count = there.sum(1)
+    mean = np.divide(np.where(there, distance, 0).sum(1), count, out=np.zeros(len(row)), where=count > 0)
+    several = count > 1
+    return Neighbourhood(
+        similarity,
+        row,
+        distance,
+        _quotient(distance[:, 0], distance[:, 1], several),
+        _quotient(distance[:, 0], alpha * mean, several),
+    )
+
+
+def _quotient(above: Floats, below: Floats, defined: NDArray[np.bool_]) -> Floats:
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=defined & (below > 0))
