@@ -26,15 +26,22 @@ def index(
         images: folder or parquet file(s) of training images.
     """
     from diffmem.cli.output import emit_json, note
+    from diffmem.data.images import load_images
     from diffmem.engine.match import build_index, make_descriptor
 
     folder = need(out, "--out", "the index needs a folder")
-    built = build_index(images, make_descriptor(descriptor, weights), folder, column=column, silent=quiet or json)
-    summary = built.summary()
+    listed = load_images(images, column)
+    built = build_index(listed, make_descriptor(descriptor, weights, listed), folder, quiet or json)
+    problems = [{"id": name, "problem": text} for name, text in built.problems.items()]
+    summary = {"images": len(built), "descriptor": built.about["name"], "recipe": built.about["recipe"],
+               "duplicates": len(built) - len(built.duplicates().first), "problems": problems, "folder": str(folder)}  # fmt: skip
     if json:
         emit_json(summary)
     else:
-        print(f"{summary['images']} images described by {summary['descriptor']} in {folder}")
-        for problem in summary["problems"][:10]:
+        print(
+            f"{len(built)} images described by {built.about['name']} in {folder}; {summary['duplicates']} of them are "
+            "near-duplicates of another"
+        )
+        for problem in problems[:10]:
             note(f"left out {problem['id']}: {problem['problem']}")
     return 0

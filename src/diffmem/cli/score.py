@@ -66,7 +66,7 @@ def score(
         note(f"{label} did not run: {reason}")
     for text in dict.fromkeys(result.notes):
         note(text)
-    rows = top_prompts(result, top if not work.json else len(listed))
+    rows = top_prompts(result.run.store, listed, result.labels, top if not work.json else len(listed))
     if work.json:
         emit_json(
             {"prompts": rows, "refused": result.refused, "nfe": result.nfe.as_dict(),

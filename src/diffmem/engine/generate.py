@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffmem.copies.degenerate import is_degenerate
+from diffmem.data.png import png_bytes
 from diffmem.data.prompts import Prompt, PromptList, load_prompts
 from diffmem.engine.microbatch import MicroBatches, describe
 from diffmem.engine.progress import Progress
@@ -156,10 +156,3 @@ def _row(target: Target, prompt: Prompt, draw: int, settings: Generation, **more
         "seed": seed_of(settings.seed, "generation", prompt.text, draw),
         "settings": json.dumps(settings.sampling.model_dump(mode="json")), **more,
     }  # fmt: skip
-
-
-def png_bytes(image: Image.Image) -> bytes:
-    """An image as PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from diffmem.engine.score_prompts import ScoreResult
+    from collections.abc import Sequence
+
+    from diffmem.data.prompts import PromptList
     from diffmem.runs.store import RunStore
 
 
@@ -33,14 +35,14 @@ def _merge(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"value": float(np.mean(values)), "draws": len(values), "sd": sd, "status": "ok", "error": None}
 
 
-def top_prompts(result: ScoreResult, count: int) -> list[dict[str, Any]]:
-    """The `count` prompts with the highest values of the last score that could be computed, all scores beside it."""
-    scores = per_prompt(result.run.store)
-    labels = [label for label in result.labels if label in scores]
+def top_prompts(store: RunStore, prompts: PromptList, wanted: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """The `count` prompts with the highest values of the best score that could be computed, the others beside it."""
+    scores = per_prompt(store)
+    labels = [label for label in wanted if label in scores]
     usable = [label for label in labels if any(e["status"] == "ok" for e in scores[label].values())]
     ranking = next((label for label in _preference(usable)), None)
     rows = []
-    for prompt in result.prompts:
+    for prompt in prompts:
         row: dict[str, Any] = {"prompt_id": prompt.id, "prompt": prompt.text}
         for label in usable:
             entry = scores[label].get(prompt.id)

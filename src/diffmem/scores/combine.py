@@ -67,7 +67,7 @@ def cross_fitted_weights(
     inside = np.flatnonzero(known)
     result = np.zeros((len(labels), features.shape[1] + 1))
     fitted = []
-    for train, test in folds(truth, [texts[i] for i in inside]):
+    for train, test in folds(truth, [texts[int(i)] for i in inside]):
         rows = features[inside[train]]
         centre, spread = rows.mean(0), rows.std(0) + 1e-12
         model = LogisticRegression(class_weight="balanced").fit((rows - centre) / spread, truth[train])

@@ -23,7 +23,7 @@ def parse_score(text: str | Score) -> Score:
         return text
     name, _, rest = text.partition(":")
     cls: Any = SCORES.get(name.strip())
-    parameters = _parameters_class(cls)
+    parameters = parameters_class(cls)
     given: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
         key, equals, value = part.partition("=")
@@ -50,7 +50,7 @@ def parse_scores(texts: Sequence[str | Score]) -> list[Score]:
     return list({score.label: score for score in scores}.values())
 
 
-def _parameters_class(cls: type[Score]) -> type[Parameters]:
+def parameters_class(cls: type[Score]) -> type[Parameters]:
     """The parameter model that a score's constructor takes."""
     hint = get_type_hints(cls.__init__)["parameters"]
     options = getattr(hint, "__args__", (hint,))

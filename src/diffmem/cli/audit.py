@@ -1,0 +1,83 @@
+"""diffmem audit: score prompts, generate images, find copies, say what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from diffmem.cli.options import ModelOptions, PromptOptions, SamplingOptions, WorkOptions, need
+from diffmem.errors import UsageError
+
+MODEL = ModelOptions()
+PROMPTS = PromptOptions()
+SAMPLING = SamplingOptions()
+WORK = WorkOptions()
+
+
+def audit(
+    model: str,
+    *typed: Annotated[str, Parameter(show=False)],
+    out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
+    train: Annotated[Path | None, Parameter(help="training images: folder or parquet")] = None,
+    heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
+    scores: Annotated[tuple[str, ...], Parameter(name="--score", help="name[:key=value,...]; may be repeated")] = (),
+    draws: Annotated[int, Parameter(help="noises per prompt, for scoring")] = 4,
+    images: Annotated[int, Parameter(help="images per prompt")] = 4,
+    noise: Literal["bank", "per-prompt"] = "bank",
+    descriptor: Annotated[str, Parameter(help="l2-tiled, sscd, dinov2 or clip")] = "l2-tiled",
+    weights: Annotated[str | None, Parameter(help="the descriptor's weights")] = None,
+    statistic: Literal["similarity", "ratio", "normalised"] = "similarity",
+    false_positives: Annotated[float, Parameter(help="nominal rate of falsely called prompts")] = 0.01,
+    micro_batch: Annotated[int, Parameter(help="rows per network call when scoring")] = 64,
+    batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,
+    prompts: PromptOptions = PROMPTS,
+    sampling: SamplingOptions = SAMPLING,
+    target: ModelOptions = MODEL,
+    work: WorkOptions = WORK,
+) -> int:
+    """Score prompts, generate images, find copies in the training set, say what was found.
+
+    Args:
+        model: pipeline folder, hub id, or testbed:digits.
+        typed: prompts typed here, instead of --prompts FILE.
+    """
+    from diffmem.cli.estimates import add, estimate_generation, estimate_scoring, print_estimate
+    from diffmem.cli.output import emit_json, note
+    from diffmem.cli.show import print_summary
+    from diffmem.engine.audit import audit as run_audit
+    from diffmem.engine.generate import Generation
+    from diffmem.engine.match import Matching
+    from diffmem.engine.score_prompts import Scoring
+    from diffmem.scores import DEFAULT_SCORES
+    from diffmem.scores.spec import parse_scores
+
+    if not 0 < false_positives < 1:
+        raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
+    if work.shard is not None:
+        raise UsageError("An audit is not sharded; shard its score and generate verbs over the same --out instead.")
+    wanted = parse_scores(scores or DEFAULT_SCORES)
+    listed, how = prompts.load(typed), sampling.sampling()
+    folder = None if work.dry_run else need(out, "--out", "the audit needs a run directory")
+    opened = target.open(model)
+    if work.dry_run:
+        scoring = Scoring(draws=draws, seed=work.seed, noise=noise, micro_batch=micro_batch)
+        making = Generation(draws=images, seed=work.seed, batch=batch, sampling=how)
+        cost = add(
+            estimate_scoring(opened, wanted, len(listed), scoring), estimate_generation(opened, len(listed), making)
+        )
+        print_estimate(cost, work.json)
+        return 0
+    result = run_audit(
+        opened, listed, train, heldout=heldout, out=folder, scores=wanted, draws=draws, images=images, seed=work.seed,
+        noise=noise, sampling=how, descriptor=descriptor, weights=weights,
+        matching=Matching(statistic=statistic, false_positives=false_positives), micro_batch=micro_batch, batch=batch,
+        retry_errors=work.retry_errors, silent=work.quiet or work.json,
+    )  # fmt: skip
+    noted = [*result.scoring.notes, *(result.generation.notes if result.generation else []), *result.notes]
+    for text in dict.fromkeys(noted):
+        note(text)
+    summary = result.summary()
+    emit_json(summary) if work.json else print_summary(summary)
+    return 0

@@ -1,0 +1,66 @@
+"""diffmem demo: audit the bundled model whose memorized images are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+
+def demo(
+    *,
+    out: Annotated[Path, Parameter(help="run directory; an earlier demo in it is replaced")] = Path("runs/demo"),
+    prompts: Annotated[int | None, Parameter(help="only so many of the prompts, spread over all kinds")] = None,
+    images: Annotated[int, Parameter(help="images per prompt")] = 4,
+    seed: int = 0,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Audit the bundled model from scratch and compare with what is known: minutes, CPU, offline."""
+    import collections
+    import shutil
+
+    from diffmem.cli.output import emit_json, note
+    from diffmem.cli.show import print_summary
+    from diffmem.data.prompts import load_prompts
+    from diffmem.engine.audit import audit
+    from diffmem.errors import UsageError
+    from diffmem.models.generation import Sampling
+    from diffmem.models.target import Target
+    from diffmem.testbeds.digits import materialize
+
+    if out.exists():
+        if not (out / "run.json").exists() and any(out.iterdir()):
+            raise UsageError(f"{out} is not empty and no run of diffmem; give another --out.")
+        shutil.rmtree(out)
+    inputs = materialize(out.with_name(out.name + "-inputs"), prompts)
+    listed = load_prompts(inputs.prompts)
+    kinds = collections.Counter(_kind(p.extra["tier"], p.extra["count"]) for p in listed)
+    silent = quiet or json
+    if not silent:
+        planted = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+        note("the bundled model is a Stable Diffusion pipeline trained on handwritten digits, some of them planted")
+        note(f"its {len(listed)} captions: {planted}")
+    target = Target.from_pretrained(inputs.model)
+    result = audit(
+        target, listed, inputs.train, heldout=inputs.held_out, out=out, images=images, seed=seed,
+        sampling=Sampling(steps=20, guidance=2.0), silent=silent, batch=64,
+    )  # fmt: skip
+    summary = result.summary()
+    if json:
+        emit_json(summary)
+        return 0
+    print_summary(summary, top=3)
+    print("\nPictures of generated and training image side by side:")
+    for path in result.pictures:
+        print(f"  {path}")
+    return 0
+
+
+def _kind(tier: str, count: int) -> str:
+    words = {
+        "plant": f"of images repeated {count} times", "template": "of a background with a varied part",
+        "hard": "of images seen once", "generic": "in everyday words", "unseen": "never seen",
+    }  # fmt: skip
+    return words[tier]

@@ -1,0 +1,80 @@
+"""diffmem match: find the nearest training images of generated images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from diffmem.errors import UsageError
+
+if TYPE_CHECKING:
+    from diffmem.copies.index import CopyIndex
+
+
+def match(
+    images: Path,
+    *,
+    train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
+    heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
+    descriptor: Annotated[str, Parameter(help="l2-tiled, sscd, dinov2 or clip")] = "l2-tiled",
+    weights: Annotated[str | None, Parameter(help="the descriptor's weights")] = None,
+    statistic: Literal["similarity", "ratio", "normalised"] = "similarity",
+    false_positives: Annotated[float, Parameter(help="nominal rate per image")] = 0.01,
+    top: Annotated[int, Parameter(help="pairs shown")] = 20,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Find the nearest training image of every image of a folder or parquet file.
+
+    Args:
+        images: generated images (for those of a run, use diffmem audit).
+    """
+    from dataclasses import asdict
+
+    from diffmem.cli.output import emit_json, emit_table, note
+    from diffmem.data.images import load_images
+    from diffmem.engine.match import Matching
+    from diffmem.engine.match_folders import match_images
+
+    if train is None:
+        raise UsageError("--train is missing: give the training images or an index of them.")
+    if not 0 < false_positives < 1:
+        raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
+    index = _index(train, descriptor, weights, quiet or json)
+    settings = Matching(descriptor=descriptor, statistic=statistic, false_positives=false_positives)
+    held = None if heldout is None else load_images(heldout)
+    found = match_images(load_images(images), index, settings, held, quiet or json)
+    copies = sum(row["copy"] for row in found.rows)
+    if json:
+        emit_json({"matches": found.rows, "set_aside": found.set_aside, "threshold": asdict(found.threshold)})
+        return 0
+    emit_table(found.rows[:top], title=f"{copies} of {len(found.rows)} images are called copies; most alike first")
+    for item in found.set_aside[:10]:
+        note(f"set aside {item['image']}: {item['reason']}")
+    note(_threshold_text(found.threshold.calibrated, found.threshold.note, false_positives))
+    return 0
+
+
+def _index(train: Path, descriptor: str, weights: str | None, silent: bool) -> CopyIndex:
+    from diffmem.copies import index_files
+    from diffmem.copies.index import CopyIndex
+    from diffmem.data.images import load_images
+    from diffmem.engine.match import build_index, make_descriptor
+
+    if train.is_dir() and index_files.exists(train):
+        recipe = CopyIndex.load(train).about
+        options = {"side": recipe["recipe"]["side"], "channels": recipe["recipe"]["channels"]} if not weights else {}
+        if recipe["name"] == "l2-tiled":
+            from diffmem.copies.descriptors.l2 import L2Tiled
+
+            return CopyIndex.load(train, L2Tiled(**options))
+        return CopyIndex.load(train, make_descriptor(recipe["name"], weights))
+    listed = load_images(train)
+    return build_index(listed, make_descriptor(descriptor, weights, listed), None, silent)
+
+
+def _threshold_text(calibrated: bool, text: str, rate: float) -> str:
+    head = f"The threshold is calibrated at {rate:.2%} false positives per image." if calibrated else "UNCALIBRATED."
+    return f"{head} {text}".strip()

@@ -1,0 +1,159 @@
+"""The whole audit: check, score, generate, match; every stage resumes where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from diffmem.copies.index import CopyIndex
+from diffmem.data.images import ImageSet, load_images
+from diffmem.data.prompts import PromptList, load_prompts
+from diffmem.engine.generate import Generation, GenerationResult, generate_stage
+from diffmem.engine.match import Matching, MatchResult, agreement_stage, build_index, make_descriptor, match_stage
+from diffmem.engine.rundir import RunDirectory, usable
+from diffmem.engine.score_prompts import Scorer, ScoreResult, Scoring
+from diffmem.errors import UsageError
+from diffmem.models.generation import Sampling
+from diffmem.models.target import Target
+from diffmem.report.pictures import write_pictures
+from diffmem.report.summary import summarize
+from diffmem.runs.facts import read_fact, write_fact
+from diffmem.scores import DEFAULT_SCORES
+from diffmem.scores.base import Score
+from diffmem.scores.spec import parse_scores
+
+
+@dataclass
+class AuditRun:
+    """A finished audit.
+
+    Attributes:
+        path: its run directory (temporary if none was given; it lives as long as this object).
+        scoring, generation, matching: what each stage did in this call.
+        pictures: sheets of pairs that were written.
+    """
+
+    run: RunDirectory
+    scoring: ScoreResult
+    generation: GenerationResult | None = None
+    matching: MatchResult | None = None
+    pictures: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.run.path
+
+    def summary(self) -> dict[str, Any]:
+        """What was found, as plain values; the same that `diffmem show` prints."""
+        return summarize(self.run.path)
+
+
+def audit(
+    target: Target,
+    prompts: PromptList | str | Path | Sequence[str],
+    train: ImageSet | str | Path | None = None,
+    *,
+    heldout: ImageSet | str | Path | None = None,
+    out: str | Path | None = None,
+    scores: Sequence[str | Score] = DEFAULT_SCORES,
+    draws: int = 4,
+    images: int = 4,
+    seed: int = 0,
+    noise: Literal["bank", "per-prompt"] = "bank",
+    sampling: Sampling | None = None,
+    descriptor: str = "l2-tiled",
+    weights: str | None = None,
+    matching: Matching | None = None,
+    micro_batch: int = 64,
+    batch: int = 32,
+    retry_errors: bool = False,
+    silent: bool = True,
+) -> AuditRun:
+    """Audit a model: does it reproduce its training images from these prompts?
+
+    Checks that scoring sees the pipeline's network, scores the prompts from pure noise, generates `images` per prompt,
+    finds each image's nearest training image, and calls it a copy at a threshold calibrated at a stated
+    false-positive rate. Without a training set it scores, generates and measures how much a prompt's images agree.
+
+    Args:
+        target: the model.
+        prompts: a list of prompts, a file, or a PromptList.
+        train: training images (folder, parquet, ImageSet); None if there are none to search.
+        heldout: images like the training set's that no training has seen, for calibration.
+        out: run directory; the same call resumes it.
+        scores: names or Score objects.
+        draws: noises per prompt for scoring.
+        images: images per prompt.
+        seed: root seed.
+        noise: scoring noise, common to all prompts or per prompt.
+        sampling: steps, guidance, scheduler, size of the images.
+        descriptor: how images are compared.
+        weights: the descriptor's weights, where it needs some.
+        matching: statistic and false-positive rate; its descriptor is replaced by `descriptor`.
+        micro_batch: rows per network call when scoring.
+        batch: images per pipeline call.
+        retry_errors: compute rows again that ended in an error.
+        silent: no progress on stderr.
+
+    Raises:
+        UsageError: held-out images without a training set.
+        IncompatibleRun: `out` belongs to another model or plan.
+    """
+    if train is None and heldout is not None:
+        raise UsageError("Held-out images calibrate the search of a training set; give the training set too (--train).")
+    listed = prompts if isinstance(prompts, PromptList) else load_prompts(prompts)
+    train_set = None if train is None else train if isinstance(train, ImageSet) else load_images(train)
+    held = None if heldout is None else heldout if isinstance(heldout, ImageSet) else load_images(heldout)
+    parsed = parse_scores(scores)
+    scoring = Scoring(
+        scores=tuple(s.label for s in parsed), draws=draws, seed=seed, noise=noise, micro_batch=micro_batch
+    )
+    generation = Generation(draws=images, seed=seed, batch=batch, sampling=sampling or Sampling())
+    judged = (matching or Matching()).model_copy(update={"descriptor": descriptor})
+    run = RunDirectory(
+        out,
+        {"score": scoring.model_dump(mode="json"), "generate": generation.model_dump(mode="json"),
+         "match": judged.model_dump(mode="json")},
+        {"model": target.fingerprint, "prompts": listed.fingerprint},
+    )  # fmt: skip
+    _record_model(target, run)
+    _check(target, listed, generation.sampling, run)
+    result = AuditRun(run, Scorer(target, listed, parsed, scoring, run).score(None, retry_errors, silent))
+    if not target.can_generate:
+        result.notes.append("this model cannot generate images, so nothing could be matched")
+        return result
+    result.generation = generate_stage(target, listed, generation, run, None, retry_errors, silent)
+    describe = make_descriptor(descriptor, weights, train_set)
+    agreement_stage(run, describe)
+    if train_set is None:
+        write_fact(run.path, "copies", {"threshold": None, "descriptor": {"name": describe.name}, "problems": {}})
+        return result
+    index: CopyIndex = build_index(train_set, describe, run.path / "index" / describe.name, silent)
+    result.matching = match_stage(run, judged, index, held, images, silent)
+    result.pictures = write_pictures(run.path)
+    return result
+
+
+def _record_model(target: Target, run: RunDirectory) -> None:
+    denoiser = target.denoiser
+    fact = {"name": target.name, "fingerprint": target.fingerprint}
+    if denoiser is not None:
+        fact |= {
+            "family": denoiser.family, "prediction": denoiser.prediction, "space": denoiser.space,
+            "dtype": str(denoiser.dtype).removeprefix("torch."), "device": str(denoiser.device),
+        }  # fmt: skip
+    write_fact(run.path, "model", fact)
+
+
+def _check(target: Target, prompts: PromptList, sampling: Sampling, run: RunDirectory) -> None:
+    """Compare our view with the pipeline's network once per run."""
+    if target.pipeline is None or read_fact(run.path, "check") is not None:
+        return
+    sound = usable(prompts)
+    few = sampling.model_copy(update={"steps": min(sampling.steps or 4, 4)})
+    result = target.check(sound[0].text if sound else "a photograph", few)
+    write_fact(run.path, "check", result.as_dict())
