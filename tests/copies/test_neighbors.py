@@ -156,6 +156,7 @@ def test_a_million_copies_cost_no_more_than_their_chunk():
         ({"metric": Metric("tiled-rms", 4)}, "multiple of 4"),
         ({"exclude": np.zeros(2, int)}, "groups"),
         ({"groups": np.zeros(3, int)}, "3 groups"),
+        ({"groups": np.full(5, -1)}, "numbered from 0"),
         ({"corpus": np.zeros((3, 7))}, "6 values and the corpus 7"),
         ({"corpus": np.zeros(3)}, r"\[n, D\]"),
     ],

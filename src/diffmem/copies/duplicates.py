@@ -154,8 +154,8 @@ def _join(label: Ints, left: Ints, right: Ints) -> Ints:
     new = a != b
     if not new.any():
         return label
-    edges = np.unique(np.stack([a[new], b[new]], 1), axis=0)
-    graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(len(label), len(label)))
+    a, b = np.divmod(np.unique(a[new] * len(label) + b[new]), len(label))
+    graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(len(label), len(label)))
     _, component = connected_components(graph, directed=False)
     return np.asarray(component[label], np.int64)
 

@@ -56,6 +56,8 @@ def top_k(
         raise UsageError(f"k = {k}, chunk = {chunk}, query_chunk = {query_chunk}; each must be at least 1.")
     if exclude is not None and groups is None:
         raise UsageError("`exclude` names groups, so `groups` must be given as well.")
+    if groups is not None and len(groups) and groups.min() < 0:
+        raise UsageError(f"Groups are numbered from 0; one is {groups.min()}.")
     best = np.full((len(queries), k), -np.inf)
     index = np.full((len(queries), k), -1, np.int64)
     group = np.full((len(queries), k), -1, np.int64)
@@ -122,6 +124,8 @@ class _Chunk:
             return state
         exact = exact_pairs(self.metric, queries, self.rows, query, column)
         alive = exact >= best[query, -1]
+        if not alive.any():
+            return state
         query, column, exact = query[alive], column[alive], exact[alive]
         touched, back = np.unique(query, return_inverse=True)
         kept = index[touched] >= 0
@@ -145,7 +149,7 @@ def _best_k(
     order = np.lexsort((index, -similarity, query))
     query, similarity, index, group = query[order], similarity[order], index[order], group[order]
     # The first entry of each (query, group) in this order is the group's best.
-    _, first = np.unique(np.stack([query, group], 1), axis=0, return_index=True)
+    _, first = np.unique(query * (group.max() + 1) + group, return_index=True)
     first = np.sort(first)
     query, similarity, index, group = query[first], similarity[first], index[first], group[first]
     start = np.searchsorted(query, np.arange(len(touched)))
@@ -190,7 +194,7 @@ def _without_needless_copies(rows: NDArray[Any], groups: Ints | None, copies: in
     view = raw.view(np.dtype((np.void, raw.dtype.itemsize * raw.shape[1]))).ravel()
     _, name = np.unique(view, return_inverse=True)
     if groups is not None:
-        _, name = np.unique(np.stack([name, groups], 1), axis=0, return_inverse=True)
+        name = name * (groups.max() + 1) + groups
     order = np.argsort(name, kind="stable")
     start = np.searchsorted(name[order], name[order])
     return np.sort(order[np.arange(len(rows)) - start < copies])

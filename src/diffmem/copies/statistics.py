@@ -90,4 +90,5 @@ def neighbourhood(
 
 
 def _quotient(above: Floats, below: Floats, defined: NDArray[np.bool_]) -> Floats:
-    return np.divide(above, below, out=np.full(len(above), np.nan), where=defined & (below > 0))
+    quotient: Floats = np.full(len(above), np.nan)
+    return np.divide(above, below, out=quotient, where=defined & (below > 0))
