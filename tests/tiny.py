@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from PIL import Image
 
 
 def tiny_tokenizer(max_length: int = 16):
@@ -73,3 +75,13 @@ def tiny_ddpm(prediction: str = "epsilon", seed: int = 0, kind: str = "ddpm"):
     if kind == "ddim":
         return DDIMPipeline(unet=unet, scheduler=DDIMScheduler(prediction_type=prediction))
     return DDPMPipeline(unet=unet, scheduler=DDPMScheduler(prediction_type=prediction))
+
+
+def picture(seed, noise=0.0):
+    """A smooth random 16x16 colour picture; the noise is on [0, 1]."""
+    coarse = np.random.default_rng(seed).uniform(0, 255, (4, 4, 3)).astype(np.uint8)
+    image = Image.fromarray(coarse).resize((16, 16), Image.Resampling.BICUBIC)
+    if noise:
+        pixels = np.asarray(image) + np.random.default_rng(seed + 1).normal(0, 255 * noise, (16, 16, 3))
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return image

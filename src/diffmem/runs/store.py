@@ -49,8 +49,13 @@ class RunStore:
             check_row(stage, row)
         return self._write(stage, rows)
 
-    def writer(self, stage: str, rows: int = 1000, seconds: float = 20.0, megabytes: float = 64.0) -> RowWriter:
-        """A buffer in front of `append`, as a context manager; see RowWriter."""
+    def writer(self, stage: str, rows: int = 1000, seconds: float | None = None, megabytes: float = 64.0) -> RowWriter:
+        """A buffer in front of `append`, as a context manager; see RowWriter.
+
+        `seconds` is by default the environment's DIFFMEM_FLUSH_SECONDS, else 20: what a kill can lose at most.
+        """
+        if seconds is None:
+            seconds = float(os.environ.get("DIFFMEM_FLUSH_SECONDS", "20"))
         return RowWriter(self, stage, rows, seconds, megabytes)
 
     def finished(self, stage: str, retry_errors: bool = False) -> set[bytes]:
