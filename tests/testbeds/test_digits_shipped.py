@@ -16,7 +16,8 @@ from diffmem.errors import DataError, UsageError
 from diffmem.testbeds import digits
 from diffmem.testbeds.digits.data import load, to_signed
 from diffmem.testbeds.digits.matching import RATIO, References
-from diffmem.testbeds.digits.measure import file_hash, generate_text, label_of
+from diffmem.testbeds.digits.measure import file_hash, generate_text
+from diffmem.testbeds.digits.summary import label_of, table
 
 WEIGHTS = digits.model_path("text").parent
 
@@ -45,13 +46,26 @@ def test_truth_follows_from_its_raw_values():
     assert [row["id"] for row in rows] == [prompt.id for prompt in load().prompts]
     for row in rows:
         mine = raw[row["id"]]
-        copies = [sample["d1"] < RATIO * sample["d2"] for sample in mine]
+        copies = [sample["d1"] < sample["d2"] / 3 for sample in mine]
         assert sorted(sample["draw"] for sample in mine) == list(range(32))
         assert row["rate"] == np.mean(copies)
-        assert row["label"] == label_of(row["rate"])
+        assert row["near_rate"] == np.mean([sample["d1"] < sample["d2"] / 2 for sample in mine])
+        assert row["label"] == label_of(row["rate"], row["near_rate"])
         own = [copy and sample["nearest"] == row["group"] for copy, sample in zip(copies, mine, strict=True)]
         assert row["own_rate"] == np.mean(own)
         assert row["aligned"] == np.mean([sample["shows"] == row["digit"] for sample in mine])
+
+
+def test_labels_at_their_cuts():
+    cases = [(0, 0), (0, 2), (2, 2), (0, 3), (15, 32), (16, 16), (32, 32)]
+    assert [label_of(copies / 32, near / 32) for copies, near in cases] == [
+        "not reproduced", "not reproduced", "not reproduced", "sometimes", "sometimes", "reproduced", "reproduced",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["text", "unconditional"])
+def test_card_shows_the_measured_tables(kind):
+    assert table(kind, digits.truth(kind)) in (WEIGHTS / "CARD.md").read_text(encoding="utf-8")
 
 
 def test_unconditional_truth_follows_from_its_raw_values():

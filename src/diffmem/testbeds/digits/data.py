@@ -88,8 +88,8 @@ class DigitsData:
     def fingerprint(self) -> str:
         """A hash of all images, captions, counts and prompts: models and truth belong to exactly one."""
         digest = hashlib.sha256()
-        for image in (*self.training, *self.held_out):
-            digest.update(image.pixels.tobytes())
+        for pixels in [*(image.pixels for image in self.training), *(image.pixels for image in self.held_out)]:
+            digest.update(pixels.tobytes())
         facts = [
             [image.id, image.digit, image.captions, image.tier, image.count, image.group] for image in self.training
         ]

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,9 @@ from diffmem.errors import DataError
 from diffmem.randomness import gaussian, generation_noise
 from diffmem.testbeds.digits.classifier import classify
 from diffmem.testbeds.digits.data import SIZE, load
-from diffmem.testbeds.digits.matching import RATIO, References
+from diffmem.testbeds.digits.matching import References
 from diffmem.testbeds.digits.model import KINDS, Kind, load_text, load_unconditional
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from diffmem.testbeds.digits.summary import Sample, summarize_text, summarize_unconditional, table
 
 ROOT = 20000
 DRAWS = 32
@@ -34,17 +32,8 @@ STEPS = 20
 GUIDANCE = 2.0
 BATCH = 160
 UNCONDITIONAL_SAMPLES = 8192
-REPRODUCED = 1 / 2
-NOT_REPRODUCED = 1 / 16
 
 Floats = npt.NDArray[np.float32]
-
-
-def label_of(rate: float) -> str:
-    """The verdict: "reproduced" if half of the images are copies, "not reproduced" up to 1 in 16, else "sometimes"."""
-    if rate >= REPRODUCED:
-        return "reproduced"
-    return "not reproduced" if rate <= NOT_REPRODUCED else "sometimes"
 
 
 def generate_text(folder: Path, prompts: list[str], draws: range, root: int = ROOT) -> Iterator[Floats]:
@@ -91,91 +80,43 @@ def generate_unconditional(folder: Path, samples: int, root: int = ROOT) -> Iter
         yield x[:, 0].clamp(-1, 1).numpy()
 
 
-def measure_text(folder: Path) -> tuple[pa.Table, pa.Table]:
-    """The truth of every caption: a table with one row per caption and one with a row per generated image."""
-    import pyarrow as pa
-
+def measure_text(folder: Path) -> list[Sample]:
+    """Every caption's images and what they match, [captions × 32] rows: id, draw, d1, d2, nearest, shows."""
     prompts = load().prompts
     references = References(load())
-    rows: list[dict[str, Any]] = []
-    raw: list[dict[str, Any]] = []
+    rows: list[Sample] = []
     started = time.perf_counter()
     generated = generate_text(folder, [prompt.text for prompt in prompts], range(DRAWS))
     for number, (prompt, images) in enumerate(zip(prompts, generated, strict=True), 1):
-        matches = references.match(images)
-        digits, _ = classify(images)
-        groups = [references.groups[index] for index in matches.nearest]
-        rate = float(matches.copies.mean())
-        own = [bool(copy) and group == prompt.group for copy, group in zip(matches.copies, groups, strict=True)]
-        rows.append(
-            {
-                "id": prompt.id,
-                "caption": prompt.text,
-                "tier": prompt.tier,
-                "digit": prompt.digit,
-                "group": prompt.group,
-                "count": prompt.count,
-                "rate": rate,
-                "own_rate": float(np.mean(own)),
-                "median_ratio": float(np.median(matches.first / matches.second)),
-                "aligned": float(np.mean(digits == prompt.digit)),
-                "label": label_of(rate),
-            }
-        )
-        raw += [
-            {"id": prompt.id, "draw": draw, "d1": d1, "d2": d2, "nearest": group, "shows": int(digit)}
-            for draw, (d1, d2, group, digit) in enumerate(
-                zip(matches.first, matches.second, groups, digits, strict=True)
-            )
-        ]
+        rows += [{"id": prompt.id, **row} for row in _matched(references, images, 0)]
         if number % 50 == 0 or number == len(prompts):
             _progress(number, len(prompts), started)
-    return pa.Table.from_pylist(rows), _compact(pa.Table.from_pylist(raw))
+    return rows
 
 
-def measure_unconditional(folder: Path, samples: int = UNCONDITIONAL_SAMPLES) -> tuple[pa.Table, pa.Table]:
-    """What the unconditional model copies: a table with one row per training group and one with a row per sample."""
-    import pyarrow as pa
-
+def measure_unconditional(folder: Path, samples: int = UNCONDITIONAL_SAMPLES) -> list[Sample]:
+    """The unconditional model's images and what they match: draw, d1, d2, nearest, shows."""
     references = References(load())
-    raw: list[dict[str, Any]] = []
+    rows: list[Sample] = []
     started = time.perf_counter()
     for images in generate_unconditional(folder, samples):
-        matches = references.match(images)
-        digits, _ = classify(images)
-        raw += [
-            {"draw": len(raw) + i, "d1": d1, "d2": d2, "nearest": references.groups[group], "shows": int(digit)}
-            for i, (d1, d2, group, digit) in enumerate(
-                zip(matches.first, matches.second, matches.nearest, digits, strict=True)
-            )
-        ]
-        _progress(len(raw), samples, started)
-    copied = [row["nearest"] for row in raw if row["d1"] < RATIO * row["d2"]]
-    members = {image.group: image for image in load().training}
-    sizes = dict.fromkeys(references.groups, 0)
-    for image in load().training:
-        sizes[image.group] += image.count
-    rows = [
-        {
-            "group": group,
-            "tier": members[group].tier,
-            "digit": members[group].digit,
-            "count": sizes[group],
-            "hits": copied.count(group),
-            "samples": samples,
+        rows += _matched(references, images, len(rows))
+        _progress(len(rows), samples, started)
+    return rows
+
+
+def _matched(references: References, images: Floats, first_draw: int) -> Iterator[Sample]:
+    matches = references.match(images)
+    digits, _ = classify(images)
+    for number, group in enumerate(matches.nearest):
+        # Rates are counted from these very numbers, so they are rounded here to the precision that is stored.
+        yield {
+            "draw": first_draw + number,
+            "d1": float(np.float32(matches.first[number])),
+            "d2": float(np.float32(matches.second[number])),
+            "nearest": references.groups[group],
+            "shows": int(digits[number]),
         }
-        for group in references.groups
-    ]
-    return pa.Table.from_pylist(rows), _compact(pa.Table.from_pylist(raw))
-
-
-def _compact(table: pa.Table) -> pa.Table:
-    """The same rows with distances in float32 and small integers, to keep what ships small."""
-    import pyarrow as pa
-
-    small = {"d1": pa.float32(), "d2": pa.float32(), "draw": pa.int32(), "shows": pa.int8()}
-    fields = [pa.field(field.name, small.get(field.name, field.type)) for field in table.schema]
-    return table.cast(pa.schema(fields))
 
 
 def _progress(done: int, total: int, started: float) -> None:
@@ -184,14 +125,22 @@ def _progress(done: int, total: int, started: float) -> None:
     print(f"{done}/{total}  {seconds:.0f} s  about {left:.0f} s left", file=sys.stderr, flush=True)
 
 
-def write(kind: Kind, model: Path, out: Path) -> None:
-    """Measure one model and write `truth_<kind>.parquet` and, image by image, `truth_<kind>_samples.parquet`."""
+def write(kind: Kind, model: Path, out: Path) -> list[dict[str, Any]]:
+    """Measure one model; write `truth_<kind>.parquet`, whose rows it gives, and the raw `truth_<kind>_samples.parquet`."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not (model / "model_index.json").exists():
         raise DataError(f"There is no pipeline in {model} (no model_index.json); train one first.")
     out.mkdir(parents=True, exist_ok=True)
-    summary, samples = measure_text(model) if kind == "text" else measure_unconditional(model)
+    if kind == "text":
+        samples = measure_text(model)
+        rows = summarize_text(samples)
+    else:
+        samples = measure_unconditional(model)
+        rows = summarize_unconditional(samples)
+    small = {"d1": pa.float32(), "d2": pa.float32(), "draw": pa.int32(), "shows": pa.int8()}
+    raw = pa.table({key: pa.array([row[key] for row in samples], small.get(key, pa.string())) for key in samples[0]})
     facts = {
         "data": load().fingerprint(),
         "model": file_hash(model / "unet" / "diffusion_pytorch_model.safetensors"),
@@ -200,8 +149,9 @@ def write(kind: Kind, model: Path, out: Path) -> None:
         "guidance": str(GUIDANCE) if kind == "text" else "none",
         "images": str(len(samples)),
     }
-    for name, table in ((f"truth_{kind}.parquet", summary), (f"truth_{kind}_samples.parquet", samples)):
-        pq.write_table(table.replace_schema_metadata(facts), out / name, compression="zstd")
+    for name, content in ((f"truth_{kind}", pa.Table.from_pylist(rows)), (f"truth_{kind}_samples", raw)):
+        pq.write_table(content.replace_schema_metadata(facts), out / f"{name}.parquet", compression="zstd")
+    return rows
 
 
 def file_hash(path: Path) -> str:
@@ -219,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
 
     torch.set_num_threads(1)
-    write(options.kind, options.model, options.out)
+    print(table(options.kind, write(options.kind, options.model, options.out)))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ def model_path(kind: str = "text") -> Path:
 def truth(kind: str = "text") -> list[dict[str, Any]]:
     """The measured truth, one row per caption ("text") or per training group ("unconditional").
 
-    Text rows: id, caption, tier, digit, group, count; rate (share of 32 images that copy any training image), own_rate
-    (share that copy the caption's own), median_ratio (of d1/d2), aligned (share that show the digit the caption names)
-    and label ("reproduced", "sometimes", "not reproduced"). Unconditional rows: group, tier, digit, count, hits,
-    samples.
+    Text rows: id, caption, tier, digit, group, count, and of 32 images: rate (share that copy any training image,
+    d1/d2 < 1/3), near_rate (share with d1/d2 < 1/2), own_rate (share that copy the caption's own image), median_ratio
+    (of d1/d2), aligned (share that show the digit the caption names); label ("reproduced", "sometimes",
+    "not reproduced"; see `summary.label_of`). Unconditional rows: group, tier, digit, count, hits, samples.
     """
     return _rows(f"truth_{check_kind(kind)}.parquet")
 
