@@ -49,6 +49,11 @@ def test_false_positives_are_as_stated(statistic, planted, held_out):
     assert 0.7 * nominal < np.mean(rates) < 1.2 * nominal
 
 
+def test_the_default_statistic_is_the_descriptors():
+    index = index_of(np.random.default_rng(0))
+    assert calibrate(index).statistic == L2Tiled.statistic == "normalised"
+
+
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_copies_are_flagged(statistic):
     rng = np.random.default_rng(0)
@@ -63,7 +68,7 @@ def test_the_threshold_is_the_stated_order_statistic():
     rng = np.random.default_rng(0)
     index, heldout = index_of(rng), draw(rng, 199)
     values = np.sort(neighbourhood(heldout, index).oriented("similarity"))
-    threshold = calibrate(index, heldout, 0.05)
+    threshold = calibrate(index, heldout, 0.05, statistic="similarity")
     assert threshold.value == np.nextafter(values[190 - 1], 2)  # ⌈200 · .95⌉ = 190
     assert threshold.n_reference == 199 and threshold.realised_fpr == 9 / 199
     assert threshold.realised_interval == clopper_pearson(9, 199)
@@ -95,9 +100,9 @@ def test_nothing_to_calibrate_on_is_said(statistic, value):
 def test_several_images_per_prompt_share_the_rate():
     rng = np.random.default_rng(0)
     index, heldout = index_of(rng), draw(rng, 400)
-    four = calibrate(index, heldout, 0.05, images_per_prompt=4)
+    four = calibrate(index, heldout, 0.05, images_per_prompt=4, statistic="similarity")
     assert four.per_image_fpr == pytest.approx(1 - 0.95**0.25)
-    assert four.value > calibrate(index, heldout, 0.05).value and "independent" in four.note
+    assert four.value > calibrate(index, heldout, 0.05, statistic="similarity").value and "independent" in four.note
     flags = four.flags(neighbourhood(draw(rng, 4 * 2000), index).oriented("similarity")).reshape(-1, 4).any(1)
     assert 0.02 < flags.mean() < 0.08
 

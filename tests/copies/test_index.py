@@ -137,6 +137,35 @@ def test_append_adds_a_set_with_new_ids(folder, tmp_path):
         CopyIndex.build(folder, DESCRIPTOR, tmp_path / "i")
 
 
+def test_groups_are_kept_beside_the_index(tmp_path, monkeypatch):
+    from diffmem.copies import index as module
+
+    calls = []
+    original = module.near_duplicates
+    monkeypatch.setattr(module, "near_duplicates", lambda *a: calls.append(a[2]) or original(*a))
+    pixels = np.repeat(PIXELS[:1], 5, 0)
+    pixels[:, :3, :3] = RNG.integers(0, 256, (5, 3, 3))
+    train = {f"{i:02d}": p for i, p in enumerate([*PIXELS, PIXELS[2], *pixels])}
+    index = CopyIndex.build(train, DESCRIPTOR, tmp_path / "i")
+    made = index.duplicates()
+    read = CopyIndex.load(tmp_path / "i").duplicates()
+    assert calls == [0.95]
+    assert made.count == 23 and len(made.templates) == 1 and made.size.max() == 6
+    assert (read.cut, read.chained, read.warning) == (made.cut, made.chained, made.warning)
+    for one, two in zip(
+        [made.group, made.size, made.first, made.templates[0].mean, made.templates[0].mask, made.templates[0].group],
+        [read.group, read.size, read.first, read.templates[0].mean, read.templates[0].mask, read.templates[0].group],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, two)
+    CopyIndex.load(tmp_path / "i").duplicates(0.9)
+    assert calls == [0.95, 0.9]
+    index.append({"new": PIXELS[5]})
+    assert index.duplicates().count == 23 and len(index.duplicates().group) == 30
+    (tmp_path / "i" / "groups.npz").write_bytes(b"damaged")
+    assert CopyIndex.load(tmp_path / "i").duplicates().count == 23
+
+
 def test_images_that_are_gone_or_moved(folder, tmp_path):
     CopyIndex.build(folder, DESCRIPTOR, tmp_path / "i")
     folder.rename(tmp_path / "moved")

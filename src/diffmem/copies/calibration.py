@@ -69,7 +69,7 @@ def calibrate(
     heldout: NDArray[Any] | ImageSet | None = None,
     false_positives: float = 0.01,
     images_per_prompt: int = 1,
-    statistic: Statistic = "similarity",
+    statistic: Statistic | None = None,
     groups: DuplicateGroups | None = None,
 ) -> CopyThreshold:
     """Threshold on a match statistic at a stated false-positive rate, from distances between distinct images.
@@ -86,8 +86,8 @@ def calibrate(
             of a training image or of each other are left out, and degenerate ones.
         false_positives: α, per prompt, above 0 and below 1.
         images_per_prompt: how many images of a prompt are judged; one copy among them flags the prompt.
-        statistic: `similarity`, `ratio` or `normalised`.
-        groups: near-duplicate groups of the training set; by default at the descriptor's own cut.
+        statistic: `similarity`, `ratio` or `normalised`; by default the descriptor's own.
+        groups: near-duplicate groups and templates of the training set; by default `index.duplicates()`.
 
     Returns:
         The threshold; `calibrated` is False where neither reference suffices, and the value then the customary one.
@@ -95,6 +95,7 @@ def calibrate(
     Raises:
         UsageError: arguments out of range.
     """
+    statistic = index.about["statistic"] if statistic is None else statistic
     if not 0 < false_positives < 1 or images_per_prompt < 1 or statistic not in STATISTICS:
         raise UsageError(
             f"false_positives = {false_positives}, images_per_prompt = {images_per_prompt}, statistic = '{statistic}'; "

@@ -24,7 +24,16 @@ _BLOCK_BYTES = 16 << 20
 _LARGE_SHARE, _LARGE_COUNT = 0.01, 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Template:
+    """A background that the images of one group share: the group, its mean [D], and the pixels [D] that are shared."""
+
+    group: int
+    mean: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
 class DuplicateGroups:
     """Near-duplicate groups of n images.
 
@@ -34,12 +43,14 @@ class DuplicateGroups:
         cut: the similarity from which two images count as near-duplicates.
         chained: images whose similarity with the first image of their group is below the cut: they are connected
             through others only.
+        templates: groups whose images share a background and differ in one part (`with_templates`).
     """
 
     group: Ints
     size: Ints
     cut: float
     chained: int
+    templates: tuple[Template, ...] = ()
 
     @property
     def count(self) -> int:

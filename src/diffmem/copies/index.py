@@ -20,6 +20,7 @@ from diffmem.copies.duplicates import DuplicateGroups, near_duplicates
 from diffmem.copies.index_build import describe_itself, fill
 from diffmem.copies.index_files import ITEMS, IndexState, exists
 from diffmem.copies.metrics import Metric
+from diffmem.copies.templates import with_templates
 from diffmem.copies.vectors import Vectors
 from diffmem.data.fingerprint import hash_array, hash_json
 from diffmem.data.images import ImageItem, ImageSet, load_images
@@ -154,7 +155,7 @@ class CopyIndex:
 
     @property
     def about(self) -> dict[str, Any]:
-        """The descriptor: name, fingerprint, recipe, metric, duplicate_cut, copy_similarity, misses."""
+        """The descriptor: name, fingerprint, recipe, metric, duplicate_cut, copy_similarity, statistic, misses."""
         return dict(self._state.meta["descriptor"])
 
     @property
@@ -195,10 +196,17 @@ class CopyIndex:
         return self._maker().describe(images)
 
     def duplicates(self, cut: float | None = None) -> DuplicateGroups:
-        """Near-duplicate groups of its images; computed once per cut (by default the descriptor's own)."""
-        cut = float(self._state.meta["descriptor"]["duplicate_cut"] if cut is None else cut)
+        """Near-duplicate groups of its images, with variants of one template merged (pixel descriptors only).
+
+        Computed once per cut (by default the descriptor's own) and kept beside the index.
+        """
+        cut = float(self.about["duplicate_cut"] if cut is None else cut)
         if cut not in self._groups:
-            self._groups[cut] = near_duplicates(self.vectors, self.metric, cut)
+            kept = self._state.read_groups(cut)
+            if kept is None:
+                kept = with_templates(self.vectors, self.metric, near_duplicates(self.vectors, self.metric, cut))
+                self._state.write_groups(kept)
+            self._groups[cut] = kept
         return self._groups[cut]
 
     def image(self, image_id: str) -> ImageItem:

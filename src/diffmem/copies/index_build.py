@@ -28,6 +28,7 @@ def describe_itself(descriptor: Descriptor) -> dict[str, Any]:
         "metric": [descriptor.metric.kind, descriptor.metric.tiles],
         "duplicate_cut": descriptor.duplicate_cut,
         "copy_similarity": descriptor.copy_similarity,
+        "statistic": descriptor.statistic,
         "misses": descriptor.misses,
     }
 

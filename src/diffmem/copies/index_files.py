@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from diffmem.copies.duplicates import DuplicateGroups, Template
 from diffmem.errors import DataError
 from diffmem.runs.atomic import write_atomic
 
 SCHEMA = 1
+_GROUPS = "groups.npz"
+_TEMPLATE = ("template_group", "template_mean", "template_mask")
 # One row per image of the set; images with a problem have no vector, the others have one each, in this order.
 ITEMS = pa.schema(
     [
@@ -98,6 +102,34 @@ class IndexState:
         write_atomic(self.path / f"items-{number:05d}.parquet", buffer.getbuffer())
         self.parts.append(_open(self.path, number))
         self.save()
+
+    def read_groups(self, cut: float) -> DuplicateGroups | None:
+        """The groups that were kept for this cut and these vectors, if any."""
+        file = None if self.path is None else self.path / _GROUPS
+        if file is None or not file.is_file():
+            return None
+        try:
+            with np.load(file, allow_pickle=False) as kept:
+                groups = DuplicateGroups(
+                    kept["group"],
+                    np.bincount(kept["group"]),
+                    float(kept["cut"]),
+                    int(kept["chained"]),
+                    tuple(Template(int(g), m, k) for g, m, k in zip(*(kept[n] for n in _TEMPLATE), strict=True)),
+                )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None  # damaged: they are computed again and replaced
+        return groups if groups.cut == cut and len(groups.group) == sum(map(len, self.parts)) else None
+
+    def write_groups(self, groups: DuplicateGroups) -> None:
+        """Keep groups beside the index, if it lies on disk."""
+        if self.path is None:
+            return
+        columns = [(t.group, t.mean, t.mask) for t in groups.templates]
+        stacked = {name: np.asarray([column[i] for column in columns]) for i, name in enumerate(_TEMPLATE)}
+        buffer = io.BytesIO()
+        np.savez(buffer, group=groups.group, cut=groups.cut, chained=groups.chained, **stacked)  # type: ignore[arg-type]
+        write_atomic(self.path / _GROUPS, buffer.getbuffer())
 
     def save(self) -> None:
         """Write meta.json, if the index lies on disk."""

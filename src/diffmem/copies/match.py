@@ -32,6 +32,7 @@ class Match:
         normalised: Carlini's normalised distance of the query, at rank 1 only; None where undefined.
         group: id of the first image of the near-duplicate group.
         group_size: how many training images are near-duplicates of this one, itself included.
+        background: whether only the background of a template was compared: `similarity` and `distance` are of that.
     """
 
     query: int
@@ -44,6 +45,7 @@ class Match:
     normalised: float | None
     group: str
     group_size: int
+    background: bool
 
     def oriented(self, statistic: Statistic) -> float | None:
         """The statistic with the sign at which higher means more like a copy; None where undefined."""
@@ -66,7 +68,7 @@ def match(
         queries: descriptors [q, D] of the index's descriptor, or images (set degenerate ones aside before).
         index: the training set.
         k: matches per query; fewer where the training set has fewer groups.
-        groups: near-duplicate groups of the training set; by default at the descriptor's own cut.
+        groups: groups of the training set; by default `index.duplicates()`.
         nearest: n of the normalised distance.
 
     Returns:
@@ -109,6 +111,7 @@ def match(
                     normalised=_number(judged.normalised[query]) if rank == 0 else None,
                     group=index.ids[int(groups.first[group])],
                     group_size=int(groups.size[group]),
+                    background=bool(found.background[query, rank]),
                 )
             )
     return matches

@@ -12,6 +12,7 @@ from diffmem.copies.duplicates import DuplicateGroups
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Floats
 from diffmem.copies.neighbors import Ints, top_k
+from diffmem.copies.templates import background_distances
 from diffmem.errors import UsageError
 
 Statistic = Literal["similarity", "ratio", "normalised"]
@@ -24,13 +25,15 @@ ALPHA = 0.5
 class Neighbourhood:
     """The nearest distinct training images of q images.
 
-    "Distinct" means of different near-duplicate groups: each group counts by its most similar image. Distances are those
-    of the metric. NaN stands for what cannot be said: fewer than two groups, or all distances zero.
+    "Distinct" means of different groups: a group of near-duplicates counts by its most similar image, a template also by
+    its background alone. Distances are those of the metric. NaN stands for what cannot be said: fewer than two groups,
+    or all distances zero.
 
     Attributes:
         similarity: [q, n] falling; −inf beyond the last group.
         row: [q, n] index row of each; −1 beyond the last group.
         distance: [q, n]; NaN beyond the last group.
+        background: [q, n] whether only the background of a template was compared.
         ratio: [q] d₁ / d₂, nearest over second-nearest (Yoon et al. 2023, who call < 1/3 a copy).
         normalised: [q] d₁ / (α · mean of the n smallest distances) (Carlini et al. 2023, §5.1; α = .5, n = 50, fewer
             where there are fewer).
@@ -39,6 +42,7 @@ class Neighbourhood:
     similarity: Floats
     row: Ints
     distance: Floats
+    background: NDArray[np.bool_]
     ratio: Floats
     normalised: Floats
 
@@ -66,7 +70,7 @@ def neighbourhood(
     Args:
         vectors: made by the index's descriptor.
         index: the training set.
-        groups: its near-duplicate groups; by default at the descriptor's own cut.
+        groups: its near-duplicate groups and templates; by default `index.duplicates()`.
         exclude: [q] group that an image must not be compared with (for training images: their own).
         nearest: n of the normalised distance, at least 2.
         alpha: its scale.
@@ -75,6 +79,9 @@ def neighbourhood(
         raise UsageError(f"{nearest} nearest images; at least 2 are needed for a ratio.")
     groups = index.duplicates() if groups is None else groups
     similarity, row = top_k(vectors, index.vectors, nearest, index.metric, groups=groups.group, exclude=exclude)
+    background = np.zeros(row.shape, bool)
+    if groups.templates:
+        similarity, row, background = _join_templates(vectors, index, groups, exclude, similarity, row)
     there = row >= 0
     distance = np.where(there, index.metric.distance(np.where(there, similarity, 0.0)), np.nan)
     count = there.sum(1)
@@ -84,9 +91,39 @@ def neighbourhood(
         similarity,
         row,
         distance,
+        background,
         _quotient(distance[:, 0], distance[:, 1], several),
         _quotient(distance[:, 0], alpha * mean, several),
     )
+
+
+def _join_templates(
+    vectors: NDArray[Any],
+    index: CopyIndex,
+    groups: DuplicateGroups,
+    exclude: NDArray[np.integer[Any]] | None,
+    similarity: Floats,
+    row: Ints,
+) -> tuple[Floats, Ints, NDArray[np.bool_]]:
+    """The neighbours after templates have been compared by their backgrounds: each group by the better of the two."""
+    k = row.shape[1]
+    names = np.asarray([template.group for template in groups.templates])
+    masked = 1 - background_distances(vectors, index.metric, groups.templates)
+    if exclude is not None:
+        masked[np.asarray(exclude)[:, None] == names] = -np.inf
+    group = np.where(row >= 0, groups.group[row], -1 - np.arange(k))
+    listed = group[:, :, None] == names
+    # The variant to show is the one that is nearest as a whole, where it is among the neighbours.
+    shown = np.where(listed.any(1), np.take_along_axis(row, listed.argmax(1), 1), groups.first[names])
+    better = np.where(listed, similarity[:, :, None], -np.inf).max(1) >= masked
+    masked[better] = -np.inf
+    whole = np.where((listed & ~better[:, None, :]).any(2), -np.inf, similarity)
+    values = np.concatenate([whole, masked], 1)
+    rows = np.where(values > -np.inf, np.concatenate([row, shown], 1), -1)
+    order = np.lexsort((rows, -values), axis=1)[:, :k]
+    of_background = order >= k
+    values, rows = np.take_along_axis(values, order, 1), np.take_along_axis(rows, order, 1)
+    return values, rows, of_background & (rows >= 0)
 
 
 def _quotient(above: Floats, below: Floats, defined: NDArray[np.bool_]) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,14 @@ class Descriptor(ABC):
         duplicate_cut: similarity from which two training images are grouped as near-duplicates.
         copy_similarity: the published or customary threshold of a copy, used (and labelled uncalibrated) only where
             none can be calibrated.
+        statistic: what separates copies from distinct images best: `similarity`, `ratio` or `normalised`.
         misses: what this descriptor does not see, for the verdict.
     """
 
     name: ClassVar[str]
     duplicate_cut: ClassVar[float]
     copy_similarity: ClassVar[float]
+    statistic: ClassVar[Literal["similarity", "ratio", "normalised"]] = "similarity"
     misses: ClassVar[str]
 
     @classmethod

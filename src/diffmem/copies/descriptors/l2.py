@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ class L2Tiled(Descriptor):
     name: ClassVar[str] = "l2-tiled"
     duplicate_cut: ClassVar[float] = 0.95
     copy_similarity: ClassVar[float] = 0.85
+    # Pixel distances depend on how busy a picture is, so a distance says little without those to other images.
+    statistic: ClassVar[Literal["similarity", "ratio", "normalised"]] = "normalised"
     misses: ClassVar[str] = "crops, flips, shifts, recolouring and other altered copies"
 
     def __init__(self, side: int = _LARGEST_SIDE, channels: int = 3) -> None:
