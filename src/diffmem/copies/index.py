@@ -27,7 +27,7 @@ from diffmem.data.images import ImageItem, ImageSet, load_images
 from diffmem.errors import DataError, UsageError
 from diffmem.runs.atomic import locked
 
-_PART_BYTES = 64 << 20
+MATCHING_VERSION = 1  # to be raised whenever the same index and image would give another match
 
 
 class CopyIndex:
@@ -132,7 +132,7 @@ class CopyIndex:
             fill(self._state, images, maker, batch, part_rows, progress, first=False)
         self._sets[len(self._state.meta["sources"]) - 1] = images
         self._groups.clear()
-        for name in ("ids", "problems", "_place"):
+        for name in ("ids", "problems", "fingerprint", "_place"):
             self.__dict__.pop(name, None)
 
     def __len__(self) -> int:
@@ -175,12 +175,12 @@ class CopyIndex:
         rows = self._state.items.filter(pc.is_valid(self._state.items.column("problem"))).to_pylist()
         return {row["id"]: row["problem"] for row in rows}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Content hash of descriptor and image sets."""
+        """Content hash of descriptor, image sets, and the way of grouping and matching: equal ones match alike."""
         sources = [source["fingerprint"] for source in self._state.meta["sources"]]
-        content = sources or [hash_array(part) for part in self._state.parts]
-        return hash_json([self._state.meta["descriptor"]["fingerprint"], self.ids if not sources else None, content])
+        content = sources or [self.ids, *(hash_array(part) for part in self._state.parts)]
+        return hash_json([MATCHING_VERSION, self.about["fingerprint"], self.about["duplicate_cut"], content])
 
     def require(self, descriptor: Descriptor) -> None:
         """Raise DataError unless this descriptor made the index: vectors of two descriptors do not compare."""
