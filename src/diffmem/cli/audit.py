@@ -28,7 +28,7 @@ def audit(
     noise: Literal["bank", "per-prompt"] = "bank",
     descriptor: Annotated[str, Parameter(help="l2-tiled, sscd, dinov2 or clip")] = "l2-tiled",
     weights: Annotated[str | None, Parameter(help="the descriptor's weights")] = None,
-    statistic: Literal["similarity", "ratio", "normalised"] = "similarity",
+    statistic: Literal["similarity", "ratio", "normalised"] = "normalised",
     false_positives: Annotated[float, Parameter(help="nominal rate of falsely called prompts")] = 0.01,
     micro_batch: Annotated[int, Parameter(help="rows per network call when scoring")] = 64,
     batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,

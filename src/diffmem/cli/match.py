@@ -20,7 +20,7 @@ def match(
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
     descriptor: Annotated[str, Parameter(help="l2-tiled, sscd, dinov2 or clip")] = "l2-tiled",
     weights: Annotated[str | None, Parameter(help="the descriptor's weights")] = None,
-    statistic: Literal["similarity", "ratio", "normalised"] = "similarity",
+    statistic: Literal["similarity", "ratio", "normalised"] = "normalised",
     false_positives: Annotated[float, Parameter(help="nominal rate per image")] = 0.01,
     top: Annotated[int, Parameter(help="pairs shown")] = 20,
     json: Annotated[bool, Parameter(negative="")] = False,

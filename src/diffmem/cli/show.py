@@ -47,7 +47,8 @@ def print_summary(summary: dict[str, Any], top: int = 5) -> None:
         for s in summary["scores"]
     ]  # fmt: skip
     if rows:
-        emit_table(rows, title="\nScores (higher = more memorized; uncalibrated, so compare within this run)")
+        print()
+        emit_table(rows, title="Scores (higher = more memorized; uncalibrated, so compare within this run)")
     for score in summary["scores"][: 1 if top else 0]:
         emit_table(score["top"][:top], ["value", "sd", "prompt_id", "prompt"], title=f"Highest by {score['score']}")
     if summary["images"] is not None:

@@ -30,12 +30,16 @@ BATCH = 256
 
 
 class Matching(BaseModel):
-    """How copies are decided."""
+    """How copies are decided.
+
+    The normalised distance (Carlini et al. 2023) is the default: it asks whether an image is nearer to one training image
+    than the neighbourhood there explains, so plain pictures in dense places are not called copies.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     descriptor: str = "l2-tiled"
-    statistic: Statistic = "similarity"
+    statistic: Statistic = "normalised"
     false_positives: float = Field(0.01, gt=0, lt=1, description="nominal false-positive rate per prompt")
 
 
