@@ -1,9 +1,9 @@
 """When is a generated digit a copy? Distance to the nearest training image relative to the second-nearest one.
 
-Yoon, Choi, Kwon, Ryu: Diffusion Probabilistic Models Generalize when They Fail to Memorize (2023), section 2: an image
-is a copy if its distance to the nearest training image is below 1/3 of that to the second-nearest. "Image" means
-distinct image here: verbatim duplicates are one group, and the variants of a template are one group that is compared on
-its fixed background only.
+Yoon, Choi, Kwon, Ryu: Diffusion Probabilistic Models Generalize when They Fail to Memorize (2023): an image is a copy if
+its distance to the nearest training image is below 1/3 of that to the second-nearest. "Image" means distinct image here:
+verbatim duplicates are one group, and the variants of a template are one group that is compared on its fixed background
+only.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def label_of(rate: float, near_rate: float) -> str:
 
     Args:
         rate: share of its images that are copies (d1/d2 < 1/3); "reproduced" from 1/2 on.
-        near_rate: share with d1/d2 < 1/2, which a strict eye may call copies, too; "not reproduced" up to 1/16.
+        near_rate: share with d1/d2 < 1/2, most of which the eye calls copies, too; "not reproduced" up to 1/16.
             Anything else is "sometimes".
     """
     if rate >= REPRODUCED:
