@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import ModelOptions, PromptOptions, SamplingOptions, WorkOptions, need
+from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, SamplingOptions, WorkOptions, need
 from diffmem.errors import UsageError
 
 MODEL = ModelOptions()
+COPIES = DescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
 WORK = WorkOptions()
@@ -26,14 +27,13 @@ def audit(
     draws: Annotated[int, Parameter(help="noises per prompt, for scoring")] = 4,
     images: Annotated[int, Parameter(help="images per prompt")] = 4,
     noise: Literal["bank", "per-prompt"] = "bank",
-    descriptor: Annotated[str, Parameter(help="l2-tiled, sscd, dinov2 or clip")] = "l2-tiled",
-    weights: Annotated[str | None, Parameter(help="the descriptor's weights")] = None,
-    statistic: Literal["similarity", "ratio", "normalised"] = "normalised",
+    statistic: Literal["similarity", "ratio", "normalised"] | None = None,
     false_positives: Annotated[float, Parameter(help="nominal rate of falsely called prompts")] = 0.01,
     micro_batch: Annotated[int, Parameter(help="rows per network call when scoring")] = 64,
     batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
+    copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
     work: WorkOptions = WORK,
 ) -> int:
@@ -71,7 +71,7 @@ def audit(
         return 0
     result = run_audit(
         opened, listed, train, heldout=heldout, out=folder, scores=wanted, draws=draws, images=images, seed=work.seed,
-        noise=noise, sampling=how, descriptor=descriptor, weights=weights,
+        noise=noise, sampling=how, descriptor=copies.descriptor, descriptor_options=copies.options(target.allow_pickle),
         matching=Matching(statistic=statistic, false_positives=false_positives), micro_batch=micro_batch, batch=batch,
         retry_errors=work.retry_errors, silent=work.quiet or work.json,
     )  # fmt: skip

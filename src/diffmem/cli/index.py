@@ -7,15 +7,17 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import need
+from diffmem.cli.options import DescriptorOptions, need
+
+COPIES = DescriptorOptions()
 
 
 def index(
     images: Path,
     *,
     out: Annotated[Path | None, Parameter(help="folder of the index")] = None,
-    descriptor: Annotated[str, Parameter(help="l2-tiled, sscd, dinov2 or clip")] = "l2-tiled",
-    weights: Annotated[str | None, Parameter(help="file, folder or hub id of the descriptor's weights")] = None,
+    copies: DescriptorOptions = COPIES,
+    allow_pickle: Annotated[bool, Parameter(negative="", help="open descriptor weights that can run code")] = False,
     column: Annotated[str | None, Parameter(help="the image column of a parquet file")] = None,
     json: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
@@ -26,12 +28,14 @@ def index(
         images: folder or parquet file(s) of training images.
     """
     from diffmem.cli.output import emit_json, note
+    from diffmem.copies.descriptors import make_descriptor
     from diffmem.data.images import load_images
-    from diffmem.engine.match import build_index, make_descriptor
+    from diffmem.engine.match import build_index
 
     folder = need(out, "--out", "the index needs a folder")
     listed = load_images(images, column)
-    built = build_index(listed, make_descriptor(descriptor, weights, listed), folder, quiet or json)
+    descriptor = make_descriptor(copies.descriptor, listed, **copies.options(allow_pickle))
+    built = build_index(listed, descriptor, folder, quiet or json)
     problems = [{"id": name, "problem": text} for name, text in built.problems.items()]
     summary = {"images": len(built), "descriptor": built.about["name"], "recipe": built.about["recipe"],
                "duplicates": len(built) - len(built.duplicates().first), "problems": problems, "folder": str(folder)}  # fmt: skip

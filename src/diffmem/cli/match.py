@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from diffmem.cli.options import DescriptorOptions
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
     from diffmem.copies.index import CopyIndex
+
+
+COPIES = DescriptorOptions()
 
 
 def match(
@@ -18,9 +22,9 @@ def match(
     *,
     train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
-    descriptor: Annotated[str, Parameter(help="l2-tiled, sscd, dinov2 or clip")] = "l2-tiled",
-    weights: Annotated[str | None, Parameter(help="the descriptor's weights")] = None,
-    statistic: Literal["similarity", "ratio", "normalised"] = "normalised",
+    statistic: Literal["similarity", "ratio", "normalised"] | None = None,
+    copies: DescriptorOptions = COPIES,
+    allow_pickle: Annotated[bool, Parameter(negative="", help="open descriptor weights that can run code")] = False,
     false_positives: Annotated[float, Parameter(help="nominal rate per image")] = 0.01,
     top: Annotated[int, Parameter(help="pairs shown")] = 20,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -42,37 +46,37 @@ def match(
         raise UsageError("--train is missing: give the training images or an index of them.")
     if not 0 < false_positives < 1:
         raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
-    index = _index(train, descriptor, weights, quiet or json)
-    settings = Matching(descriptor=descriptor, statistic=statistic, false_positives=false_positives)
+    index = _index(train, copies, allow_pickle, quiet or json)
+    settings = Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives)
     held = None if heldout is None else load_images(heldout)
     found = match_images(load_images(images), index, settings, held, quiet or json)
-    copies = sum(row["copy"] for row in found.rows)
+    called = sum(row["copy"] for row in found.rows)
     if json:
         emit_json({"matches": found.rows, "set_aside": found.set_aside, "threshold": asdict(found.threshold)})
         return 0
-    emit_table(found.rows[:top], title=f"{copies} of {len(found.rows)} images are called copies; most alike first")
+    emit_table(found.rows[:top], title=f"{called} of {len(found.rows)} images are called copies; most alike first")
     for item in found.set_aside[:10]:
         note(f"set aside {item['image']}: {item['reason']}")
     note(_threshold_text(found.threshold.calibrated, found.threshold.note, false_positives))
     return 0
 
 
-def _index(train: Path, descriptor: str, weights: str | None, silent: bool) -> CopyIndex:
+def _index(train: Path, copies: DescriptorOptions, allow_pickle: bool, silent: bool) -> CopyIndex:
     from diffmem.copies import index_files
+    from diffmem.copies.descriptors import make_descriptor
     from diffmem.copies.index import CopyIndex
     from diffmem.data.images import load_images
-    from diffmem.engine.match import build_index, make_descriptor
+    from diffmem.engine.match import build_index
 
     if train.is_dir() and index_files.exists(train):
-        recipe = CopyIndex.load(train).about
-        options = {"side": recipe["recipe"]["side"], "channels": recipe["recipe"]["channels"]} if not weights else {}
-        if recipe["name"] == "l2-tiled":
-            from diffmem.copies.descriptors.l2 import L2Tiled
-
-            return CopyIndex.load(train, L2Tiled(**options))
-        return CopyIndex.load(train, make_descriptor(recipe["name"], weights))
+        about = CopyIndex.load(train).about
+        if about["name"] == "l2-tiled":
+            fitted = {key: about["recipe"][key] for key in ("side", "channels")}
+            return CopyIndex.load(train, make_descriptor("l2-tiled", **fitted))
+        return CopyIndex.load(train, make_descriptor(about["name"], **copies.options(allow_pickle)))
     listed = load_images(train)
-    return build_index(listed, make_descriptor(descriptor, weights, listed), None, silent)
+    descriptor = make_descriptor(copies.descriptor, listed, **copies.options(allow_pickle))
+    return build_index(listed, descriptor, None, silent)
 
 
 def _threshold_text(calibrated: bool, text: str, rate: float) -> str:

@@ -74,12 +74,12 @@ def _print_copies(copies: dict[str, Any], number: Any, percent: Any) -> None:
     )
     if copies["calibrated"]:
         print(
-            f"         called a copy from {threshold['statistic']} {number(abs(threshold['value']))} on: "
+            f"         called a copy {_limit(threshold)}: "
             f"{percent(copies['nominal_fpr'])} false positives per prompt by {threshold['n_reference']} "
             f"{threshold['reference']} images"
         )
     else:
-        print(f"         UNCALIBRATED threshold {threshold['statistic']} {number(abs(threshold['value']))}")
+        print(f"         UNCALIBRATED, called a copy {_limit(threshold)}")
     if threshold["note"]:
         print(f"         {threshold['note']}")
     if copies["planted"] or copies["negatives"]:
@@ -95,3 +95,12 @@ def _print_copies(copies: dict[str, Any], number: Any, percent: Any) -> None:
                 f"         {copies['unlabelled']} more are reproduced from some seeds only or unlabelled; "
                 f"{copies['unlabelled_copied']} of them were called copies"
             )
+
+
+def _limit(threshold: dict[str, Any]) -> str:
+    """The threshold in words: similarities count from a value on, distances up to one."""
+    from diffmem.cli.output import number
+    from diffmem.report.summary import STATISTICS
+
+    side = "from" if threshold["statistic"] == "similarity" else "up to"
+    return f"{side} {STATISTICS[threshold['statistic']]} {number(abs(threshold['value']))}"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from diffmem.copies.descriptors import make_descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet, load_images
 from diffmem.data.prompts import PromptList, load_prompts
 from diffmem.engine.generate import Generation, GenerationResult, generate_stage
-from diffmem.engine.match import Matching, MatchResult, agreement_stage, build_index, make_descriptor, match_stage
+from diffmem.engine.match import Matching, MatchResult, agreement_stage, build_index, match_stage
 from diffmem.engine.rundir import RunDirectory, usable
 from diffmem.engine.score_prompts import Scorer, ScoreResult, Scoring
 from diffmem.errors import UsageError
@@ -66,7 +67,7 @@ def audit(
     noise: Literal["bank", "per-prompt"] = "bank",
     sampling: Sampling | None = None,
     descriptor: str = "l2-tiled",
-    weights: str | None = None,
+    descriptor_options: Mapping[str, Any] | None = None,
     matching: Matching | None = None,
     micro_batch: int = 64,
     batch: int = 32,
@@ -92,7 +93,7 @@ def audit(
         noise: scoring noise, common to all prompts or per prompt.
         sampling: steps, guidance, scheduler, size of the images.
         descriptor: how images are compared.
-        weights: the descriptor's weights, where it needs some.
+        descriptor_options: of the descriptor's class (`weights`, `sha256`, `preset`, ...).
         matching: statistic and false-positive rate; its descriptor is replaced by `descriptor`.
         micro_batch: rows per network call when scoring.
         batch: images per pipeline call.
@@ -127,7 +128,7 @@ def audit(
         result.notes.append("this model cannot generate images, so nothing could be matched")
         return result
     result.generation = generate_stage(target, listed, generation, run, None, retry_errors, silent)
-    describe = make_descriptor(descriptor, weights, train_set)
+    describe = make_descriptor(descriptor, train_set, **(descriptor_options or {}))
     agreement_stage(run, describe)
     if train_set is None:
         write_fact(run.path, "copies", {"threshold": None, "descriptor": {"name": describe.name}, "problems": {}})

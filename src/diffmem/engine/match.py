@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffmem.copies.agreement import agreement
 from diffmem.copies.calibration import CopyThreshold, calibrate
-from diffmem.copies.descriptors import make_descriptor as descriptor_for
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
@@ -32,14 +31,15 @@ BATCH = 256
 class Matching(BaseModel):
     """How copies are decided.
 
-    The normalised distance (Carlini et al. 2023) is the default: it asks whether an image is nearer to one training image
-    than the neighbourhood there explains, so plain pictures in dense places are not called copies.
+    For pixel descriptors the default statistic is the normalised distance (Carlini et al. 2023): it asks whether an image
+    is nearer to one training image than the neighbourhood there explains, so plain pictures in dense places are not
+    called copies.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     descriptor: str = "l2-tiled"
-    statistic: Statistic = "normalised"
+    statistic: Statistic | None = Field(None, description="default: the descriptor's own")
     false_positives: float = Field(0.01, gt=0, lt=1, description="nominal false-positive rate per prompt")
 
 
@@ -51,12 +51,6 @@ class MatchResult:
     set_aside: int = 0
     threshold: CopyThreshold | None = None
     notes: list[str] = field(default_factory=list)
-
-
-def make_descriptor(name: str, weights: str | None = None, images: ImageSet | None = None) -> Descriptor:
-    """A descriptor by name, with its weights where it needs some, fitted to the images where that matters."""
-    options = {} if weights is None else {"weights": weights}
-    return descriptor_for(name, images, **options)
 
 
 def build_index(images: ImageSet, descriptor: Descriptor, folder: Path | None, silent: bool = True) -> CopyIndex:
@@ -119,7 +113,7 @@ def _match_rows(rows: Sequence[dict[str, Any]], index: CopyIndex) -> Iterator[di
             "key": match_key(row["key"], index.fingerprint), "prompt_id": row["prompt_id"], "draw": row["draw"],
             "image_key": row["key"], "rank": found.rank, "train_id": found.train_id, "similarity": found.similarity,
             "ratio": found.ratio, "normalised": found.normalised, "group": found.group,
-            "group_size": found.group_size, "descriptor": index.about["name"], "status": "ok",
+            "group_size": found.group_size, "background": found.background, "descriptor": index.about["name"], "status": "ok",
         }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from diffmem.copies.index import CopyIndex
 from diffmem.data.png import decode_png
 from diffmem.errors import DataError
 from diffmem.report.gallery import Pair, draw_pairs
-from diffmem.report.summary import copy_rows
+from diffmem.report.summary import STATISTICS, copy_rows
 from diffmem.runs.store import RunStore
 
 MOST = 25
@@ -53,7 +53,8 @@ def write_pictures(folder: Path) -> list[Path]:
             path.unlink(missing_ok=True)
             continue
         path.parent.mkdir(exist_ok=True)
-        text = f"{heading}: {len(chosen)} prompts, {len(shown)} shown (left: generated, right: nearest training image)"
+        text = f"{heading}: {len(chosen)} prompts, {len(shown)} shown (left: generated, right: nearest training image, its id and "
+        text += f"{STATISTICS[fact['threshold']['statistic']]})"
         pngs = _generated(store, {row["image_key"] for row in shown})
         draw_pairs([_pair(row, prompts, pngs, index) for row in shown], text).save(path)
         written.append(path)
@@ -76,7 +77,10 @@ def _open_index(folder: Path, fact: dict[str, Any]) -> CopyIndex | None:
 
 def _pair(row: dict[str, Any], prompts: dict[str, Any], generated: dict[bytes, Any], index: CopyIndex | None) -> Pair:
     training = index.image(row["train_id"]).image if index is not None else None
-    detail = f"{row['train_id']}  {row['statistic']:.3f}" + (f"  x{row['group_size']}" if row["group_size"] > 1 else "")
+    detail = f"{row['train_id']}  {abs(row['statistic']):.3f}" + (
+        f"  x{row['group_size']}" if row["group_size"] > 1 else ""
+    )
+    detail += "  (background)" if row["background"] else ""
     return Pair(decode_png(generated[row["image_key"]]), training, prompts[row["prompt_id"]]["text"], detail)
 
 

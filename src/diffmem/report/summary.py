@@ -14,6 +14,8 @@ from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore
 
 TOP = 20
+STATISTICS = {"similarity": "similarity", "ratio": "d1/d2", "normalised": "normalised distance"}
+"""How the statistic of a match is called where people read it; for the two distances lower is more alike."""
 
 
 def summarize(path: str | Path) -> dict[str, Any]:

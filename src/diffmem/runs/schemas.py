@@ -76,6 +76,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("normalised", pa.float64(), True),
         ("group", pa.string(), True),
         ("group_size", pa.int32(), True),
+        ("background", pa.bool_(), True),  # only a template's background was compared
         ("descriptor", pa.string(), False),
         *_STATUS,
     ),

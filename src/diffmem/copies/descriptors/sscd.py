@@ -19,7 +19,7 @@ from diffmem.copies.metrics import Metric
 from diffmem.errors import ModelError, UsageError
 
 _PUBLISHED = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_{}.torchscript.pt"
-# Meta publishes no checksums. The one of disc_mixup (98,791,638 bytes) is the value that a dozen unrelated public
+# Meta publishes no checksums. The one of disc_mixup (98,791,638 bytes) is the value that ten unrelated public
 # projects pin for this address. For the other files no such agreement was found, so the user has to state theirs.
 PINS: dict[str, str | None] = {
     "disc_mixup": "9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56",
