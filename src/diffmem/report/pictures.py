@@ -53,8 +53,9 @@ def write_pictures(folder: Path) -> list[Path]:
             path.unlink(missing_ok=True)
             continue
         path.parent.mkdir(exist_ok=True)
-        text = f"{heading}: {len(chosen)} prompts, {len(shown)} shown (left: generated, right: nearest training image, its id and "
-        text += f"{STATISTICS[fact['threshold']['statistic']]})"
+        kind = STATISTICS[fact["threshold"]["statistic"]]
+        text = f"{heading}: {len(chosen)} prompts, {len(shown)} shown"
+        text += f" (left: generated, right: nearest training image, its id and {kind})"
         pngs = _generated(store, {row["image_key"] for row in shown})
         draw_pairs([_pair(row, prompts, pngs, index) for row in shown], text).save(path)
         written.append(path)
