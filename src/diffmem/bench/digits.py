@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from diffmem.engine.score_prompts import score
 from diffmem.evaluation.roc import auroc
@@ -40,6 +41,7 @@ def digits_suite(
     """
     from diffmem.data.prompts import Prompt, PromptList
 
+    torch.set_num_threads(1)  # so small a network gains nothing from threads
     truth = digits.truth("text")
     prompts = PromptList(
         tuple(Prompt(row["id"], row["caption"], LABELS[row["label"]], extra={"tier": row["tier"]}) for row in truth),

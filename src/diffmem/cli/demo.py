@@ -21,6 +21,8 @@ def demo(
     import collections
     import shutil
 
+    import torch
+
     from diffmem.cli.output import emit_json, note
     from diffmem.cli.show import print_summary
     from diffmem.data.prompts import load_prompts
@@ -42,6 +44,8 @@ def demo(
         planted = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
         note("the bundled model is a Stable Diffusion pipeline trained on handwritten digits, some of them planted")
         note(f"its {len(listed)} captions: {planted}")
+    # So small a network gains nothing from threads, and loses much where other processes want the cores.
+    torch.set_num_threads(1)
     target = Target.from_pretrained(inputs.model)
     result = audit(
         target, listed, inputs.train, heldout=inputs.held_out, out=out, images=images, seed=seed,
