@@ -49,7 +49,7 @@ def audit(
     from diffmem.engine.audit import audit as run_audit
     from diffmem.engine.generate import Generation
     from diffmem.engine.match import Matching
-    from diffmem.engine.score_prompts import Scoring
+    from diffmem.engine.score_rows import Scoring
     from diffmem.scores import DEFAULT_SCORES
     from diffmem.scores.spec import parse_scores
 

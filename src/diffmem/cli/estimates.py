@@ -10,7 +10,7 @@ from diffmem.cli.options import Estimate
 
 if TYPE_CHECKING:
     from diffmem.engine.generate import Generation
-    from diffmem.engine.score_prompts import Scoring
+    from diffmem.engine.score_rows import Scoring
     from diffmem.models.target import Target
     from diffmem.scores.base import Score
 
@@ -42,7 +42,7 @@ def seconds_per_nfe(target: Target, batch: int) -> float | None:
 
 def estimate_scoring(target: Target, scores: Sequence[Score], prompts: int, settings: Scoring) -> Estimate:
     """NFE and time of a scoring run."""
-    from diffmem.engine.score_prompts import planned_nfe
+    from diffmem.engine.score_rows import planned_nfe
 
     nfe = planned_nfe(scores, target.need_denoiser(), prompts, settings)
     each = seconds_per_nfe(target, settings.micro_batch)

@@ -44,8 +44,8 @@ def score(
     from diffmem.cli.estimates import estimate_scoring, print_estimate
     from diffmem.cli.output import emit_json, emit_table, note
     from diffmem.engine.rundir import parse_shard
-    from diffmem.engine.score_prompts import Scoring
     from diffmem.engine.score_prompts import score as score_prompts
+    from diffmem.engine.score_rows import Scoring
     from diffmem.report.scores import top_prompts
     from diffmem.scores import DEFAULT_SCORES
     from diffmem.scores.spec import parse_scores

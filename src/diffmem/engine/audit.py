@@ -14,7 +14,8 @@ from diffmem.data.prompts import PromptList, load_prompts
 from diffmem.engine.generate import Generation, GenerationResult, generate_stage
 from diffmem.engine.match import Matching, MatchResult, agreement_stage, build_index, match_stage
 from diffmem.engine.rundir import RunDirectory, usable
-from diffmem.engine.score_prompts import Scorer, ScoreResult, Scoring
+from diffmem.engine.score_prompts import Scorer, ScoreResult
+from diffmem.engine.score_rows import Scoring
 from diffmem.errors import UsageError
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target

@@ -10,19 +10,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from diffmem.data.prompts import Prompt, PromptList, load_prompts
 from diffmem.engine.executor import Executor, Noises, ScoredRow
 from diffmem.engine.meter import Nfe
 from diffmem.engine.microbatch import MicroBatches, describe
-from diffmem.engine.plan import Plan, nfe_per_prompt_seed, row_scores
+from diffmem.engine.plan import row_scores
 from diffmem.engine.progress import Progress
 from diffmem.engine.rundir import RunDirectory, StageClock, in_shard
+from diffmem.engine.score_rows import ScoreRows, Scoring
 from diffmem.engine.set_scores import score_sets
 from diffmem.errors import ScoreRefused
 from diffmem.models.conditioning import Conditioning
-from diffmem.models.denoiser import Denoiser
 from diffmem.models.target import Target
 from diffmem.runs.keys import row_key
 from diffmem.scores import DEFAULT_SCORES
@@ -31,18 +30,6 @@ from diffmem.scores.spec import parse_scores
 
 BLOCK = 256
 """Prompts that are encoded together; bounds the memory that encodings take."""
-
-
-class Scoring(BaseModel):
-    """What is scored and with which noises."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    scores: tuple[str, ...] = DEFAULT_SCORES
-    draws: int = Field(4, ge=1, description="noises per prompt")
-    seed: int = Field(0, description="root seed")
-    noise: Literal["bank", "per-prompt"] = Field("bank", description="common to all prompts, or each its own")
-    micro_batch: int = Field(64, ge=1, description="rows per network call at first; halved when memory runs out")
 
 
 @dataclass
@@ -149,7 +136,7 @@ class Scorer:
         self.target, self.prompts, self.settings, self.run = target, prompts, settings, run
         self.scores = list(scores)
         self.refused: dict[str, str] = {}
-        self.noises_name = noises_name
+        self.maker = ScoreRows(target, settings, self.scores, len(prompts), noises_name)
         self.denoiser = target.denoiser
         self.rows = [s for s in row_scores(scores) if self._accepts(s)]
         self.executor = self._executor(noises) if self.denoiser is not None and self.rows else None
@@ -171,14 +158,6 @@ class Scorer:
     def _halved(self, size: int) -> None:
         self.notes.append(f"out of memory: the micro-batch was halved to {size}")
 
-    def key(self, prompt: Prompt, score: Score, draw: int | None, **more: Any) -> bytes:
-        """The content key of one score row."""
-        return row_key(
-            stage="scores", model=self.target.fingerprint, prompt=[prompt.id, prompt.text], score=score.name,
-            version=score.version, parameters=score.parameters.model_dump(mode="json"), seed=self.settings.seed,
-            noise=self.noises_name or self.settings.noise, draw=draw, **more,
-        )  # fmt: skip
-
     def score(self, shard: tuple[int, int] | None, retry_errors: bool, silent: bool) -> ScoreResult:
         """Do what is not done yet."""
         mine = [p for p in self.prompts if in_shard(p, shard)]
@@ -199,12 +178,12 @@ class Scorer:
             clock.done = total
         if shard is None:
             with self.run.store.writer("scores") as writer:
-                writer.write_many(score_sets(self))
+                writer.write_many(score_sets(self.maker, self.run.store, self.prompts, self.rows, self.refused))
         elif any(isinstance(s, SetScore) for s in self.scores):
             self.notes.append("scores over the whole set of prompts wait for the same command without a shard")
         return ScoreResult(
             self.run, self.prompts, [s.label for s in self.scores], self.refused,
-            self.executor.nfe if self.executor else Nfe(), self._costs(),
+            self.executor.nfe if self.executor else Nfe(), self.maker.costs,
             self.executor.batches.size if self.executor else 0, self.notes,
         )  # fmt: skip
 
@@ -212,9 +191,9 @@ class Scorer:
         """Draws of a prompt for which some row score has no row yet."""
         if prompt.problem is not None:
             # One error row says it; draw 0 stands for it so that a resumed run does not write it again.
-            return [] if self.key(prompt, self.rows[0], 0) in done else [0]
+            return [] if self.maker.key(prompt, self.rows[0], 0) in done else [0]
         draws = range(self.settings.draws)
-        return [d for d in draws if any(self.key(prompt, s, d) not in done for s in self.rows)]
+        return [d for d in draws if any(self.maker.key(prompt, s, d) not in done for s in self.rows)]
 
     def _score_block(
         self, block: Sequence[Prompt], todo: dict[str, list[int]], done: set[bytes], clock: StageClock, bar: Progress
@@ -260,10 +239,9 @@ class Scorer:
             yield from self._error_rows(prompt, [scored.draw], scored.error, done)
             return
         for score in self.rows:
-            key = self.key(prompt, score, scored.draw)
-            if key not in done:
-                yield self.row(
-                    key, prompt, score, scored.draw, value=scored.values[score.label],
+            if self.maker.key(prompt, score, scored.draw) not in done:
+                yield self.maker.row(
+                    prompt, score, scored.draw, value=scored.values[score.label],
                     components=json.dumps(scored.components[score.label]), seconds=scored.seconds,
                     micro_batch=scored.micro_batch,
                 )  # fmt: skip
@@ -273,65 +251,20 @@ class Scorer:
     ) -> Iterator[dict[str, Any]]:
         for score in self.rows:
             for draw in draws:
-                key = self.key(prompt, score, draw)
-                if key not in done:
-                    yield self.row(key, prompt, score, draw, status="error", error=text)
+                if self.maker.key(prompt, score, draw) not in done:
+                    yield self.maker.row(prompt, score, draw, status="error", error=text)
 
     def _text_rows(self, prompts: Sequence[Prompt], done: set[bytes]) -> Iterator[dict[str, Any]]:
         for score in self.scores:
             if isinstance(score, TextScore):
-                fresh = [p for p in prompts if self.key(p, score, None) not in done]
+                fresh = [p for p in prompts if self.maker.key(p, score, None) not in done]
                 for prompt, value in zip(fresh, score.compute([p.text for p in fresh]), strict=True):
                     state = (
                         {"value": float(value)}
                         if prompt.problem is None
                         else {"status": "error", "error": prompt.problem}
                     )
-                    yield self.row(self.key(prompt, score, None), prompt, score, None, **state)
-
-    def row(self, key: bytes, prompt: Prompt, score: Score, draw: int | None, **more: Any) -> dict[str, Any]:
-        """One row of the scores stage."""
-        denoiser = self.denoiser
-        return {
-            "key": key, "prompt_id": prompt.id, "score": score.label, "version": str(score.version), "draw": draw,
-            "status": "ok", "nfe": self._costs().get(score.label),
-            "dtype": str(denoiser.dtype).removeprefix("torch.") if denoiser is not None else None,
-            "device": str(denoiser.device) if denoiser is not None else None, **more,
-        }  # fmt: skip
-
-    def _costs(self) -> dict[str, float]:
-        if not hasattr(self, "_known_costs"):
-            self._known_costs = scoring_costs(self.scores, self.denoiser, len(self.prompts), self.settings)
-        return self._known_costs
-
-
-def scoring_costs(
-    scores: Sequence[Score], denoiser: Denoiser | None, prompts: int, settings: Scoring
-) -> dict[str, float]:
-    """NFE per prompt and draw of each score (and of each component) when run alone; refused scores are absent."""
-    costs: dict[str, float] = {}
-    for score in [*scores, *row_scores(scores)]:
-        try:
-            if denoiser is None:
-                continue
-            costs[score.label] = nfe_per_prompt_seed(
-                score, denoiser, max(prompts, 1), settings.draws, settings.noise == "bank"
-            )
-        except ScoreRefused:
-            continue
-    return costs
-
-
-def planned_nfe(scores: Sequence[Score], denoiser: Denoiser, prompts: int, settings: Scoring) -> int:
-    """NFE of a whole scoring run, for --dry-run."""
-    runnable = []
-    for score in row_scores(scores):
-        try:
-            score.needs(denoiser)
-        except ScoreRefused:
-            continue
-        runnable.append(score)
-    return Plan.for_scores(runnable, denoiser).nfe(prompts, settings.draws, settings.noise == "bank")
+                    yield self.maker.row(prompt, score, None, **state)
 
 
 def _blocks(items: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:

@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from diffmem.data.prompts import PromptList
+from diffmem.engine.score_rows import ScoreRows
 from diffmem.errors import ScoreRefused
 from diffmem.runs.keys import row_key
-from diffmem.scores.base import PromptSet, SetScore
-
-if TYPE_CHECKING:
-    from diffmem.engine.score_prompts import Scorer
+from diffmem.runs.store import RunStore
+from diffmem.scores.base import DenoiserScore, PromptSet, SetScore
 
 
-def score_sets(scorer: Scorer) -> Iterator[dict[str, Any]]:
-    """Rows of every set score; a prompt whose components failed gets an error row, the others go on."""
-    sets = [score for score in scorer.scores if isinstance(score, SetScore)]
+def score_sets(
+    maker: ScoreRows, store: RunStore, prompts: PromptList, parts: Sequence[DenoiserScore], refused: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Rows of every set score; a prompt whose components failed gets an error row, the others go on.
+
+    Args:
+        maker: keys and rows of this run.
+        store: where the rows of the components are.
+        prompts: all prompts of the run.
+        parts: the row-wise scores that could run.
+        refused: score label -> reason; scores that cannot be computed are added.
+    """
+    sets = [score for score in maker.scores if isinstance(score, SetScore)]
     if not sets:
         return
-    values = _component_values(scorer)
+    values = _component_values(maker, store, prompts, parts)
     for score in sets:
         labels = [part.label for part in score.component_scores()]
-        lacking = [label for label in labels if label in scorer.refused]
+        lacking = [label for label in labels if label in refused]
         if lacking:
-            scorer.refused[score.label] = scorer.refused[lacking[0]]
+            refused[score.label] = refused[lacking[0]]
             continue
-        complete = [p for p in scorer.prompts if p.problem is None and all(p.id in values[label] for label in labels)]
+        complete = [p for p in prompts if p.problem is None and all(p.id in values[label] for label in labels)]
         # The values depend on every prompt and label of the set: its hash says whether the rows there still hold.
-        content = row_key(prompts=[[p.id, p.text, p.label] for p in complete], draws=scorer.settings.draws).hex()
-        if _up_to_date(scorer, score, content):
+        content = row_key(prompts=[[p.id, p.text, p.label] for p in complete], draws=maker.settings.draws).hex()
+        if _up_to_date(store, prompts, refused, score, content):
             continue
-        keys = {p.id: scorer.key(p, score, None) for p in scorer.prompts}
         prompt_set = PromptSet(
             [p.text for p in complete],
             [p.label for p in complete],
@@ -44,49 +53,49 @@ def score_sets(scorer: Scorer) -> Iterator[dict[str, Any]]:
                 raise ScoreRefused(f"{score.name} has no prompt whose components could be computed.")
             result, details = score.compute(prompt_set)
         except ScoreRefused as reason:
-            scorer.refused[score.label] = str(reason)
-            for prompt in scorer.prompts:
-                yield scorer.row(
-                    keys[prompt.id], prompt, score, None, status="skipped", error=str(reason),
+            refused[score.label] = str(reason)
+            for prompt in prompts:
+                yield maker.row(
+                    prompt, score, None, status="skipped", error=str(reason),
                     components=json.dumps({"set": content}),
                 )  # fmt: skip
             continue
         place = {prompt.id: i for i, prompt in enumerate(complete)}
-        for prompt in scorer.prompts:
+        for prompt in prompts:
             if prompt.id not in place:
                 error = prompt.problem or "a component of this score has no value for this prompt"
-                yield scorer.row(
-                    keys[prompt.id], prompt, score, None, status="error", error=error,
+                yield maker.row(
+                    prompt, score, None, status="error", error=error,
                     components=json.dumps({"set": content}),
                 )  # fmt: skip
                 continue
             draws = result[place[prompt.id]]
-            parts = details | {"per_draw": [float(v) for v in draws], "set": content}
-            yield scorer.row(
-                keys[prompt.id], prompt, score, None, value=float(draws.mean()), components=json.dumps(parts)
-            )
+            described = details | {"per_draw": [float(v) for v in draws], "set": content}
+            yield maker.row(prompt, score, None, value=float(draws.mean()), components=json.dumps(described))
 
 
-def _up_to_date(scorer: Scorer, score: SetScore, content: str) -> bool:
+def _up_to_date(store: RunStore, prompts: PromptList, refused: dict[str, str], score: SetScore, content: str) -> bool:
     """Whether every prompt has a row of this score that was computed on this very set."""
-    table = scorer.run.store.read("scores", ["prompt_id", "score", "components", "status", "error"])
+    table = store.read("scores", ["prompt_id", "score", "components", "status", "error"])
     rows = [row for row in table.to_pylist() if row["score"] == score.label]
     current = {r["prompt_id"] for r in rows if r["components"] and json.loads(r["components"]).get("set") == content}
     skipped = [r["error"] for r in rows if r["prompt_id"] in current and r["status"] == "skipped"]
     if skipped:
-        scorer.refused[score.label] = skipped[0]
-    return current >= {prompt.id for prompt in scorer.prompts}
+        refused[score.label] = skipped[0]
+    return current >= {prompt.id for prompt in prompts}
 
 
-def _component_values(scorer: Scorer) -> dict[str, dict[str, np.ndarray]]:
+def _component_values(
+    maker: ScoreRows, store: RunStore, prompts: PromptList, parts: Sequence[DenoiserScore]
+) -> dict[str, dict[str, np.ndarray]]:
     """Component label -> prompt id -> values of all draws; prompts with a missing draw are absent."""
-    table = scorer.run.store.read("scores", ["prompt_id", "score", "draw", "value", "status", "key"])
-    wanted = {scorer.key(p, s, d) for p in scorer.prompts for s in scorer.rows for d in range(scorer.settings.draws)}
-    found: dict[str, dict[str, dict[int, float]]] = {score.label: {} for score in scorer.rows}
+    table = store.read("scores", ["prompt_id", "score", "draw", "value", "status", "key"])
+    wanted = {maker.key(p, s, d) for p in prompts for s in parts for d in range(maker.settings.draws)}
+    found: dict[str, dict[str, dict[int, float]]] = {score.label: {} for score in parts}
     for row in table.to_pylist():
         if row["status"] == "ok" and row["key"] in wanted:
             found[row["score"]].setdefault(row["prompt_id"], {})[row["draw"]] = row["value"]
-    draws = range(scorer.settings.draws)
+    draws = range(maker.settings.draws)
     return {
         label: {
             prompt: np.array([by_draw[d] for d in draws])
