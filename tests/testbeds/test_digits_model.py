@@ -30,7 +30,7 @@ def unconditional_folder(tmp_path_factory):
 
 def test_training_lowers_the_loss(tmp_path):
     torch.set_num_threads(1)
-    log = train("unconditional", tmp_path, steps=50, seed=1)
+    log = train("unconditional", tmp_path, steps=32, seed=1)
     assert len(log["loss"]) == 2
     assert log["loss"][1] < 0.8 * log["loss"][0]
     assert json.loads((tmp_path / "log.json").read_text()) == log
