@@ -42,9 +42,10 @@ def tiny_sd(prediction: str = "epsilon", zero_snr: bool = False, seed: int = 0, 
     )  # fmt: skip
     if zero_snr:
         scheduler = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", **scheduler}
+    settings = {"steps_offset": 1, "set_alpha_to_one": False} | scheduler
     ddim = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        prediction_type=prediction, **({"steps_offset": 1} | scheduler),
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        prediction_type=prediction, **settings,
     )  # fmt: skip
     pipe = StableDiffusionPipeline(
         vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=ddim, safety_checker=None,
