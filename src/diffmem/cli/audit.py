@@ -31,6 +31,9 @@ def audit(
     false_positives: Annotated[float, Parameter(help="nominal rate of falsely called prompts")] = 0.01,
     micro_batch: Annotated[int, Parameter(help="rows per network call when scoring")] = 64,
     batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,
+    fail_if: Annotated[
+        tuple[str, ...], Parameter(help='exit with 1 if this holds of the findings, e.g. "copies>0"; may be repeated')
+    ] = (),
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
@@ -44,6 +47,7 @@ def audit(
         typed: prompts typed here, instead of --prompts FILE.
     """
     from diffmem.cli.estimates import add, estimate_generation, estimate_scoring, print_estimate
+    from diffmem.cli.gates import check_gates, parse_gate
     from diffmem.cli.output import emit_json, note
     from diffmem.cli.show import print_summary
     from diffmem.engine.audit import audit as run_audit
@@ -57,6 +61,8 @@ def audit(
         raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
     if work.shard is not None:
         raise UsageError("An audit is not sharded; shard its score and generate verbs over the same --out instead.")
+    for gate in fail_if:
+        parse_gate(gate)
     wanted = parse_scores(scores or DEFAULT_SCORES)
     listed, how = prompts.load(typed), sampling.sampling()
     folder = None if work.dry_run else need(out, "--out", "the audit needs a run directory")
@@ -80,4 +86,5 @@ def audit(
         note(text)
     summary = result.summary()
     emit_json(summary) if work.json else print_summary(summary)
+    check_gates(fail_if, summary)
     return 0
