@@ -20,51 +20,93 @@ def show(
         run: the folder given to --out.
     """
     from diffmem.cli.output import emit_json
-    from diffmem.report.summary import summarize
+    from diffmem.report.digest import build_digest
 
-    summary = summarize(run)
-    emit_json(summary) if json else print_summary(summary, top)
+    digest = build_digest(run, methods=json).model_dump(mode="json")
+    emit_json(digest) if json else print_summary(digest, top)
     return 0
 
 
 def print_summary(summary: dict[str, Any], top: int = 5) -> None:
-    """A summary for people, on stdout."""
-    from diffmem.cli.output import emit_table, number, percent
+    """A digest (as plain values) for people, on stdout."""
+    from diffmem.cli.output import plain
 
-    model, prompts, check = summary["model"], summary["prompts"], summary["check"]
+    model, prompts = summary["model"], summary["prompts"]
     print(f"Run      {summary['run']}, begun {summary['created']}")
     kind = f", {model['family']}, predicts {model['prediction']}, {model['dtype']} on {model['device']}"
-    print(f"Model    {model.get('name', '?')} ({model['fingerprint'][:12]}{kind if 'family' in model else ''})")
-    if check is not None:
-        print(f"Check    {'passed' if check['passed'] else 'FAILED'}: {check['message']}")
-    print(f"Prompts  {prompts['total']}, {prompts['truncated']} longer than the tokenizer takes")
-    for name, stage in summary["stages"].items():
-        if stage["state"] != "done":
-            print(f"         the stage {name} is {stage['state']} at {stage['done']} of {stage['total']}")
-    rows = [
-        {**{k: s[k] for k in ("score", "prompts", "errors", "p05", "median", "p95")},
-         "highest": s["top"][0]["prompt"] if s["top"] else s["reason"]}
-        for s in summary["scores"]
-    ]  # fmt: skip
-    if rows:
-        print()
-        emit_table(rows, title="Scores (higher = more memorized; uncalibrated, so compare within this run)")
-    for score in summary["scores"][: 1 if top else 0]:
-        emit_table(score["top"][:top], ["value", "sd", "prompt_id", "prompt"], title=f"Highest by {score['score']}")
+    name, fingerprint = model["name"] or "?", (model["fingerprint"] or "no fingerprint")[:12]
+    print(f"Model    {plain(name)} ({fingerprint}{kind if model['family'] else ''})")
+    print(f"Finding  {summary['headline']}")
+    for check in summary["checks"]:
+        if check["state"] != "passed":
+            print(f"Check    {check['check']}: {check['state'].upper()}: {plain(check['found'])}")
+    if summary["check"] is not None and summary["check"]["passed"]:
+        print(f"Check    passed: {summary['check']['message']}")
+    print(f"Prompts  {prompts['total']}, {prompts['labelled']} labelled, {prompts['truncated']} cut by the tokenizer")
+    _print_scores(summary, top)
     if summary["images"] is not None:
         made = summary["images"]
         print(
             f"Images   {made['made']} made, {made['errors']} errors, {made['degenerate']} black or constant (set aside)"
         )
-    copies = summary["copies"]
-    if copies is not None:
-        _print_copies(copies, number, percent)
+    if summary["copies"] is not None:
+        _print_copies(summary["copies"])
+        _print_pairs(summary["galleries"], top)
     print("\nLimits")
     for text in summary["limits"]:
         print(f"  - {text}")
 
 
-def _print_copies(copies: dict[str, Any], number: Any, percent: Any) -> None:
+def _print_scores(summary: dict[str, Any], top: int) -> None:
+    from diffmem.cli.output import emit_table
+
+    rows = [
+        {**{k: s[k] for k in ("score", "prompts", "errors", "p05", "median", "p95")}, **_separation(s["roc"]),
+         "highest": s["top"][0]["prompt"] if s["top"] else s["reason"]}
+        for s in summary["scores"]
+    ]  # fmt: skip
+    if not rows:
+        return
+    if all(score["roc"] is None for score in summary["scores"]):
+        rows = [{k: v for k, v in row.items() if k not in ("AUROC", "TPR at 1 %")} for row in rows]
+    print()
+    emit_table(rows, title="Scores (higher = more memorized; uncalibrated, so compare within this run)")
+    shown = next((s for s in summary["scores"] if s["score"] == summary["table"]["ranking"]), None)
+    if top and shown is not None:
+        title = f"Highest by {shown['score']}"
+        emit_table(shown["top"][:top], ["value", "sd", "prompt_id", "prompt"], title=title)
+
+
+def _separation(roc: dict[str, Any] | None) -> dict[str, Any]:
+    from diffmem.cli.output import percent
+
+    if roc is None:
+        return {"AUROC": None, "TPR at 1 %": None}
+    first = roc["points"][0]
+    return {
+        "AUROC": f"{roc['auroc']:.3f}",
+        "TPR at 1 %": percent(first["tpr"]) if first["measurable"] else "not measurable",
+    }
+
+
+def _print_pairs(galleries: list[dict[str, Any]], top: int) -> None:
+    from diffmem.cli.output import emit_table
+
+    shown = next((g for g in galleries if g["section"] == "copies"), None)
+    if shown is None or not top:
+        return
+    rows = [
+        {"value": p["value"], "train_id": p["train_id"], "times in training": p["group_size"], "draw": p["draw"],
+         "prompt_id": p["prompt_id"], "prompt": p["prompt"]["text"]}
+        for p in shown["pairs"][:top]
+    ]  # fmt: skip
+    print()
+    emit_table(rows, title=f"Copies most alike ({min(top, len(shown['pairs']))} of {shown['groups']} training images)")
+
+
+def _print_copies(copies: dict[str, Any]) -> None:
+    from diffmem.cli.output import percent
+
     threshold = copies["threshold"]
     low, high = copies["prompts_copied_interval"] or (None, None)
     print(
@@ -100,7 +142,7 @@ def _print_copies(copies: dict[str, Any], number: Any, percent: Any) -> None:
 def _limit(threshold: dict[str, Any]) -> str:
     """The threshold in words: similarities count from a value on, distances up to one."""
     from diffmem.cli.output import number
-    from diffmem.report.summary import STATISTICS
+    from diffmem.report.verdict import STATISTICS
 
     side = "from" if threshold["statistic"] == "similarity" else "up to"
     return f"{side} {STATISTICS[threshold['statistic']]} {number(abs(threshold['value']))}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from diffmem.report.shape import CopiesDigest, Method
 from diffmem.scores import SCORES
 from diffmem.scores.base import About
 from diffmem.scores.spec import parameters_class
@@ -29,6 +30,60 @@ def one_method(name: str) -> dict[str, Any]:
         "sees": about.access, "NFE": about.cost, "fails when": about.fails_when, "unit": about.unit,
         "version": str(cls.version), **{f"  {field}": text for field, text in described.items()},
     }  # fmt: skip
+
+
+AGREEMENT = Method(
+    name="seed-agreement",
+    summary="mean similarity of the images that one prompt gives from different seeds; needs no training set",
+    formula="mean over pairs i < j of similarity(image_i, image_j)",
+    reference="Carlini et al., USENIX Security 2023, arXiv 2301.13188, section 4.2",
+    cost="0 beyond the images",
+    fails_when="a prompt allows one picture only, memorized or not",
+)
+STATISTICS = {
+    "normalised": (
+        "distance to the nearest training image over the mean distance to its neighbourhood",
+        "d1 / (0.5 * mean of the 50 smallest distances), near-duplicates counted once",
+        "Carlini et al., USENIX Security 2023, arXiv 2301.13188, section 5.1",
+    ),
+    "ratio": (
+        "distance to the nearest over distance to the second-nearest distinct training image",
+        "d1 / d2, near-duplicates counted once",
+        "Yoon et al., ICML 2023 workshop",
+    ),
+    "similarity": (
+        "similarity to the nearest training image",
+        "similarity of the two descriptors",
+        "Somepalli et al., CVPR 2023, arXiv 2212.03860",
+    ),
+}
+
+
+def used_methods(labels: Sequence[str], copies: CopiesDigest | None) -> tuple[Method, ...]:
+    """The methods of a run: its scores from their registry, then how copies were called."""
+    names = list(dict.fromkeys(label.partition(":")[0] for label in labels))
+    found = [AGREEMENT if name == AGREEMENT.name else _described(name) for name in names]
+    if copies is not None:
+        summary, formula, reference = STATISTICS[copies.threshold.statistic]
+        found.append(
+            Method(
+                name=f"{copies.descriptor}, {copies.threshold.statistic}", summary=f"copies: {summary}",
+                formula=formula, reference=reference, cost="0 beyond the images",
+                fails_when=f"it misses {copies.misses}" if copies.misses else "the descriptor misses an alteration",
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _described(name: str) -> Method:
+    if name not in SCORES:
+        unknown = "not known to this installation"
+        return Method(name=name, summary=unknown, formula="", reference="", cost="", fails_when="")
+    about = SCORES.get(name).about
+    return Method(
+        name=about.name, summary=about.summary, formula=about.formula, reference=about.reference, cost=about.cost,
+        fails_when=about.fails_when,
+    )  # fmt: skip
 
 
 def markdown_table(methods: Sequence[About]) -> str:

@@ -1,18 +1,67 @@
-"""The pictures of a run: which pairs are shown, and where they are written."""
+"""The pictures of a run: generated images from the store, training images from where they were indexed."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
 
 from diffmem.copies.index import CopyIndex
 from diffmem.data.png import decode_png
 from diffmem.errors import DataError
+from diffmem.report.digest import build_digest
 from diffmem.report.gallery import Pair, draw_pairs
-from diffmem.report.summary import STATISTICS, copy_rows
+from diffmem.report.prose import visible
+from diffmem.report.shape import Digest, Gallery, PairDigest
+from diffmem.report.verdict import STATISTICS
 from diffmem.runs.store import RunStore
 
 MOST = 25
+HEADINGS = {
+    "copies": "Called a copy",
+    "false": "Called a copy, but measured as not reproduced",
+    "missed": "Measured as reproduced, but not called a copy",
+}
+
+
+class Pictures:
+    """Both pictures of every pair of a digest, opened when they are asked for.
+
+    Args:
+        folder: the run directory.
+        digest: its digest.
+    """
+
+    def __init__(self, folder: Path, digest: Digest) -> None:
+        self._index: CopyIndex | None = None
+        self._problem = "no training set was searched"
+        if digest.copies is not None:
+            try:
+                self._index = CopyIndex.load(folder / "index" / digest.copies.descriptor)
+            except DataError as problem:
+                self._problem = f"the index cannot be opened: {problem}"
+        keys = {bytes.fromhex(pair.image_key) for gallery in digest.galleries for pair in gallery.pairs}
+        self._png = read_pngs(RunStore(folder), keys)
+
+    def generated(self, pair: PairDigest) -> Image.Image:
+        """The generated image; DataError if its row is damaged or gone."""
+        png = self._png.get(bytes.fromhex(pair.image_key))
+        if png is None:
+            raise DataError("An image of this run is missing; run the same command again.")
+        return decode_png(png)
+
+    def training(self, pair: PairDigest) -> tuple[Image.Image | None, str | None]:
+        """The training image, or None and why it is not to be had."""
+        if self._index is None:
+            return None, self._problem
+        try:
+            item = self._index.image(pair.train_id)
+        except DataError as problem:
+            return None, str(problem)
+        return item.image, item.problem
 
 
 def write_pictures(folder: Path) -> list[Path]:
@@ -20,77 +69,45 @@ def write_pictures(folder: Path) -> list[Path]:
 
     Each training image is shown once per sheet, in its most similar pair.
     """
-    store = RunStore(folder)
-    fact, rows = copy_rows(folder, store)
-    if fact is None:
+    digest = build_digest(folder, methods=False)
+    if digest.copies is None:
         return []
-    prompts = {row["prompt_id"]: row for row in store.read("prompts").to_pylist()}
-    best: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if row["statistic"] is not None and (
-            row["prompt_id"] not in best or row["statistic"] > best[row["prompt_id"]]["statistic"]
-        ):
-            best[row["prompt_id"]] = row
-    labels = {p: prompts[p]["label"] for p in best if p in prompts}
-    labelled = any(label is not None for label in labels.values())
-    sheets = {
-        "copies": (
-            "Called a copy",
-            [r for p, r in best.items() if r["copy"] and not (labelled and labels.get(p) is False)],
-        ),
-    }
-    if labelled:
-        sheets["false"] = ("Called a copy, but measured as not reproduced",
-                           [r for p, r in best.items() if r["copy"] and labels.get(p) is False])  # fmt: skip
-        sheets["missed"] = ("Measured as reproduced, but not called a copy",
-                            [r for p, r in best.items() if not r["copy"] and labels.get(p) is True])  # fmt: skip
-    index = _open_index(folder, fact)
+    galleries = {gallery.section: gallery for gallery in digest.galleries}
+    pictures = Pictures(folder, digest)
+    kind = STATISTICS[digest.copies.threshold.statistic]
     written = []
-    for name, (heading, chosen) in sheets.items():
-        shown = _distinct(sorted(chosen, key=lambda r: r["statistic"], reverse=True))
+    for name, heading in HEADINGS.items():
         path = folder / "pictures" / f"{name}.png"
-        if not shown:
+        gallery = galleries.get(name)  # type: ignore[call-overload]
+        if gallery is None:
             path.unlink(missing_ok=True)
             continue
         path.parent.mkdir(exist_ok=True)
-        kind = STATISTICS[fact["threshold"]["statistic"]]
-        text = f"{heading}: {len(chosen)} prompts, {len(shown)} shown"
+        shown = gallery.pairs[:MOST]
+        text = f"{heading}: {gallery.prompts} prompts, {len(shown)} shown"
         text += f" (left: generated, right: nearest training image, its id and {kind})"
-        pngs = _generated(store, {row["image_key"] for row in shown})
-        draw_pairs([_pair(row, prompts, pngs, index) for row in shown], text).save(path)
+        draw_pairs(_sheet(gallery, pictures), text).save(path)
         written.append(path)
     return written
 
 
-def _distinct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    seen: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        seen.setdefault(row["group"], row)
-    return list(seen.values())[:MOST]
+def _sheet(gallery: Gallery, pictures: Pictures) -> list[Pair]:
+    drawn = []
+    for pair in gallery.pairs[:MOST]:
+        detail = f"{pair.train_id}  {pair.value:.3f}" + (f"  x{pair.group_size}" if pair.group_size > 1 else "")
+        detail += "  (background)" if pair.background else ""
+        title = visible(pair.prompt.text)
+        drawn.append(Pair(pictures.generated(pair), pictures.training(pair)[0], title, detail))
+    return drawn
 
 
-def _open_index(folder: Path, fact: dict[str, Any]) -> CopyIndex | None:
-    try:
-        return CopyIndex.load(folder / "index" / fact["descriptor"]["name"])
-    except DataError:
-        return None
-
-
-def _pair(row: dict[str, Any], prompts: dict[str, Any], generated: dict[bytes, Any], index: CopyIndex | None) -> Pair:
-    training = index.image(row["train_id"]).image if index is not None else None
-    detail = f"{row['train_id']}  {abs(row['statistic']):.3f}" + (
-        f"  x{row['group_size']}" if row["group_size"] > 1 else ""
-    )
-    detail += "  (background)" if row["background"] else ""
-    return Pair(decode_png(generated[row["image_key"]]), training, prompts[row["prompt_id"]]["text"], detail)
-
-
-def _generated(store: RunStore, keys: set[bytes]) -> dict[bytes, bytes]:
+def read_pngs(store: RunStore, keys: Collection[bytes]) -> dict[bytes, bytes]:
     """PNG bytes of the images with these keys, in one pass over the store."""
     found: dict[bytes, bytes] = {}
+    wanted = pa.array(sorted(keys), pa.binary(16))
+    if not keys:
+        return found
     for table in store.stream("images", ["key", "png"]):
-        wanted = [key in keys for key in table["key"].to_pylist()]
-        found |= {row["key"]: row["png"] for row in table.filter(wanted).to_pylist()}
-    if keys - found.keys():
-        raise DataError("Images of this run are missing; run the same command again.")
+        rows = table.filter(pc.is_in(table["key"], value_set=wanted)).to_pylist()
+        found |= {row["key"]: row["png"] for row in rows if row["png"] is not None}
     return found

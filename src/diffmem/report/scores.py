@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffmem.report.table import ranking
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -18,12 +20,15 @@ def per_prompt(store: RunStore) -> dict[str, dict[str, dict[str, Any]]]:
     """Score label -> prompt id -> {"value", "draws", "sd", "status", "error"}; sd over the draws, None with one."""
     columns = ["prompt_id", "score", "draw", "value", "components", "status", "error"]
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for row in store.read("scores", columns).to_pylist():
-        found.setdefault(row["score"], {}).setdefault(row["prompt_id"], []).append(row)
-    return {label: {p: _merge(rows) for p, rows in prompts.items()} for label, prompts in found.items()}
+    for table in store.stream("scores", columns):
+        for row in table.to_pylist():
+            found.setdefault(row["score"], {}).setdefault(row["prompt_id"], []).append(row)
+    return {label: {p: _merge(found[label][p]) for p in sorted(found[label])} for label in sorted(found)}
 
 
 def _merge(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    if all(row["draw"] is None for row in rows):
+        rows = rows[-1:]  # computed on the latest set of prompts
     bad = [row for row in rows if row["status"] != "ok"]
     if bad:
         return {"value": None, "draws": 0, "sd": None, "status": bad[0]["status"], "error": bad[0]["error"]}
@@ -40,7 +45,7 @@ def top_prompts(store: RunStore, prompts: PromptList, wanted: Sequence[str], cou
     scores = per_prompt(store)
     labels = [label for label in wanted if label in scores]
     usable = [label for label in labels if any(e["status"] == "ok" for e in scores[label].values())]
-    ranking = next((label for label in _preference(usable)), None)
+    first = ranking(usable)
     rows = []
     for prompt in prompts:
         row: dict[str, Any] = {"prompt_id": prompt.id, "prompt": prompt.text}
@@ -49,9 +54,9 @@ def top_prompts(store: RunStore, prompts: PromptList, wanted: Sequence[str], cou
             row[label] = entry["value"] if entry is not None else None
             row[f"{label} sd"] = entry["sd"] if entry is not None else None
         problems = [scores[label][prompt.id]["error"] for label in labels if prompt.id in scores[label]]
-        row["problem"] = next((p for p in problems if p), prompt.problem) if ranking and row[ranking] is None else None
+        row["problem"] = next((p for p in problems if p), prompt.problem) if first and row[first] is None else None
         rows.append(row)
-    rows.sort(key=lambda row: -np.inf if ranking is None or row[ranking] is None else row[ranking], reverse=True)
+    rows.sort(key=lambda row: -np.inf if first is None or row[first] is None else row[first], reverse=True)
     kept = rows[:count]
     empty = [key for key in (kept[0] if kept else {}) if key.endswith(" sd") or key == "problem"]
     for key in empty:
@@ -59,9 +64,3 @@ def top_prompts(store: RunStore, prompts: PromptList, wanted: Sequence[str], cou
             for row in kept:
                 del row[key]
     return kept
-
-
-def _preference(labels: list[str]) -> list[str]:
-    """Which score ranks the prompts: the combination, else the norm, else whatever there is."""
-    names = ("anisotropy", "score-difference", "alignment")
-    return [lab for name in names for lab in labels if lab.partition(":")[0] == name] + labels

@@ -1,0 +1,190 @@
+"""The digest of a run: built from its rows and facts alone, in memory that the number of prompts bounds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffmem.copies.calibration import clopper_pearson
+from diffmem.report.columns import (
+    ERROR,
+    OK,
+    SKIPPED,
+    PromptColumns,
+    ScoreColumn,
+    joint_spread,
+    read_problems,
+    read_prompts,
+    read_score_rows,
+    read_texts,
+    score_columns,
+)  # fmt: skip
+from diffmem.report.matches import Matches, PerPrompt, judge, read_match_rows
+from diffmem.report.methods import used_methods
+from diffmem.report.pairs import Again, choose, galleries
+from diffmem.report.prose import Texts, shorten
+from diffmem.report.rates import finite, histogram, roc
+from diffmem.report.shape import (
+    CopiesDigest,
+    Digest,
+    ImageCounts,
+    ModelFacts,
+    PromptCounts,
+    ScoreDigest,
+    Threshold,
+    TopPrompt,
+)  # fmt: skip
+from diffmem.report.table import prompt_table, table_places
+from diffmem.report.verdict import checks, limits, verdict
+from diffmem.runs.atomic import write_atomic
+from diffmem.runs.facts import read_fact
+from diffmem.runs.manifest import read_manifest
+from diffmem.runs.store import RunStore
+
+FILE = "digest.json"
+TOP = 20
+LONGEST_REASON = 500
+
+
+def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
+    """Read a run directory into one object.
+
+    Args:
+        run_path: the folder given to --out.
+        methods: whether the methods are described too; this imports them, and with them torch.
+
+    Raises:
+        DataError: there is no run, or a file of it is damaged.
+        IncompatibleRun: a newer diffmem wrote it.
+    """
+    folder = Path(run_path)
+    manifest, store = read_manifest(folder), RunStore(folder)
+    match_rows = read_match_rows(store)
+    score_rows, reasons = read_score_rows(store)
+    prompts = read_prompts(store, score_rows, match_rows)
+    scores = score_columns(score_rows, reasons, prompts)
+    del score_rows
+    fact, matches = judge(folder, match_rows, prompts)
+    images = _images(store)
+    matches = None if images is None else matches  # images that are not in this run cannot be shown or counted
+    per_prompt = None if matches is None else matches.per_prompt(len(prompts.ids))
+    copies = None
+    if fact is not None and matches is not None and per_prompt is not None:
+        copies = _copies(fact, matches, per_prompt, prompts)
+
+    chosen = {} if matches is None else choose(matches, prompts)
+    table = table_places(scores, per_prompt, len(prompts.ids))
+    tops = {label: _top_places(column) for label, column in scores.items()}
+    claims = [prompts.id_of(int(matches.place[i])) for _, _, rows in chosen.values() for i in rows] if matches else []
+    claims += [prompts.id_of(i) for places in [*tops.values(), table] for i in places]
+    texts = Texts(read_texts(store, set(claims)), claims)
+    shown = {prompts.id_of(i) for places in tops.values() for i in places}
+    spread = joint_spread(store, [label for label, column in scores.items() if column.joint], shown)
+
+    problems = read_problems(store, [prompts.id_of(i) for i in table]) if reasons else {}
+
+    check, model = read_fact(folder, "check"), read_fact(folder, "model") or {}
+    model = {"fingerprint": manifest.fingerprints.get("model")} | {
+        key: value for key, value in model.items() if key in ModelFacts.model_fields
+    }
+    counted = PromptCounts(
+        total=prompts.listed, labelled=int((prompts.label >= 0).sum()), truncated=int(prompts.truncated.sum())
+    )
+    described = tuple(_score(label, scores[label], tops[label], spread, prompts, texts) for label in scores)
+    state, headline = verdict(copies, images)
+    return Digest(
+        run=str(folder), created=manifest.created, diffmem=manifest.diffmem_version, state=state, headline=headline,
+        model=ModelFacts(**model), check=check, plan=manifest.plan, stages=manifest.stages, commands=manifest.commands,
+        fingerprints=manifest.fingerprints, provenance=manifest.provenance, prompts=counted, scores=described,
+        images=images, copies=copies,
+        galleries=() if matches is None else galleries(
+            chosen, matches, prompts, texts, store, Again(manifest, model)
+        ),
+        table=prompt_table(table, scores, per_prompt, prompts, texts, problems),
+        checks=checks(check, manifest, counted, described, images, copies),
+        methods=used_methods(list(scores), copies) if methods else (),
+        limits=limits(copies, images),
+    )  # fmt: skip
+
+
+def write_digest(run_path: Path, digest: Digest) -> Path:
+    """Write `digest.json` into a run directory, whole or not at all; strict JSON."""
+    path = run_path / FILE
+    text = json.dumps(digest.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, text.encode("utf-8", errors="backslashreplace"))
+    return path
+
+
+def _score(
+    label: str,
+    column: ScoreColumn,
+    top: list[int],
+    spread: dict[tuple[str, str], list[float]],
+    prompts: PromptColumns,
+    texts: Texts,
+) -> ScoreDigest:
+    known = column.value[column.status == OK]
+    quantiles = [finite(q) for q in np.quantile(known, [0.05, 0.5, 0.95])] if len(known) else [None] * 3
+    best = []
+    for place in top:
+        key = prompts.id_of(place)
+        draws = spread.get((label, key), [])
+        sd = float(np.std(draws, ddof=1)) if len(draws) > 1 else float(column.sd[place])
+        text = texts.shown(key).text if texts.whole(key) is not None else None
+        best.append(TopPrompt(prompt_id=key, prompt=text, value=float(column.value[place]), sd=finite(sd)))
+    return ScoreDigest(
+        score=label,
+        prompts=len(known),
+        errors=int((column.status == ERROR).sum()),
+        skipped=int((column.status == SKIPPED).sum()),
+        reason=shorten(column.reason, LONGEST_REASON) if column.reason else None,
+        p05=quantiles[0],
+        median=quantiles[1],
+        p95=quantiles[2],
+        calibrated=False,
+        top=tuple(best),
+        histogram=histogram(column.value, prompts.label),
+        roc=roc(column.value, prompts.label),
+    )
+
+
+def _top_places(column: ScoreColumn) -> list[int]:
+    """Positions of the prompts with the highest finite values, falling."""
+    known = np.flatnonzero(np.isfinite(column.value))
+    return [int(i) for i in known[np.argsort(-column.value[known], kind="stable")[:TOP]]]
+
+
+def _images(store: RunStore) -> ImageCounts | None:
+    made = errors = degenerate = 0
+    for table in store.stream("images", ["degenerate", "status"]):
+        ok = np.asarray(table["status"]) == "ok"
+        made, errors = made + int(ok.sum()), errors + int((~ok).sum())
+        degenerate += int((ok & np.asarray(table["degenerate"].is_valid())).sum())
+    return ImageCounts(made=made, errors=errors, degenerate=degenerate) if made or errors else None
+
+
+def _copies(fact: dict[str, Any], matches: Matches, per_prompt: PerPrompt, prompts: PromptColumns) -> CopiesDigest:
+    judged, flagged = per_prompt.matched > 0, per_prompt.copied > 0
+
+    def count(label: int) -> tuple[int, int]:
+        mine = judged & (prompts.label == label)
+        return int(mine.sum()), int((mine & flagged).sum())
+
+    (planted, found), (negatives, false), (unlabelled, loose) = count(1), count(0), count(-1)
+    total, called = int(judged.sum()), int(flagged.sum())
+    threshold, descriptor = fact["threshold"], fact["descriptor"]
+    return CopiesDigest(
+        descriptor=descriptor["name"], misses=descriptor.get("misses"), searched=descriptor["images"],
+        unreadable=len(fact["problems"]), threshold=Threshold(**threshold), calibrated=threshold["calibrated"],
+        nominal_fpr=threshold["nominal_fpr"], images_matched=matches.rows.num_rows,
+        images_copied=int(matches.copy.sum()), prompts_matched=total, prompts_copied=called,
+        prompts_copied_interval=clopper_pearson(called, total) if total else None,
+        training_images_copied=len(np.unique(matches.group[matches.copy])),
+        planted=planted, found=found, found_interval=clopper_pearson(found, planted) if planted else None,
+        negatives=negatives, false=false, realised_fpr=false / negatives if negatives else None,
+        realised_fpr_interval=clopper_pearson(false, negatives) if negatives else None,
+        unlabelled=unlabelled, unlabelled_copied=loose,
+    )  # fmt: skip

@@ -1,0 +1,95 @@
+"""Texts as a report shows them: cut to a budget, without characters that steer the reader's screen."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Iterable
+
+from diffmem.report.shape import Text
+
+LONG = 4000
+SHORT = 200
+BUDGET = 1_000_000
+"""Characters of prompt text in one digest; when they are used up, further prompts are cut to SHORT."""
+
+_STEERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2028\u2029\u2066\u2067\u2068\u2069\ufeff")
+
+
+def visible(text: str) -> str:
+    """The text with control characters and direction overrides written as escapes; tabs and line feeds stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(char) if _steers(char) else char for char in text)
+
+
+def _steers(char: str) -> bool:
+    return char in _STEERING or (unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t")
+
+
+def _escaped(char: str) -> str:
+    return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most `limit` characters, an ellipsis as the last one where something was cut."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def cut(text: str, limit: int) -> Text:
+    """A prompt's beginning with the length and hash of the whole."""
+    digest = hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
+    return Text(text=text[:limit], length=len(text), sha256=digest)
+
+
+class Texts:
+    """The prompts that a digest shows, each cut once, all of them within the budget.
+
+    Args:
+        texts: id to prompt.
+        order: ids in the order in which they may claim the budget.
+    """
+
+    def __init__(self, texts: dict[str, str], order: Iterable[str]) -> None:
+        self._whole = texts
+        self._shown: dict[str, Text] = {}
+        left = BUDGET
+        for key in order:
+            if key not in self._shown:
+                text = texts.get(key, "")
+                limit = LONG if left >= min(len(text), LONG) else SHORT
+                left -= min(len(text), limit)
+                self._shown[key] = cut(text, limit)
+
+    def shown(self, key: str) -> Text:
+        """The prompt as it is shown."""
+        return self._shown[key]
+
+    def whole(self, key: str) -> str | None:
+        """The prompt itself; None where the run has no text for this id."""
+        return self._whole.get(key)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number for a person; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.{digits}g}".replace("-", "−")
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage, more digits where it is small; a dash where there is none."""
+    if share is None:
+        return "–"
+    value = 100 * share
+    if value and (value < 0.1 or (99.9 < value < 100)):
+        return f"{value:.2g} %" if value < 1 else f"{value:.2f} %"
+    return f"{value:.1f} %" if value % 1 else f"{value:.0f} %"
+
+
+def count(number_of: int, one: str, many: str | None = None) -> str:
+    """A number with its noun: `count(1, "image")` -> "1 image"."""
+    return f"{number_of:,} {one if number_of == 1 else many or one + 's'}"

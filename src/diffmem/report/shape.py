@@ -1,0 +1,291 @@
+"""The shape of a digest: everything that the report, the terminal and a machine are shown of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
+
+from diffmem.runs.manifest import StageStatus
+from diffmem.runs.provenance import Provenance
+
+DIGEST_VERSION = 1
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[Share, Share]
+Section = Literal["copies", "false", "missed", "below"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Text(_Part):
+    """A prompt as far as it is shown; `length` and `sha256` (first 16 hex digits) are those of the whole."""
+
+    text: str
+    length: int = Field(ge=0)
+    sha256: str
+
+
+class ModelFacts(_Part):
+    """What was audited; the fields after the fingerprint are null for a model that is only generated from."""
+
+    fingerprint: str | None = None
+    name: str | None = None
+    family: str | None = None
+    prediction: str | None = None
+    space: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+
+class PromptCounts(_Part):
+    """How many prompts the run has, how many carry a label, how many the tokenizer cut."""
+
+    total: int
+    labelled: int
+    truncated: int
+
+
+class TopPrompt(_Part):
+    """One of the highest prompts of a score; sd over the draws, null with one."""
+
+    prompt_id: str
+    prompt: str | None
+    value: FiniteFloat
+    sd: FiniteFloat | None
+
+
+class Histogram(_Part):
+    """Counts of finite values in bins; the first and last bin hold also what lies beyond them.
+
+    Attributes:
+        edges: [B + 1], rising.
+        total: [B] of all prompts.
+        positive, negative: [B] of prompts known to be reproduced, known not to be; null without labels of both kinds.
+        beyond: values outside the edges, which the outer bins count.
+    """
+
+    edges: tuple[FiniteFloat, ...]
+    total: tuple[int, ...]
+    positive: tuple[int, ...] | None
+    negative: tuple[int, ...] | None
+    beyond: int
+
+
+class RocPoint(_Part):
+    """Flagging at one threshold: TPR at the smallest threshold whose FPR is at most the nominal one."""
+
+    nominal_fpr: Share
+    realised_fpr: Share
+    threshold: FiniteFloat | None
+    tpr: Share
+    tpr_interval: Interval
+    measurable: bool
+
+
+class Roc(_Part):
+    """How a score separates the labelled prompts of this run.
+
+    Attributes:
+        positives, negatives: labelled prompts with a value.
+        auroc: Mann-Whitney, ties counted half.
+        interval: 95 % interval of the AUROC; null where none was computed, `interval_note` says why or how.
+        points: at 1 % and 5 % nominal FPR.
+        curve: (FPR, TPR) of rising FPR, thinned for drawing.
+    """
+
+    positives: int
+    negatives: int
+    auroc: Share
+    interval: Interval | None
+    interval_note: str
+    points: tuple[RocPoint, ...]
+    curve: tuple[tuple[Share, Share], ...]
+
+
+class ScoreDigest(_Part):
+    """One score over all prompts; `reason` is the first problem of those without a value."""
+
+    score: str
+    prompts: int
+    errors: int
+    skipped: int
+    reason: str | None
+    p05: FiniteFloat | None
+    median: FiniteFloat | None
+    p95: FiniteFloat | None
+    calibrated: bool
+    top: tuple[TopPrompt, ...]
+    histogram: Histogram | None
+    roc: Roc | None
+
+
+class ImageCounts(_Part):
+    """Generated images: made, failed, and black or constant ones, which are set aside."""
+
+    made: int
+    errors: int
+    degenerate: int
+
+
+class Threshold(_Part):
+    """From where on a match is called a copy; see `copies.calibration.CopyThreshold` for the fields."""
+
+    statistic: Literal["similarity", "ratio", "normalised"]
+    value: FiniteFloat
+    nominal_fpr: Share
+    per_image_fpr: Share
+    images_per_prompt: int
+    reference: str | None
+    n_reference: int
+    realised_fpr: Share | None
+    realised_interval: Interval | None
+    calibrated: bool
+    note: str
+
+
+class CopiesDigest(_Part):
+    """What the search of the training set found; a prompt is called a copy if one of its images is.
+
+    Attributes:
+        planted, found: prompts known to be reproduced, and how many of them were called copies.
+        negatives, false: prompts known not to be, and how many of them were called copies.
+    """
+
+    descriptor: str
+    misses: str | None
+    searched: int
+    unreadable: int
+    threshold: Threshold
+    calibrated: bool
+    nominal_fpr: Share
+    images_matched: int
+    images_copied: int
+    prompts_matched: int
+    prompts_copied: int
+    prompts_copied_interval: Interval | None
+    training_images_copied: int
+    planted: int
+    found: int
+    found_interval: Interval | None
+    negatives: int
+    false: int
+    realised_fpr: Share | None
+    realised_fpr_interval: Interval | None
+    unlabelled: int
+    unlabelled_copied: int
+
+
+class PairDigest(_Part):
+    """A generated image beside its nearest training image.
+
+    Attributes:
+        value: the statistic as people read it (distances are not negated).
+        group_size: near-duplicates of the training image in the training set.
+        prompts, images: how many prompts and images of the run have this training group as their nearest copy.
+        image_key: hexadecimal key of the generated image in the store.
+        command: one line that makes the image again (the last one that it makes); null where none can be written.
+    """
+
+    prompt_id: str
+    prompt: Text
+    label: bool | None
+    draw: int
+    train_id: str
+    group: str
+    group_size: int
+    background: bool
+    value: FiniteFloat
+    similarity: FiniteFloat | None
+    copy_called: bool
+    prompts: int
+    images: int
+    image_key: str
+    seed: int | None
+    command: str | None
+
+
+class Gallery(_Part):
+    """Pairs of one kind, most alike first, one per training group; `groups` and `prompts` count all there are."""
+
+    section: Section
+    prompts: int
+    groups: int
+    pairs: tuple[PairDigest, ...]
+
+
+class PromptRow(_Part):
+    """One prompt of the table; `values` stand in the order of `PromptTable.scores`."""
+
+    prompt_id: str
+    prompt: Text
+    label: bool | None
+    truncated: bool
+    copied: int | None
+    matched: int | None
+    value: FiniteFloat | None
+    values: tuple[FiniteFloat | None, ...]
+    problem: str | None
+
+
+class PromptTable(_Part):
+    """The prompts with copies first, then by falling `ranking` score; only the first rows of a long list."""
+
+    scores: tuple[str, ...]
+    ranking: str | None
+    total: int
+    rows: tuple[PromptRow, ...]
+
+
+class Check(_Part):
+    """Something that was looked at before the numbers were believed."""
+
+    check: str
+    state: Literal["passed", "failed", "note", "not run"]
+    found: str
+
+
+class Method(_Part):
+    """A method that the run used, as its registry describes it."""
+
+    name: str
+    summary: str
+    formula: str
+    reference: str
+    cost: str
+    fails_when: str
+
+
+class Digest(_Part):
+    """Everything that is shown of a run; a part that was not run is null."""
+
+    digest_version: Literal[1] = 1
+    run: str
+    created: str
+    diffmem: str
+    state: Literal["copies", "none", "not searched"]
+    headline: str
+    model: ModelFacts
+    check: dict[str, JsonValue] | None
+    plan: dict[str, JsonValue]
+    stages: dict[str, StageStatus]
+    commands: tuple[tuple[str, ...], ...]
+    fingerprints: dict[str, str]
+    provenance: Provenance
+    prompts: PromptCounts
+    scores: tuple[ScoreDigest, ...]
+    images: ImageCounts | None
+    copies: CopiesDigest | None
+    galleries: tuple[Gallery, ...]
+    table: PromptTable
+    checks: tuple[Check, ...]
+    methods: tuple[Method, ...]
+    limits: tuple[str, ...]
+
+
+def digest_schema() -> dict[str, Any]:
+    """JSON schema of `digest.json`."""
+    schema = Digest.model_json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "diffmem digest", **schema}

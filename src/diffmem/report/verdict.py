@@ -1,0 +1,128 @@
+"""What a digest says in sentences: the headline, the checks that ran, and what the report cannot show."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from diffmem.report.prose import count, number, percent
+from diffmem.report.shape import Check, CopiesDigest, ImageCounts, PromptCounts, ScoreDigest
+from diffmem.runs.manifest import Manifest
+
+STATISTICS = {"similarity": "similarity", "ratio": "d1/d2", "normalised": "normalised distance"}
+"""How the statistic of a match is called where people read it; for the two distances lower is more alike."""
+
+State = Literal["copies", "none", "not searched"]
+
+
+def verdict(copies: CopiesDigest | None, images: ImageCounts | None) -> tuple[State, str]:
+    """The one sentence that a reader takes away."""
+    if copies is None:
+        what = "no images were generated" if images is None else "no training set was given"
+        return "not searched", f"Copies were not searched: {what}."
+    if not copies.prompts_matched:
+        return "not searched", "Copies were not searched: no generated image could be matched."
+    if copies.prompts_copied:
+        return "copies", (
+            f"{copies.prompts_copied:,} of {count(copies.prompts_matched, 'prompt')} gave images that are called "
+            f"copies of {count(copies.training_images_copied, 'training image')}."
+        )
+    return "none", (
+        f"No copy was found: {count(copies.images_matched, 'image')} from {count(copies.prompts_matched, 'prompt')} "
+        f"against {count(copies.searched, 'training image')}."
+    )
+
+
+def limits(copies: CopiesDigest | None, images: ImageCounts | None) -> tuple[str, ...]:
+    """What the report cannot show."""
+    said = ["Scores rank the prompts of one model; without a calibration on reference prompts they are no verdict."]
+    if images is None:
+        said.append("No images were generated: whether a training image is copied was not looked at.")
+    elif copies is None:
+        said.append(
+            "No training set was searched: agreement between seeds hints at memorization, but which image is copied, "
+            "and whether any is, cannot be known."
+        )
+    else:
+        said.append(
+            f"Copies were searched among {copies.searched} training images with {copies.descriptor}, which misses "
+            f"{copies.misses or 'what it was not made for'}. Images that are not among these cannot be found."
+        )
+        if not copies.calibrated:
+            said.append("The threshold of a copy is uncalibrated: its false-positive rate is unknown.")
+        said.append("That no copy was found from a prompt does not show that there is none: few seeds were tried.")
+    return tuple(said)
+
+
+def checks(
+    fact: dict[str, Any] | None,
+    manifest: Manifest,
+    prompts: PromptCounts,
+    scores: tuple[ScoreDigest, ...],
+    images: ImageCounts | None,
+    copies: CopiesDigest | None,
+) -> tuple[Check, ...]:
+    """Everything that was looked at, also where nothing was found."""
+    found = [
+        Check(check="scoring sees the pipeline's network", state="not run", found="this model was not compared")
+        if fact is None
+        else Check(
+            check="scoring sees the pipeline's network",
+            state="passed" if fact["passed"] else "failed",
+            found=str(fact["message"]),
+        )
+    ]
+    for name, stage in manifest.stages.items():
+        total = f" of {stage.total:,}" if stage.total is not None else ""
+        found.append(
+            Check(
+                check=f"stage {name} is complete", state="passed" if stage.state == "done" else "failed",
+                found=f"{stage.state}: {stage.done:,}{total} rows in {number(stage.seconds, 3)} s",
+            )
+        )  # fmt: skip
+    cut = f"{count(prompts.truncated, 'prompt')} of {prompts.total:,} longer: the model saw their beginning only"
+    found.append(
+        Check(check="prompts fit the tokenizer", state="note" if prompts.truncated else "passed",
+              found=cut if prompts.truncated else f"all {prompts.total:,}")
+    )  # fmt: skip
+    for score in scores:
+        if score.errors or score.skipped:
+            text = f"{score.errors:,} errors, {score.skipped:,} skipped, {score.prompts:,} with a value"
+            reason = f": {score.reason}" if score.reason else ""
+            found.append(Check(check=f"score {score.score}", state="note", found=text + reason))
+    if images is not None:
+        found.append(
+            Check(
+                check="images can be judged",
+                state="note" if images.errors or images.degenerate else "passed",
+                found=f"{images.made:,} made, {images.errors:,} failed, {images.degenerate:,} black or constant "
+                "(set aside)",
+            )
+        )
+    return tuple(found) + (_copy_checks(copies) if copies is not None else ())
+
+
+def _copy_checks(copies: CopiesDigest) -> tuple[Check, ...]:
+    read = f"{copies.searched:,} described, {copies.unreadable:,} unreadable"
+    found = [Check(check="training images", state="note" if copies.unreadable else "passed", found=read)]
+    threshold = copies.threshold
+    if threshold.calibrated and threshold.realised_interval is not None:
+        low, high = threshold.realised_interval
+        text = (
+            f"flags {percent(threshold.realised_fpr)} of {threshold.n_reference:,} reference images (95 % interval "
+            f"{percent(low)} to {percent(high)}; nominal {percent(threshold.per_image_fpr)} per image)"
+        )
+        found.append(Check(check="copy threshold is calibrated", state="passed", found=text))
+    else:
+        found.append(
+            Check(check="copy threshold is calibrated", state="failed", found=threshold.note or "no reference")
+        )
+    if copies.realised_fpr_interval is not None:
+        low, high = copies.realised_fpr_interval
+        text = (
+            f"{copies.false:,} of {count(copies.negatives, 'prompt')} known not to be reproduced were called copies: "
+            f"{percent(copies.realised_fpr)} (95 % interval {percent(low)} to {percent(high)}; nominal "
+            f"{percent(copies.nominal_fpr)})"
+        )
+        state: Literal["passed", "failed"] = "passed" if low <= copies.nominal_fpr else "failed"
+        found.append(Check(check="false positives on labelled prompts", state=state, found=text))
+    return tuple(found)
