@@ -11,11 +11,10 @@ import torch
 
 from diffmem.errors import ModelError
 from diffmem.models.conditioning import Conditioning
-from diffmem.models.denoiser import Denoiser
-from diffmem.models.families._schedulers import discrete_schedule, prediction_of
+from diffmem.models.families._pipeline import PipelineDenoiser, network_times
 
 
-class TextUNet(Denoiser):
+class TextUNet(PipelineDenoiser):
     """A diffusers pipeline with `unet`, `vae`, `text_encoder` and `tokenizer`, such as StableDiffusionPipeline."""
 
     family = "text-unet"
@@ -35,13 +34,7 @@ class TextUNet(Denoiser):
                 "This UNet is guidance-distilled (time_cond_proj_dim is set): it has no unconditional branch. "
                 "Audit the model that it was distilled from."
             )
-        self.pipeline = pipeline
-        self.schedule = discrete_schedule(pipeline.scheduler)
-        self.prediction = prediction_of(pipeline.scheduler)
-        size = config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        self.sample_shape = (config.in_channels, height, width)
-        self._null: Conditioning | None = None
+        super().__init__(pipeline)
 
     @staticmethod
     def fits(pipeline: Any) -> bool:
@@ -54,17 +47,6 @@ class TextUNet(Denoiser):
             and type(parts["unet"]).__name__ == "UNet2DConditionModel"
             and hasattr(pipeline, "encode_prompt")
         )
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        """Where the pipeline runs its network (also under CPU offload)."""
-        return torch.device(self.pipeline._execution_device)
-
-    @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """The UNet's floating type."""
-        dtype: torch.dtype = self.pipeline.unet.dtype
-        return dtype
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The pipeline's own encoding of each prompt, {"encoder_hidden_states": [B, tokens, width]}."""
@@ -82,17 +64,13 @@ class TextUNet(Denoiser):
             cut.append(tokenizer.decode(ids[limit - 1 : -1]).strip() if len(ids) > limit else None)
         return tuple(cut)
 
-    def null(self) -> Conditioning:
-        """The encoding of the empty prompt, computed once."""
-        if self._null is None:
-            self._null = self.encode_prompts([""])
-        return self._null
-
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
-        """The UNet's output; whole times are passed as integers, as the pipeline does."""
-        times = t.long() if bool((t == t.round()).all()) else t.to(torch.float32)
+        """The UNet's output."""
         output: torch.Tensor = self.pipeline.unet(
-            x, times, encoder_hidden_states=cond.tensors["encoder_hidden_states"].to(self.dtype), return_dict=False
+            x,
+            network_times(t),
+            encoder_hidden_states=cond.tensors["encoder_hidden_states"].to(self.dtype),
+            return_dict=False,
         )[0]
         return output
 
@@ -117,10 +95,6 @@ class TextUNet(Denoiser):
             0
         ]
         return images
-
-    def network_modules(self) -> list[torch.nn.Module]:
-        """The UNet."""
-        return [self.pipeline.unet]
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, Any, dict[str, Any]]:
         """(x, t, {"encoder_hidden_states"}) of one call of the UNet."""
