@@ -35,6 +35,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "index": ("diffmem.cli.index:index", "Describe a training set once, for later matching."),
     "match": ("diffmem.cli.match:match", "Find the nearest training images of generated images."),
     "show": ("diffmem.cli.show:show", "Print what a run found."),
+    "report": ("diffmem.cli.report:report", "Write the report of a run: one HTML file, offline."),
+    "schema": ("diffmem.cli.schema:schema", "Print the JSON schema of what diffmem writes."),
     "methods": (
         "diffmem.cli.methods:methods",
         "List the methods: what they need, what they cost, where they come from.",

@@ -1,0 +1,36 @@
+"""diffmem report: the report of a run as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+
+def report(
+    run: Path,
+    *,
+    out: Annotated[Path | None, Parameter(help="the file; default: report.html in the run directory")] = None,
+    redact: Annotated[
+        Literal["none", "blur", "hash"] | None,
+        Parameter(help="pictures: as they are, blurred, or left out; default: none in the run directory, else blur"),
+    ] = None,
+    hash_prompts: Annotated[bool, Parameter(negative="", help="show hashes instead of prompts")] = False,
+) -> int:
+    """Write the report of a run: one HTML file that needs no network and no script.
+
+    A report of copies republishes training images: one that leaves the run directory is blurred unless you say
+    otherwise.
+
+    Args:
+        run: the folder given to --out of the run.
+    """
+    from diffmem.report.html import write_report
+
+    inside = out is None or out.resolve().is_relative_to(run.resolve())
+    chosen: Literal["none", "blur", "hash"] = redact or ("none" if inside else "blur")
+    path = write_report(run, chosen, hash_prompts, out)
+    pictures = {"none": "pictures as they are", "blur": "pictures blurred", "hash": "no pictures"}[chosen]
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {pictures})")
+    return 0
