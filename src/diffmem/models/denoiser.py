@@ -100,6 +100,14 @@ class Denoiser(ABC):
         times = torch.as_tensor(t, dtype=torch.float64).reshape(-1).cpu()
         return times.expand(size) if len(times) == 1 else times
 
+    def generation_arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """How the family's pipeline is told the prompts (class-conditional ones take labels)."""
+        return {"prompt": list(prompts)}
+
+    def initial_latents(self, noise: torch.Tensor) -> torch.Tensor:
+        """Noise [B, *sample_shape] in the layout in which the family's pipeline takes it."""
+        return noise
+
     def network_modules(self) -> list[torch.nn.Module]:
         """The modules whose forward calls are this model's network evaluations (for hooks and timing)."""
         return []
@@ -107,3 +115,7 @@ class Denoiser(ABC):
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, Any, dict[str, Any]]:
         """(x, t, conditioning tensors) from the arguments with which a pipeline called the network."""
         raise ModelError(f"The family {self.family} has no network module whose calls could be read.")
+
+    def read_output(self, output: torch.Tensor) -> torch.Tensor:
+        """What the pipeline takes from the network's raw output (without a learned variance, unpacked)."""
+        return output

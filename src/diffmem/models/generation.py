@@ -125,7 +125,7 @@ def generate(
     arguments: dict[str, Any] = {"output_type": "pil"}
     if "latents" in parameters:
         noise = torch.stack([gaussian(_noise_shape(pipeline, denoiser, sampling), root_seed, *n) for n in names])
-        arguments["latents"] = noise.to(denoiser.device, denoiser.dtype)
+        arguments["latents"] = denoiser.initial_latents(noise.to(denoiser.device, denoiser.dtype))
     if "generator" in parameters:
         device = "cpu" if denoiser.device.type != "mps" else denoiser.device
         arguments["generator"] = [torch.Generator(device).manual_seed(seed_of(root_seed, *n)) for n in names]
@@ -133,8 +133,8 @@ def generate(
         raise ModelError(
             f"{type(pipeline).__name__} takes neither `latents` nor `generator`: its images cannot be seeded."
         )
-    if "prompt" in parameters:
-        arguments["prompt"] = list(prompts)
+    if denoiser.conditional:
+        arguments |= denoiser.generation_arguments(prompts)
     elif "batch_size" in parameters:
         arguments["batch_size"] = len(prompts)
     optional = {

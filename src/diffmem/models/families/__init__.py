@@ -12,6 +12,11 @@ FAMILIES: Registry[type[Denoiser]] = Registry(
     "families",
     {
         "text-unet": "diffmem.models.families.text_unet:TextUNet",
+        "sdxl": "diffmem.models.families.sdxl:SDXL",
+        "sd3": "diffmem.models.families.sd3:SD3",
+        "flux": "diffmem.models.families.flux:Flux",
+        "pixart": "diffmem.models.families.pixart:PixArt",
+        "dit": "diffmem.models.families.dit:DiT",
         "pixel-unet": "diffmem.models.families.pixel_unet:PixelUNet",
     },
 )

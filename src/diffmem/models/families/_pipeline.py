@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from diffmem.errors import ModelError
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.families._schedulers import discrete_schedule, prediction_of
@@ -60,6 +61,37 @@ class PipelineDenoiser(Denoiser):
         if self._null is None:
             self._null = self.encode_prompts([""])
         return self._null
+
+
+class LatentDenoiser(PipelineDenoiser):
+    """A PipelineDenoiser that works in the latent space of the pipeline's `vae`."""
+
+    space = "latent"
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Images in [-1, 1] -> scaled latents (the mean of the VAE's posterior)."""
+        vae = self.pipeline.vae
+        images = images.to(self.device, vae.dtype)
+        if images.shape[1] == 1 != vae.config.in_channels:
+            images = images.expand(-1, vae.config.in_channels, -1, -1)
+        latents: torch.Tensor = (vae.encode(images).latent_dist.mean - self._shift) * vae.config.scaling_factor
+        if tuple(latents.shape[1:]) != self.sample_shape:
+            raise ModelError(
+                f"Images of {tuple(images.shape[-2:])} pixels give latents {tuple(latents.shape[1:])}, but this model "
+                f"takes {self.sample_shape}: resize the images first."
+            )
+        return latents
+
+    def decode(self, x0: torch.Tensor) -> torch.Tensor:
+        """Scaled latents -> images, about [-1, 1]."""
+        vae = self.pipeline.vae
+        latents = x0.to(self.device, vae.dtype) / vae.config.scaling_factor + self._shift
+        images: torch.Tensor = vae.decode(latents, return_dict=False)[0]
+        return images
+
+    @property
+    def _shift(self) -> float:
+        return float(self.pipeline.vae.config.get("shift_factor") or 0.0)
 
 
 def network_times(t: torch.Tensor) -> torch.Tensor:

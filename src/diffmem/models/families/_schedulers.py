@@ -6,7 +6,7 @@ from typing import Any
 
 from diffmem.errors import ModelError
 from diffmem.models.parameterization import Prediction
-from diffmem.models.schedule import DiscreteSchedule, Schedule
+from diffmem.models.schedule import DiscreteSchedule, FlowSchedule, Schedule
 
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 
@@ -38,3 +38,35 @@ def discrete_schedule(scheduler: Any) -> Schedule:
         return [float(t) for t in ddim.timesteps]
 
     return DiscreteSchedule(ddim.alphas_cumprod, times)
+
+
+def flow_schedule(scheduler: Any, tokens: int | None = None) -> Schedule:
+    """The rectified-flow schedule of a flow-matching scheduler, with the times at which it would stop.
+
+    Args:
+        scheduler: FlowMatchEulerDiscreteScheduler or one with its config.
+        tokens: image tokens of one sample, for schedulers that shift their times with the image's size.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    config = scheduler.config
+    if "shift" not in config:
+        raise ModelError(
+            f"{type(scheduler).__name__} has no flow shift in its config, so it is no flow-matching scheduler."
+        )
+    euler = FlowMatchEulerDiscreteScheduler.from_config(config)
+    shifting: dict[str, Any] = {}
+    if config.get("use_dynamic_shifting"):
+        if tokens is None:
+            raise ModelError("This scheduler shifts its times with the image's size, which this family does not know.")
+        # The line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift), as the pipelines draw it.
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        shifting["mu"] = base + (tokens - low) * (top - base) / (high - low)
+
+    def times(steps: int) -> list[float]:
+        sigmas = [1 - i / steps for i in range(steps)] if shifting else None
+        euler.set_timesteps(None if sigmas else steps, sigmas=sigmas, **shifting)
+        return [float(t) for t in euler.timesteps]
+
+    return FlowSchedule(float(config.num_train_timesteps), times)

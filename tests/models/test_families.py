@@ -1,0 +1,136 @@
+"""Every family on real classes, saved and loaded from disk: the check, batches, scores or a clear refusal."""
+
+import numpy as np
+import pytest
+import torch
+from tests import tiny_families
+from tests.tiny_families import FAMILIES
+
+from diffmem.engine.score_prompts import score
+from diffmem.errors import ModelError
+from diffmem.models.generation import Sampling
+from diffmem.models.ode import sample
+from diffmem.models.target import Target
+from diffmem.report.scores import per_prompt
+
+PROMPTS = {"dit": ["207", "3"]}
+SIZE = {"flux": {"height": 16, "width": 16}, "sd3": {"height": 16, "width": 16}}
+
+
+def sampling(name, **more):
+    return Sampling(steps=2, **SIZE.get(name, {}), **more)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def loaded(request, tmp_path_factory):
+    name = request.param
+    pipe = FAMILIES[name]()
+    folder = tmp_path_factory.mktemp("families") / name
+    pipe.save_pretrained(folder, safe_serialization=True)
+    target = Target.from_pretrained(folder)
+    if name == "flux":
+        target = Target.from_pipeline(pipe)
+    return name, target, PROMPTS.get(name, ["a fox", "abc"])
+
+
+def test_the_family_is_recognised_and_its_check_passes(loaded):
+    name, target, prompts = loaded
+    assert target.denoiser.family == name
+    result = target.check(prompts[0], sampling(name))
+    assert result.passed, result.message
+    assert result.calls == 2
+    assert not any(m._forward_hooks for m in target.denoiser.network.modules())
+
+
+def test_predictions_do_not_depend_on_the_batch(loaded):
+    _, target, prompts = loaded
+    denoiser = target.denoiser
+    x = torch.randn(2, *denoiser.sample_shape, generator=torch.Generator().manual_seed(0))
+    t = denoiser.schedule.sampling_times(4)[1]
+    with torch.no_grad():
+        cond = denoiser.encode_prompts(prompts)
+        both = denoiser.predict(x, t, cond)
+        assert both.shape == x.shape
+        for i in range(2):
+            torch.testing.assert_close(
+                both[i : i + 1], denoiser.predict(x[i : i + 1], t, cond.select([i])), rtol=1e-4, atol=1e-4
+            )
+        assert (both[0] - denoiser.predict(x[:1], t, cond.select([1]))[0]).abs().max() > 1e-5, "the prompt matters"
+
+
+def test_images_are_seeded_and_do_not_depend_on_the_batch(loaded):
+    name, target, prompts = loaded
+    together = target.generate(prompts, [0, 1], 3, sampling(name))
+    alone = target.generate(prompts[1:], [1], 3, sampling(name))[0]
+    assert np.abs(np.asarray(together[1], int) - np.asarray(alone, int)).max() <= 2
+
+
+def test_encode_and_decode(loaded):
+    _, target, _ = loaded
+    denoiser = target.denoiser
+    latents = denoiser.encode_images(torch.zeros(1, 3, 16, 16))
+    assert tuple(latents.shape[1:]) == denoiser.sample_shape
+    assert denoiser.decode(latents).shape == (1, 3, 16, 16)
+
+
+def test_scores_run_or_refuse_with_the_reason(loaded):
+    name, target, prompts = loaded
+    scores = ["score-difference", "alignment", "anisotropy:weights=1/1", "anisotropy-paper"]
+    result = score(target, prompts, scores, draws=2)
+    if name == "flux":
+        assert set(result.refused) == {
+            "score-difference",
+            "alignment",
+            "anisotropy:weights=1.0/1.0",
+            "anisotropy-paper",
+        }
+        assert all("guidance-distilled" in reason for reason in result.refused.values())
+        return
+    assert not result.refused
+    for entries in per_prompt(result.run.store).values():
+        assert all(entry["status"] == "ok" for entry in entries.values()), entries
+
+
+def test_flow_models_are_scored_where_alpha_is_zero():
+    target = Target.from_pipeline(FAMILIES["sd3"]())
+    schedule = target.denoiser.schedule
+    assert schedule.at(schedule.sampling_times(50)[0]) == (0.0, 1.0)
+    values = score(target, ["a fox", "abc"], ["score-difference"], draws=1).values("score-difference")
+    assert all(v.min() > 0 for v in values.values())
+
+
+@pytest.mark.parametrize("name", ["sd3", "pixart"])
+def test_our_sampler_equals_the_pipelines(name):
+    pipe = FAMILIES[name]()
+    denoiser = Target.from_pipeline(pipe).denoiser
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    more = {"height": 16, "width": 16} | (
+        {"use_resolution_binning": False, "clean_caption": False} if name == "pixart" else {}
+    )
+    if name == "pixart":
+        pipe.scheduler.register_to_config(clip_sample=False)
+    with torch.no_grad():
+        ours = sample(denoiser, x, denoiser.encode_prompts(["a fox"]), steps=4, guidance=2.0)
+    theirs = pipe("a fox", latents=x, num_inference_steps=4, guidance_scale=2.0, output_type="latent", **more).images
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_flux_without_distillation_has_an_unconditional_branch():
+    target = Target.from_pipeline(tiny_families.flux(distilled=False))
+    assert target.denoiser.unconditional_branch
+    assert target.check("a fox", sampling("flux")).passed
+    assert not score(target, ["a fox"], ["score-difference"], draws=1).refused
+
+
+def test_sdxl_null_is_what_the_pipeline_takes():
+    for zeros in (True, False):
+        denoiser = Target.from_pipeline(tiny_families.sdxl(zeros)).denoiser
+        assert bool((denoiser.null().tensors["encoder_hidden_states"] == 0).all()) == zeros
+
+
+def test_dit_takes_names_and_numbers_and_refuses_others():
+    denoiser = Target.from_pipeline(FAMILIES["dit"]()).denoiser
+    assert denoiser.labels(["207", "tiger shark", "retriever"]) == [207, 3, 207]
+    for bad in ("1000", "a fox", "-1"):
+        with pytest.raises(ModelError, match="is no class of this model"):
+            denoiser.labels([bad])
