@@ -157,3 +157,16 @@ def test_doctor_finds_this_installation_sound(capsys):
     states = {row["check"]: row["state"] for row in json.loads(out)}
     assert states["torch"] == "ok"
     assert states["bundled model"] == "ok"
+
+
+def test_the_matrix_says_what_runs_where(capsys):
+    from diffmem.models.families import FAMILIES
+
+    code, out, _ = run(capsys, "methods", "--matrix", "--json")
+    assert code == 0
+    rows = {row["score"]: row for row in json.loads(out)}
+    assert {key.split(" ")[0] for key in rows["anisotropy"]} == {"score", *FAMILIES}
+    assert rows["anisotropy"]["sd3"] == "works"
+    assert "takes no prompts" in rows["anisotropy"]["pixel-unet"]
+    assert "guidance-distilled" in rows["score-difference"]["flux (distilled)"]
+    assert all(text == "works" for key, text in rows["text-uppercase"].items() if key != "score")

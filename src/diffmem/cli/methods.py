@@ -11,6 +11,7 @@ def methods(
     name: Annotated[str | None, Parameter(help="one method in full")] = None,
     *,
     markdown: Annotated[bool, Parameter(negative="", help="the table as Markdown, for the README")] = False,
+    matrix: Annotated[bool, Parameter(negative="", help="which score runs on which family of models")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """List the methods: what they need, what they cost, where they come from."""
@@ -19,6 +20,18 @@ def methods(
     from diffmem.cli.output import emit_json, emit_table
     from diffmem.report.methods import all_methods, markdown_table, one_method
 
+    if matrix:
+        from diffmem.cli.output import note
+        from diffmem.report.matrix import WORKS
+        from diffmem.report.matrix import matrix as ask
+
+        rows = ask()
+        reasons = dict.fromkeys(text for row in rows for key, text in row.items() if key != "score" and text != WORKS)
+        short = [{k: "refuses" if v in reasons else v for k, v in row.items()} for row in rows]
+        emit_table(rows if json else short, json=json)
+        for text in [] if json else reasons:
+            note(text)
+        return 0
     if name is not None:
         about = one_method(name)
         emit_json(about) if json else print("\n".join(f"{key:<12} {value}" for key, value in about.items()))

@@ -30,6 +30,11 @@ class PipelineDenoiser(Denoiser):
         self.sample_shape = (config.in_channels, height, width)
         self._null: Conditioning | None = None
 
+    @classmethod
+    def variants(cls) -> dict[str, bool]:
+        """Kinds of models in this family by label, and whether each has an unconditional branch."""
+        return {cls.family: cls.unconditional_branch}
+
     def _set_schedule(self, scheduler: Any) -> None:
         self.schedule = discrete_schedule(scheduler)
         self.prediction = prediction_of(scheduler)

@@ -37,6 +37,11 @@ class Flux(LatentDenoiser):
         self.schedule = flow_schedule(pipeline.scheduler, (size // 2) ** 2)
         self.prediction = "flow"
 
+    @classmethod
+    def variants(cls) -> dict[str, bool]:
+        """The published, distilled models and those with true guidance."""
+        return {"flux (distilled)": False, "flux (true guidance)": True}
+
     @staticmethod
     def fits(pipeline: Any) -> bool:
         """Whether the pipeline's network is a Flux transformer with text encoders."""
