@@ -27,6 +27,11 @@ def _text(x: float, y: float, words: str, kind: str = "tick", anchor: str = "mid
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
+def _upright(x: float, y: float, words: str, kind: str) -> str:
+    turn = f"translate({x:.1f} {y:.1f}) rotate(-90)"
+    return f'<text class="{kind}" transform="{turn}" text-anchor="middle">{escape(words)}</text>'
+
+
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers within [low, high], at most about `most` of them."""
     rough = (high - low) / most
@@ -38,7 +43,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 def histogram_chart(data: Histogram, name: str) -> Markup:
     """Shares per bin: all prompts, or with labels those known to be reproduced above the axis and the others below."""
-    width, height, left, right, top, bottom = 480, 216, 6, 6, 20, 32
+    width, height, left, right, top, bottom = 340, 200, 4, 4, 24, 32
     low, high = data.edges[0], data.edges[-1]
     mirrored = data.positive is not None and data.negative is not None
 
@@ -63,12 +68,12 @@ def histogram_chart(data: Histogram, name: str) -> Markup:
                 )
     body.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{base:.1f}" y2="{base:.1f}"/>')
     for value in ticks(low, high):
-        body.append(_text(min(max(x(value), 16), width - 16), height - 15, number(value, 3)))
-    body.append(_text(width / 2, height - 2, name, "axis-name"))
+        body.append(_text(min(max(x(value), 16), width - 16), height - 17, number(value, 3)))
+    body.append(_text(width - right, height - 1, "more memorized →", "axis-name", "end"))
     words = f"{sum(data.total):,} prompts between {number(low)} and {number(high)}"
     if data.positive is not None and data.negative is not None:
         body.append(_text(left, 13, f"▲ reproduced ({sum(data.positive):,})", "key pos-ink", "start"))
-        body.append(_text(left, height - bottom - 3, f"▼ not ({sum(data.negative):,})", "key neg-ink", "start"))
+        body.append(_text(width - right, 13, f"▼ not ({sum(data.negative):,})", "key neg-ink", "end"))
         words += (
             f"; above the axis {sum(data.positive)} known to be reproduced, below {sum(data.negative)} known not to"
         )
@@ -77,8 +82,9 @@ def histogram_chart(data: Histogram, name: str) -> Markup:
 
 def roc_chart(data: Roc, name: str) -> Markup:
     """TPR against FPR on log axes; where fewer than one negative would be flagged it is greyed: not measurable."""
-    width, height, left, right, top, bottom = 340, 260, 44, 10, 12, 40
-    least_x = min(0.01, 10.0 ** math.floor(math.log10(1 / data.negatives)))
+    width, height, left, right, top, bottom = 250, 200, 52, 6, 8, 36
+    finest = 1 / data.negatives
+    least_x = min(0.01, 10.0 ** math.floor(math.log10(finest / 2)))
     least_y = min(0.1, 10.0 ** math.floor(math.log10(1 / data.positives)))
 
     def x(rate: float) -> float:
@@ -88,34 +94,31 @@ def roc_chart(data: Roc, name: str) -> Markup:
         return height - bottom - (1 - math.log10(max(rate, least_y)) / math.log10(least_y)) * (height - top - bottom)
 
     body = []
-    limit = x(1 / data.negatives)
+    limit = x(finest)
     if limit - left > 1:
         body.append(
             f'<rect class="unmeasured" x="{left}" y="{top}" width="{limit - left:.1f}" height="{height - top - bottom}"/>'
         )
-        if limit - left > 70:
-            body.append(_text((left + limit) / 2, top + 14, "not measurable", "note"))
+        if limit - left > 16:
+            body.append(_upright((left + limit) / 2 + 4, (top + height - bottom) / 2, "not measurable", "tick"))
     for axis_ticks, place, vertical in ((least_x, x, True), (least_y, y, False)):
         for power in range(round(math.log10(axis_ticks)), 1):
             at, label = place(10.0**power), percent(10.0**power)
             if vertical:
                 body.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{height - bottom}"/>')
-                body.append(_text(min(at, width - 16), height - bottom + 14, label))
+                body.append(_text(min(at, width - 14), height - bottom + 14, label))
             else:
                 body.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}"/>')
                 body.append(_text(left - 5, at + 4, label, "tick", "end"))
     chance = " ".join(f"{x(r):.1f},{y(r):.1f}" for r in _log_space(max(least_x, least_y), 1.0))
     body.append(f'<polyline class="chance" points="{chance}"/>')
-    body.append(f'<path class="curve" d="{_steps(data, x, y)}"/>')
+    body.append(f'<path class="curve" d="{_steps(data, lambda rate: x(max(rate, finest)), y)}"/>')
     for point in data.points:
         if point.measurable:
-            a, b = x(max(point.realised_fpr, least_x)), y(point.tpr)
+            a, b = x(max(point.realised_fpr, finest)), y(point.tpr)
             body.append(f'<circle class="mark" cx="{a:.1f}" cy="{b:.1f}" r="4"/>')
-    body.append(_text((left + width - right) / 2, height - 6, "false-positive rate", "axis-name"))
-    body.append(
-        f'<text class="axis-name" transform="translate(10 {(top + height - bottom) / 2:.0f}) rotate(-90)" '
-        f'text-anchor="middle">true-positive rate</text>'
-    )
+    body.append(_text((left + width - right) / 2, height - 4, "false-positive rate", "axis-name"))
+    body.append(_upright(11, (top + height - bottom) / 2, "true-positive rate", "axis-name"))
     words = f"AUROC {data.auroc:.3f} with {data.positives} positives and {data.negatives} negatives. " + "; ".join(
         f"at {percent(p.nominal_fpr)} false positives {percent(p.tpr) if p.measurable else 'not measurable'}"
         for p in data.points

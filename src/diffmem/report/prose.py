@@ -85,9 +85,11 @@ def percent(share: float | None) -> str:
     if share is None:
         return "–"
     value = 100 * share
-    if value and (value < 0.1 or (99.9 < value < 100)):
-        return f"{value:.2g} %" if value < 1 else f"{value:.2f} %"
-    return f"{value:.1f} %" if value % 1 else f"{value:.0f} %"
+    if 0 < value < 1:
+        return f"{value:.2g}\u00a0%"
+    if 99 < value < 100:
+        return f"{value:.2f}\u00a0%"
+    return f"{value:.0f}\u00a0%" if value in (0, 1, 5, 10, 100) else f"{value:.1f}\u00a0%"
 
 
 def count(number_of: int, one: str, many: str | None = None) -> str:
