@@ -63,3 +63,19 @@ def tpr_at_fpr(positives: np.ndarray, negatives: np.ndarray, rate: float) -> Ope
     threshold = float(np.nextafter(limit, np.inf))
     tpr = float((positives >= threshold).mean()) if len(positives) else None
     return OperatingPoint(threshold, rate, float((negatives >= threshold).mean()), tpr, len(negatives) * rate >= 1)
+
+
+def roc_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The ROC as steps: every pair of rates that a threshold can give, flag = score >= threshold.
+
+    Args:
+        positives: [P], at least one.
+        negatives: [N], at least one.
+
+    Returns:
+        False-positive rates, true-positive rates and thresholds, [T] each, from (0, 0) at an infinite threshold to
+        (1, 1); the area under the straight lines between them is `auroc`.
+    """
+    thresholds = np.concatenate([[np.inf], np.unique(np.concatenate([positives, negatives]))[::-1]])
+    rates = [1 - np.searchsorted(np.sort(part), thresholds, side="left") / len(part) for part in (negatives, positives)]
+    return rates[0], rates[1], thresholds

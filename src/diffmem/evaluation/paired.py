@@ -1,0 +1,166 @@
+"""Is one score better than another on the same prompts and noises?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from diffmem.errors import UsageError
+from diffmem.evaluation.bootstrap import (
+    REPLICATES,
+    checked,
+    kept_means,
+    not_measurable,
+    placements,
+    variance_parts,
+)  # fmt: skip
+from diffmem.evaluation.clusters import Floats, kish
+from diffmem.evaluation.resampling import Sample, draw_variance, freedom, weighted_auroc
+from diffmem.evaluation.roc import auroc, tpr_at_fpr
+from diffmem.evaluation.tail import tail_tpr, tail_weights
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """First score minus second, on the same prompts.
+
+    Attributes:
+        first, second: the two figures; None if not measurable.
+        difference: first - second.
+        low, high: ends of its interval.
+        p_value: two-sided, for no difference.
+        level: nominal coverage.
+        replicates: bootstrap replicates.
+        clusters_positive, clusters_negative: near-duplicate clusters that were resampled.
+        n_eff: Kish's effective number of prompts, both labels together.
+        reason: why there is no comparison; None otherwise.
+    """
+
+    first: float | None
+    second: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    level: float
+    replicates: int
+    clusters_positive: int
+    clusters_negative: int
+    n_eff: float
+    reason: str | None = None
+
+
+def compare_paired(
+    first: ArrayLike,
+    second: ArrayLike,
+    labels: ArrayLike,
+    groups: ArrayLike | None = None,
+    statistic: Literal["auroc", "tpr"] = "auroc",
+    rate: float = 0.01,
+    level: float = 0.95,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+) -> Comparison:
+    """Difference of AUROC or TPR between two scores of the same prompts, clusters resampled jointly for both.
+
+    AUROC: D +- t_f sqrt(V), V the variance of D over joint replicates of clusters plus that from leaving out the same
+    draw for both; p from the same t. TPR: percentiles of joint replicates, p = 2 min(P(D* <= 0), P(D* >= 0)).
+
+    Args:
+        first: [P, n] scores per prompt and draw (or [P]).
+        second: [P, n] with the same draws in the same order, or one column (a score without noise, [P] or [P, 1]).
+        labels: [P] true where memorized.
+        groups: [P] near-duplicate groups, or None.
+        statistic: "auroc" or "tpr" (at the false-positive rate `rate`).
+        rate: in (0, 1).
+        level: coverage of the interval, in (0, 1).
+        seed: root seed of the resampling.
+        replicates: at least 100.
+
+    Returns:
+        The comparison; None and the reason if the negatives cannot resolve `rate`.
+
+    Raises:
+        UsageError: arguments out of range, or draws that do not correspond.
+
+    Source: paired AUROC: DeLong et al., Biometrics 1988; clusters: Obuchowski, Biometrics 1997.
+    """
+    if statistic not in ("auroc", "tpr"):
+        raise UsageError(f"There is no comparison of '{statistic}'; expected 'auroc' or 'tpr'.")
+    one, two = (checked(v, labels, groups, level, replicates, rate) for v in (first, second))
+    if one.draws != two.draws and min(one.draws, two.draws) != 1:
+        raise UsageError(
+            f"One score has {one.draws} draws, the other {two.draws}; compare them on the same draws, or one that has "
+            "none (a single column)."
+        )
+    if statistic == "auroc":
+        return _compare_auroc(one, two, level, seed, replicates)
+    reason = not_measurable(one, rate)
+    if reason is not None:
+        return _comparison(one, level, replicates, None, None, None, None, None, reason)
+    return _compare_tpr(one, two, rate, level, seed, replicates)
+
+
+def _compare_auroc(one: Sample, two: Sample, level: float, seed: int, replicates: int) -> Comparison:
+    from scipy.stats import t
+
+    def value(positives: Floats, negatives: Floats) -> float:
+        return float(auroc(positives, negatives) or 0.0)
+
+    weights = one.weights(replicates, seed)
+    replicated = weighted_auroc(*one.means(), weights) - weighted_auroc(*two.means(), weights)
+    draws = max(one.draws, two.draws)
+    drawn = draw_variance(draws, lambda kept: value(*_kept(one, kept)) - value(*_kept(two, kept)))
+    a, b = value(*one.means()), value(*two.means())
+    spread = math.sqrt(float(replicated.var(ddof=1)) + drawn)
+    (p1, n1), (p2, n2) = placements(*one.means()), placements(*two.means())
+    wider = one if one.draws == draws else two
+    degrees = freedom(variance_parts(wider, (p1 - p2, n1 - n2), drawn))
+    reach = float(t.ppf((1 + level) / 2, degrees)) * spread
+    # Without any spread both scores rank every pair alike, or one separates perfectly and the other is all ties.
+    p_value = float(2 * t.sf(abs(a - b) / spread, degrees)) if spread > 1e-12 else float(abs(a - b) < 1e-12)
+    return _comparison(one, level, replicates, a, b, a - b - reach, a - b + reach, p_value)
+
+
+def _compare_tpr(one: Sample, two: Sample, rate: float, level: float, seed: int, replicates: int) -> Comparison:
+    def value(positives: Floats, negatives: Floats) -> float:
+        return float(tpr_at_fpr(positives, negatives, rate).tpr or 0.0)
+
+    weights = tail_weights(one, replicates, seed)
+    replicated = tail_tpr(*one.means(), rate, weights) - tail_tpr(*two.means(), rate, weights)
+    draws = max(one.draws, two.draws)
+    drawn = draw_variance(draws, lambda kept: value(*_kept(one, kept)) - value(*_kept(two, kept)))
+    replicated = replicated + weights.normal * math.sqrt(drawn)
+    low, high = np.clip(np.quantile(replicated, [(1 - level) / 2, (1 + level) / 2]), -1.0, 1.0)
+    tail = min(int((replicated <= 0).sum()), int((replicated >= 0).sum()))
+    a, b = value(*one.means()), value(*two.means())
+    p_value = min(1.0, 2 * (1 + tail) / (replicates + 1))
+    return _comparison(one, level, replicates, a, b, float(low), float(high), p_value)
+
+
+def _kept(sample: Sample, kept: np.ndarray) -> tuple[Floats, Floats]:
+    """Means without the draw that is left out; a score with a single column does not depend on the draws."""
+    return sample.means() if sample.draws == 1 else kept_means(sample, kept)
+
+
+def _comparison(
+    sample: Sample,
+    level: float,
+    replicates: int,
+    first: float | None,
+    second: float | None,
+    low: float | None,
+    high: float | None,
+    p_value: float | None,
+    reason: str | None = None,
+) -> Comparison:
+    one, two = sample.positive_clusters, sample.negative_clusters
+    difference = None if first is None or second is None else first - second
+    return Comparison(
+        first, second, difference, low, high, p_value, level, replicates, one.count, two.count,
+        kish(np.concatenate([one.sizes, two.sizes])), reason,
+    )  # fmt: skip
