@@ -9,6 +9,9 @@ from diffmem.registry import Registry
 
 SUITES: Registry[Callable[..., list[dict[str, Any]]]] = Registry(
     "suites",
-    {"digits": "diffmem.bench.digits:digits_suite"},
+    {
+        "digits": "diffmem.bench.digits:digits_suite",
+        "text-shortcut": "diffmem.bench.text_shortcut:text_shortcut_suite",
+    },
 )
 """Each suite is a function that returns rows."""

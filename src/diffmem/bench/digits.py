@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffmem.bench.rows import separation
 from diffmem.engine.score_prompts import score
-from diffmem.evaluation.roc import auroc
 from diffmem.models.target import Target
-from diffmem.report.scores import per_prompt
+from diffmem.scores.text_groups import near_duplicate_groups
 from diffmem.testbeds import digits
 
 SCORES = (
@@ -36,8 +36,9 @@ def digits_suite(
         silent: no progress.
 
     Returns:
-        Rows {"score", "positives", "negatives", "n_positives", "n_negatives", "auroc", "nfe_per_prompt_seed"}; the
-        cost includes the score's part of the shared passes.
+        Rows {"score", "positives", "negatives", "n_positives", "n_negatives", "auroc", "auroc_low", "auroc_high",
+        "tpr_at_1fpr", "tpr_low", "tpr_high", "realised_fpr", "clusters", "n_eff", "nfe_per_prompt_seed"}; intervals are
+        at 95 % and count near-duplicate captions as one; the cost includes the score's part of the shared passes.
     """
     from diffmem.data.prompts import Prompt, PromptList
 
@@ -50,20 +51,23 @@ def digits_suite(
     result = score(
         Target.from_pretrained(digits.model_path("text")), prompts, scores, draws=draws, seed=seed, silent=silent
     )
-    values = per_prompt(result.run.store)
+    groups = dict(
+        zip((row["id"] for row in truth), near_duplicate_groups([row["caption"] for row in truth]), strict=True)
+    )
     rows = []
     for label in result.labels:
+        values = result.values(label)
         for tier in NEGATIVES:
-            positives = _values(values[label], [row["id"] for row in truth if row["label"] == "reproduced"])
-            members = [r for r in truth if r["label"] == "not reproduced" and tier in ("all", r["tier"])]
-            negatives = _values(values[label], [row["id"] for row in members])
+            positives = [r["id"] for r in truth if r["label"] == "reproduced" and r["id"] in values]
+            negatives = [
+                r["id"] for r in truth
+                if r["label"] == "not reproduced" and tier in ("all", r["tier"]) and r["id"] in values
+            ]  # fmt: skip
+            both = [np.stack([values[i] for i in ids]) if ids else np.zeros((0, 1)) for ids in (positives, negatives)]
+            parts = tuple(np.array([groups[i] for i in ids], np.int64) for ids in (positives, negatives))
             rows.append(
-                {"score": label, "positives": "reproduced", "negatives": tier, "n_positives": len(positives),
-                 "n_negatives": len(negatives), "auroc": auroc(positives, negatives),
+                {"score": label, "positives": "reproduced", "negatives": tier,
+                 **separation(both[0], both[1], (parts[0], parts[1]), seed),
                  "nfe_per_prompt_seed": result.nfe_per_prompt_seed.get(label, 0.0)}
             )  # fmt: skip
     return rows
-
-
-def _values(entries: dict[str, dict[str, Any]], ids: Sequence[str]) -> np.ndarray:
-    return np.array([entries[i]["value"] for i in ids if i in entries and entries[i]["status"] == "ok"])

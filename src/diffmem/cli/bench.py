@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from cyclopts import Parameter
+
+from diffmem.errors import UsageError
 
 
 def bench(
     *,
     suite: str = "digits",
     scores: Annotated[tuple[str, ...], Parameter(name="--score", help="only these; may be repeated")] = (),
+    data: Annotated[Path | None, Parameter(help="text-shortcut: folder with prompt lists")] = None,
     draws: Annotated[int, Parameter(help="noises per prompt")] = 4,
     seed: int = 0,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -19,14 +23,25 @@ def bench(
     """Measure the methods on models with known memorization, live on this machine.
 
     Args:
-        suite: digits.
+        suite: digits, or text-shortcut (no model, prompt lists of yours).
         seed: root seed.
     """
+    import inspect
+
     from diffmem.bench import SUITES
     from diffmem.cli.output import emit_table
 
     run = SUITES.get(suite)
-    chosen = {"scores": scores} if scores else {}
+    chosen: dict[str, Any] = {"scores": scores} if scores else {}
+    if data is not None:
+        chosen["data"] = data
+    takes = inspect.signature(run).parameters
+    unknown = [name for name in chosen if name not in takes]
+    if unknown:
+        raise UsageError(f"The suite {suite} has no option --{unknown[0].rstrip('s')}.")
     rows = run(draws=draws, seed=seed, silent=quiet or json, **chosen)
-    emit_table(rows, json=json, title=f"Suite {suite}, {draws} noises per prompt")
+    shown = [c for c in rows[0] if c not in ("positives",)] if rows and suite == "digits" else None
+    emit_table(
+        rows, shown, json=json, title=f"Suite {suite}" + (f", {draws} noises per prompt" if suite == "digits" else "")
+    )
     return 0

@@ -63,11 +63,12 @@ class ScoreResult:
 
 def score_values(run: RunDirectory, label: str) -> dict[str, np.ndarray]:
     """Prompt id -> values per draw (one value for scores without draws), in the order of the draws."""
-    table = run.store.read("scores", ["prompt_id", "score", "draw", "value", "status"])
+    table = run.store.read("scores", ["prompt_id", "score", "draw", "value", "components", "status"])
     found: dict[str, list[float]] = {}
     for row in table.to_pylist():
         if row["score"] == label and row["status"] == "ok":
-            found.setdefault(row["prompt_id"], []).append(row["value"])
+            parts = json.loads(row["components"] or "{}") if row["draw"] is None else {}
+            found.setdefault(row["prompt_id"], []).extend(parts.get("per_draw", [row["value"]]))
     return {prompt: np.array(values) for prompt, values in found.items()}
 
 
