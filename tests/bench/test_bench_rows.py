@@ -25,9 +25,9 @@ def test_clusters_widen_the_interval():
     rng = np.random.default_rng(1)
     centres = rng.normal(0, 1, 20)
     n = (centres[np.arange(200) % 20] + rng.normal(0, 0.1, 200))[:, None]
-    p = rng.normal(1, 1, (60, 1))
-    alone = separation(p, n, (np.arange(60), np.arange(60, 260)))
-    grouped = separation(p, n, (np.arange(60), 60 + np.arange(200) % 20))
+    p = rng.normal(1, 1, (600, 1))
+    alone = separation(p, n, (np.arange(600), np.arange(600, 800)))
+    grouped = separation(p, n, (np.arange(600), 600 + np.arange(200) % 20))
     assert grouped["auroc_high"] - grouped["auroc_low"] > 1.3 * (alone["auroc_high"] - alone["auroc_low"])
 
 
@@ -40,7 +40,7 @@ def test_too_few_for_a_figure_is_none_not_a_number():
 
 def test_the_shortcut_suite_finds_the_shortcut(tmp_path, capsys):
     rng = np.random.default_rng(2)
-    words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 7)) for _ in range(400)]
+    words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 7)) for _ in range(2500)]
 
     def lines(k, title):
         made = [" ".join(rng.choice(words, 4)) for _ in range(k)]
