@@ -127,7 +127,8 @@ def _score(
     texts: Texts,
 ) -> ScoreDigest:
     known = column.value[column.status == OK]
-    quantiles = [finite(q) for q in np.quantile(known, [0.05, 0.5, 0.95])] if len(known) else [None] * 3
+    with np.errstate(invalid="ignore"):  # between two infinities there is no quantile
+        quantiles = [finite(q) for q in np.quantile(known, [0.05, 0.5, 0.95])] if len(known) else [None] * 3
     best = []
     for place in top:
         key = prompts.id_of(place)

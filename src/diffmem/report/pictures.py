@@ -41,8 +41,8 @@ class Pictures:
         if digest.copies is not None:
             try:
                 self._index = CopyIndex.load(folder / "index" / digest.copies.descriptor)
-            except DataError as problem:
-                self._problem = f"the index cannot be opened: {problem}"
+            except DataError:
+                self._problem = "its index is not in the run directory"
         keys = {bytes.fromhex(pair.image_key) for gallery in digest.galleries for pair in gallery.pairs}
         self._png = read_pngs(RunStore(folder), keys)
 
@@ -54,14 +54,14 @@ class Pictures:
         return decode_png(png)
 
     def training(self, pair: PairDigest) -> tuple[Image.Image | None, str | None]:
-        """The training image, or None and why it is not to be had."""
+        """The training image, or None and why it is not to be had: in words that name no path."""
         if self._index is None:
             return None, self._problem
         try:
             item = self._index.image(pair.train_id)
-        except DataError as problem:
-            return None, str(problem)
-        return item.image, item.problem
+        except DataError:
+            return None, "it is not in the index"
+        return item.image, None if item.problem is None else item.problem.partition(":")[0]
 
 
 def write_pictures(folder: Path) -> list[Path]:

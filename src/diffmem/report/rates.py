@@ -14,6 +14,8 @@ from diffmem.report.shape import Histogram, Roc, RocPoint
 
 BINS = 36
 CURVE = 160
+HUGE = 1e300
+"""Differences of numbers up to this one are finite."""
 RATES = (0.01, 0.05)
 NO_INTERVAL = "without an interval: none is computed for a single run's report yet"
 
@@ -32,12 +34,13 @@ def histogram(values: Floats, labels: NDArray[np.int8]) -> Histogram | None:
     values, labels = values[known], labels[known]
     if not len(values):
         return None
-    low, high = float(values.min()), float(values.max())
-    inner = np.quantile(values, [0.005, 0.995])
+    kept = np.clip(values, -HUGE, HUGE)
+    low, high = float(kept.min()), float(kept.max())
+    inner = np.quantile(kept, [0.005, 0.995])
     width = float(inner[1] - inner[0])
     if width > 0 and high - low > 12 * width:
         low, high = max(low, float(inner[0]) - width), min(high, float(inner[1]) + width)
-    if high <= low or not math.isfinite(high - low):
+    if high <= low:
         half = max(abs(low), 1.0) / 2
         low, high = low - half, low + half
     edges = np.linspace(low, high, BINS + 1)
