@@ -21,7 +21,7 @@ from diffmem.evaluation.bootstrap import (
 from diffmem.evaluation.clusters import Floats, kish
 from diffmem.evaluation.resampling import Sample, draw_variance, freedom, weighted_auroc
 from diffmem.evaluation.roc import auroc, tpr_at_fpr
-from diffmem.evaluation.tail import tail_tpr, tail_weights
+from diffmem.evaluation.tail import resampled_weights, tail_tpr
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def compare_paired(
     """Difference of AUROC or TPR between two scores of the same prompts, clusters resampled jointly for both.
 
     AUROC: D +- t_f sqrt(V), V the variance of D over joint replicates of clusters plus that from leaving out the same
-    draw for both; p from the same t. TPR: percentiles of joint replicates, p = 2 min(P(D* <= 0), P(D* >= 0)).
+    draw for both; p from the same t. TPR: the same, f the smaller effective number of clusters, less 1.
 
     Args:
         first: [P, n] scores per prompt and draw (or [P]).
@@ -106,8 +106,6 @@ def compare_paired(
 
 
 def _compare_auroc(one: Sample, two: Sample, level: float, seed: int, replicates: int) -> Comparison:
-    from scipy.stats import t
-
     def value(positives: Floats, negatives: Floats) -> float:
         return float(auroc(positives, negatives) or 0.0)
 
@@ -120,26 +118,33 @@ def _compare_auroc(one: Sample, two: Sample, level: float, seed: int, replicates
     (p1, n1), (p2, n2) = placements(*one.means()), placements(*two.means())
     wider = one if one.draws == draws else two
     degrees = freedom(variance_parts(wider, (p1 - p2, n1 - n2), drawn))
-    reach = float(t.ppf((1 + level) / 2, degrees)) * spread
-    # Without any spread both scores rank every pair alike, or one separates perfectly and the other is all ties.
-    p_value = float(2 * t.sf(abs(a - b) / spread, degrees)) if spread > 1e-12 else float(abs(a - b) < 1e-12)
-    return _comparison(one, level, replicates, a, b, a - b - reach, a - b + reach, p_value)
+    return _tested(one, level, replicates, a, b, spread, degrees)
 
 
 def _compare_tpr(one: Sample, two: Sample, rate: float, level: float, seed: int, replicates: int) -> Comparison:
     def value(positives: Floats, negatives: Floats) -> float:
         return float(tpr_at_fpr(positives, negatives, rate).tpr or 0.0)
 
-    weights = tail_weights(one, replicates, seed)
+    weights = resampled_weights(one, replicates, seed)
     replicated = tail_tpr(*one.means(), rate, weights) - tail_tpr(*two.means(), rate, weights)
     draws = max(one.draws, two.draws)
     drawn = draw_variance(draws, lambda kept: value(*_kept(one, kept)) - value(*_kept(two, kept)))
-    replicated = replicated + weights.normal * math.sqrt(drawn)
-    low, high = np.clip(np.quantile(replicated, [(1 - level) / 2, (1 + level) / 2]), -1.0, 1.0)
-    tail = min(int((replicated <= 0).sum()), int((replicated >= 0).sum()))
+    degrees = max(1.0, min(one.positive_clusters.effective, one.negative_clusters.effective) - 1)
     a, b = value(*one.means()), value(*two.means())
-    p_value = min(1.0, 2 * (1 + tail) / (replicates + 1))
-    return _comparison(one, level, replicates, a, b, float(low), float(high), p_value)
+    return _tested(one, level, replicates, a, b, math.sqrt(float(replicated.var(ddof=1)) + drawn), degrees)
+
+
+def _tested(
+    sample: Sample, level: float, replicates: int, a: float, b: float, spread: float, degrees: float
+) -> Comparison:
+    """The comparison from a standard error and its degrees of freedom."""
+    from scipy.stats import t
+
+    reach = float(t.ppf((1 + level) / 2, degrees)) * spread
+    # Without any spread both scores rank every pair alike, or one separates perfectly and the other is all ties.
+    p_value = float(2 * t.sf(abs(a - b) / spread, degrees)) if spread > 1e-12 else float(abs(a - b) < 1e-12)
+    low, high = max(-1.0, a - b - reach), min(1.0, a - b + reach)
+    return _comparison(sample, level, replicates, a, b, low, high, p_value)
 
 
 def _kept(sample: Sample, kept: np.ndarray) -> tuple[Floats, Floats]:

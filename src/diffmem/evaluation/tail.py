@@ -59,6 +59,15 @@ def tail_weights(sample: Sample, replicates: int, seed: int) -> TailWeights:
     )
 
 
+def resampled_weights(sample: Sample, replicates: int, seed: int) -> TailWeights:
+    """Clusters drawn with replacement and no masses at the ends, for differences between two scores.
+
+    What these replicates do not know of the threshold is the same for both scores and cancels.
+    """
+    zero = np.zeros(replicates)
+    return TailWeights(*sample.weights(replicates, seed), zero, zero, zero, zero.astype(bool), zero)
+
+
 def tail_tpr(positives: Floats, negatives: Floats, rate: float, weights: TailWeights) -> Floats:
     """TPR at the threshold that a share `rate` of the negatives' population exceeds, one per replicate.
 
