@@ -14,14 +14,25 @@ SHORT = 200
 BUDGET = 1_000_000
 """Characters of prompt text in one digest; when they are used up, further prompts are cut to SHORT."""
 
+MARKS = 6
+"""Combining marks on one letter that are shown; no script needs more."""
+
 _STEERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2028\u2029\u2066\u2067\u2068\u2069\ufeff")
 
 
 def visible(text: str) -> str:
-    """The text with control characters and direction overrides written as escapes; tabs and line feeds stay."""
+    """The text with what could steer or flood a screen written as escapes; tabs and line feeds stay.
+
+    These are control characters, direction overrides, and combining marks beyond MARKS on one letter, which no line can
+    be broken between.
+    """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_escaped(char) if _steers(char) else char for char in text)
+    found, marks = [], 0
+    for char in text:
+        marks = marks + 1 if unicodedata.category(char) in ("Mn", "Me") else 0
+        found.append(_escaped(char) if marks > MARKS or _steers(char) else char)
+    return "".join(found)
 
 
 def _steers(char: str) -> bool:
@@ -29,7 +40,8 @@ def _steers(char: str) -> bool:
 
 
 def _escaped(char: str) -> str:
-    return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def shorten(text: str, limit: int) -> str:
