@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from diffmem.evaluation.roc import auroc, tpr_at_fpr
+from diffmem.evaluation.roc import auroc, roc_curve, tpr_at_fpr
 
 VALUES = st.lists(st.integers(-5, 5), min_size=1, max_size=30).map(lambda v: np.array(v, float))
 
@@ -35,3 +35,12 @@ def test_threshold_is_the_smallest_that_keeps_the_rate(p, n, rate):
 def test_empty_sides():
     assert auroc(np.array([]), np.array([1.0])) is None
     assert tpr_at_fpr(np.array([]), np.array([1.0]), 0.5).tpr is None
+
+
+@given(VALUES, VALUES)
+def test_roc_curve_holds_every_operating_point_and_its_area_is_the_auroc(positives, negatives):
+    fpr, tpr, thresholds = roc_curve(positives, negatives)
+    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
+    for f, t, threshold in zip(fpr, tpr, thresholds, strict=True):
+        assert (f, t) == (np.mean(negatives >= threshold), np.mean(positives >= threshold))
+    assert np.sum(np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2) == pytest.approx(auroc(positives, negatives))

@@ -77,5 +77,8 @@ def roc_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray,
         (1, 1); the area under the straight lines between them is `auroc`.
     """
     thresholds = np.concatenate([[np.inf], np.unique(np.concatenate([positives, negatives]))[::-1]])
-    rates = [1 - np.searchsorted(np.sort(part), thresholds, side="left") / len(part) for part in (negatives, positives)]
+    rates = [
+        (len(part) - np.searchsorted(np.sort(part), thresholds, side="left")) / len(part)
+        for part in (negatives, positives)
+    ]
     return rates[0], rates[1], thresholds
