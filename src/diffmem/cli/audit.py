@@ -34,6 +34,7 @@ def audit(
     fail_if: Annotated[
         tuple[str, ...], Parameter(help='exit with 1 if this holds of the findings, e.g. "copies>0"; may be repeated')
     ] = (),
+    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of images in the report")] = "none",
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
@@ -79,12 +80,16 @@ def audit(
         opened, listed, train, heldout=heldout, out=folder, scores=wanted, draws=draws, images=images, seed=work.seed,
         noise=noise, sampling=how, descriptor=copies.descriptor, descriptor_options=copies.options(target.allow_pickle),
         matching=Matching(statistic=statistic, false_positives=false_positives), micro_batch=micro_batch, batch=batch,
-        retry_errors=work.retry_errors, silent=work.quiet or work.json,
+        retry_errors=work.retry_errors, redact=redact, silent=work.quiet or work.json,
     )  # fmt: skip
     noted = [*result.scoring.notes, *(result.generation.notes if result.generation else []), *result.notes]
     for text in dict.fromkeys(noted):
         note(text)
     summary = result.summary()
-    emit_json(summary) if work.json else print_summary(summary)
+    if work.json:
+        emit_json(summary)
+    else:
+        print_summary(summary)
+        note(f"the report is {result.report}")
     check_gates(fail_if, summary)
     return 0

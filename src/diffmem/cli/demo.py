@@ -59,6 +59,7 @@ def demo(
     print("\nPictures of generated and training image side by side:")
     for path in result.pictures:
         print(f"  {path}")
+    print(f"The report, one file to open in a browser: {result.report}")
     return 0
 
 

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import ModelOptions, PromptOptions, WorkOptions
+from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+
+    from diffmem.data.prompts import PromptList
 
 MODEL = ModelOptions()
 PROMPTS = PromptOptions()
@@ -30,6 +33,10 @@ def score(
     ] = None,
     micro_batch: Annotated[int, Parameter(help="rows per network call at first")] = 64,
     out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
+    threshold: Annotated[Path | None, Parameter(help="decide at a threshold made by diffmem calibrate")] = None,
+    early_exit: Annotated[
+        bool, Parameter(negative="", help="with --threshold: take noises one by one until a prompt is decided")
+    ] = False,
     top: Annotated[int, Parameter(help="prompts shown")] = 20,
     prompts: PromptOptions = PROMPTS,
     target: ModelOptions = MODEL,
@@ -50,6 +57,14 @@ def score(
     from diffmem.scores import DEFAULT_SCORES
     from diffmem.scores.spec import parse_scores
 
+    if threshold is not None:
+        if scores or noise_file is not None or work.shard is not None:
+            raise UsageError(
+                "--threshold brings its own score and noises; leave --score, --noise-file and --shard out."
+            )
+        return _decide(model, threshold, early_exit, prompts.load(typed), noise, out, top, target, work)
+    if early_exit:
+        raise UsageError("--early-exit needs --threshold FILE: without one there is nothing to decide.")
     wanted = parse_scores(scores or DEFAULT_SCORES)
     shard = parse_shard(work.shard)
     listed = prompts.load(typed)
@@ -79,6 +94,51 @@ def score(
         note(
             f"{result.nfe.total:.0f} network evaluations. The numbers are uncalibrated: compare them within one model."
         )
+    return 0
+
+
+def shard_given(work: WorkOptions) -> bool:
+    """Whether only a part of the prompts was asked for."""
+    return work.shard is not None
+
+
+def _decide(
+    model: str, file: Path, early_exit: bool, listed: PromptList, noise: Literal["bank", "per-prompt"], out: Path | None,
+    top: int, target: ModelOptions, work: WorkOptions,
+) -> int:  # fmt: skip
+    """Flag prompts at a calibrated threshold."""
+    import json
+
+    from pydantic import ValidationError
+
+    from diffmem.cli.output import emit_json, emit_table, note, percent
+    from diffmem.engine.screen import Calibration, screen
+    from diffmem.errors import DataError
+
+    try:
+        calibration = Calibration.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as problem:
+        raise DataError(
+            f"The threshold {file} cannot be read ({problem}); make it with diffmem calibrate."
+        ) from problem
+    found = screen(
+        target.open(model), listed, calibration, seed=work.seed, noise=noise, early_exit=early_exit, out=out,
+        silent=work.quiet or work.json,
+    )  # fmt: skip
+    about = calibration.threshold
+    if work.json:
+        emit_json(
+            {"prompts": found.rows, "saved": found.saved, "nfe": found.nfe, "threshold": about.model_dump(mode="json")}
+        )
+        return 0
+    rows = sorted(found.rows, key=lambda row: (row["value"] is not None, row["value"]), reverse=True)
+    flagged = sum(bool(row["flagged"]) for row in rows)
+    emit_table(rows[:top], title=f"{flagged} of {len(rows)} prompts are flagged by {about.score}; highest first")
+    note(
+        f"calibrated at {percent(about.nominal_fpr)} false positives on {about.n_reference} prompts of {about.reference}; "
+        f"{found.nfe:.0f} network evaluations"
+        + (f", early exit saved {percent(found.saved)} of the draws" if early_exit else "")
+    )
     return 0
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffmem.copies.descriptors import make_descriptor
-from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet, load_images
 from diffmem.data.prompts import PromptList, load_prompts
 from diffmem.engine.generate import Generation, GenerationResult, generate_stage
@@ -19,7 +18,9 @@ from diffmem.engine.score_rows import Scoring
 from diffmem.errors import UsageError
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
+from diffmem.report.html import write_report
 from diffmem.report.pictures import write_pictures
+from diffmem.report.redaction import Redaction
 from diffmem.report.summary import summarize
 from diffmem.runs.facts import read_fact, write_fact
 from diffmem.scores import DEFAULT_SCORES
@@ -35,6 +36,7 @@ class AuditRun:
         path: its run directory (temporary if none was given; it lives as long as this object).
         scoring, generation, matching: what each stage did in this call.
         pictures: sheets of pairs that were written.
+        report: the report as one HTML file; `digest.json` lies beside it.
     """
 
     run: RunDirectory
@@ -42,6 +44,7 @@ class AuditRun:
     generation: GenerationResult | None = None
     matching: MatchResult | None = None
     pictures: list[Path] = field(default_factory=list)
+    report: Path | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -73,6 +76,7 @@ def audit(
     micro_batch: int = 64,
     batch: int = 32,
     retry_errors: bool = False,
+    redact: Redaction = "none",
     silent: bool = True,
 ) -> AuditRun:
     """Audit a model: does it reproduce its training images from these prompts?
@@ -99,6 +103,7 @@ def audit(
         micro_batch: rows per network call when scoring.
         batch: images per pipeline call.
         retry_errors: compute rows again that ended in an error.
+        redact: what becomes of images in the report, which republishes training images otherwise.
         silent: no progress on stderr.
 
     Raises:
@@ -125,18 +130,19 @@ def audit(
     _record_model(target, run)
     _check(target, listed, generation.sampling, run)
     result = AuditRun(run, Scorer(target, listed, parsed, scoring, run).score(None, retry_errors, silent))
-    if not target.can_generate:
+    if target.can_generate:
+        result.generation = generate_stage(target, listed, generation, run, None, retry_errors, silent)
+        describe = make_descriptor(descriptor, train_set, **(descriptor_options or {}))
+        agreement_stage(run, describe)
+        if train_set is None:
+            write_fact(run.path, "copies", {"threshold": None, "descriptor": {"name": describe.name}, "problems": {}})
+        else:
+            index = build_index(train_set, describe, run.path / "index" / describe.name, silent)
+            result.matching = match_stage(run, judged, index, held, images, silent)
+            result.pictures = write_pictures(run.path)
+    else:
         result.notes.append("this model cannot generate images, so nothing could be matched")
-        return result
-    result.generation = generate_stage(target, listed, generation, run, None, retry_errors, silent)
-    describe = make_descriptor(descriptor, train_set, **(descriptor_options or {}))
-    agreement_stage(run, describe)
-    if train_set is None:
-        write_fact(run.path, "copies", {"threshold": None, "descriptor": {"name": describe.name}, "problems": {}})
-        return result
-    index: CopyIndex = build_index(train_set, describe, run.path / "index" / describe.name, silent)
-    result.matching = match_stage(run, judged, index, held, images, silent)
-    result.pictures = write_pictures(run.path)
+    result.report = write_report(run.path, redact)
     return result
 
 

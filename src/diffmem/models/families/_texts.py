@@ -18,8 +18,9 @@ def cut_off(tokenizer: Any, prompts: Sequence[str], limit: int | None = None) ->
     """
     limit = limit or int(tokenizer.model_max_length)
     cut: list[str | None] = []
-    for prompt in prompts:
-        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+    with quiet():
+        encoded = [tokenizer(prompt, truncation=False).input_ids for prompt in prompts]
+    for ids in encoded:
         # The last place within the limit is the end-of-text token, so the text is cut from limit - 1 on.
         cut.append(tokenizer.decode(ids[limit - 1 : -1]).strip() if len(ids) > limit else None)
     return tuple(cut)
@@ -27,11 +28,13 @@ def cut_off(tokenizer: Any, prompts: Sequence[str], limit: int | None = None) ->
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the pipeline's own warning about cut prompts: `Conditioning.truncated` reports them."""
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Silence the libraries' own warnings about long prompts: `Conditioning.truncated` reports them."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,53 @@
+"""diffmem evaluate: how well a run's scores find what is memorized."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from diffmem.errors import UsageError
+
+
+def evaluate(
+    run: Path,
+    *,
+    labels: Annotated[
+        Literal["given", "measured"], Parameter(help="those of the prompt list, or what the run's own generations copy")
+    ] = "given",
+    rate: Annotated[float, Parameter(help="false-positive rate")] = 0.01,
+    seed: Annotated[int, Parameter(help="of the resampling")] = 0,
+    write_labels: Annotated[
+        Path | None, Parameter(help="write the measured labels, with the raw similarities, as a prompt list (jsonl)")
+    ] = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """AUROC and TPR of a run's scores, with intervals that count near-duplicate prompts as one.
+
+    Args:
+        run: a run directory with scores.
+    """
+    from diffmem.cli.output import emit_table, note
+    from diffmem.engine.evaluate import evaluate_run, read_scores
+    from diffmem.engine.labels import measured_labels
+    from diffmem.runs.atomic import write_atomic
+
+    if not 0 < rate < 1:
+        raise UsageError(f"--rate is {rate}; expected a rate between 0 and 1.")
+    if write_labels is not None:
+        measured = measured_labels(run)
+        texts = read_scores(run).prompts
+        lines = [
+            json_module.dumps({"id": p, "caption": texts[p]["text"], **entry}, ensure_ascii=False)
+            for p, entry in measured.items()
+            if p in texts
+        ]
+        write_atomic(write_labels.absolute(), ("\n".join(lines) + "\n").encode("utf-8"))
+        note(f"{len(lines)} measured labels written to {write_labels}")
+    rows = evaluate_run(run, labels, rate, seed)
+    columns = ["score", "negatives", "n_positives", "n_negatives", "auroc", "auroc_low", "auroc_high", "tpr", "tpr_low",
+               "tpr_high", "realised_fpr", "n_eff", "reason"]  # fmt: skip
+    emit_table(rows, columns, json, title=f"Labels {labels}; TPR at {rate:.2%} FPR; 95 % intervals")
+    return 0

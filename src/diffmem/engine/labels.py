@@ -1,0 +1,75 @@
+"""Labels measured on this very model: a prompt is memorized if its generations copy, whatever a list says of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffmem.data.prompts import Prompt
+from diffmem.errors import DataError
+from diffmem.runs.facts import read_fact
+from diffmem.runs.store import RunStore
+
+REPRODUCED = 0.5
+
+
+def measured_labels(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the generations of each prompt in a run say about it.
+
+    Tiers by the share of a prompt's judged images that are called copies: "reproduced" from one half on (label True),
+    "sometimes" above none (label None: it counts on neither side), "not reproduced" at none (label False).
+
+    Returns:
+        Prompt id -> {"label", "tier", "copies", "images", "similarities"}: the raw similarity of every image is kept,
+        so that other cuts can be made.
+
+    Raises:
+        DataError: the run searched no training set.
+    """
+    fact = read_fact(folder, "copies")
+    if fact is None or fact["threshold"] is None:
+        raise DataError(
+            f"'{folder}' searched no training set, so its prompts cannot be labelled by what they reproduce: audit with "
+            "--train, or use the labels of the prompt list (--labels given)."
+        )
+    threshold = fact["threshold"]
+    found: dict[str, dict[str, Any]] = {}
+    for table in RunStore(folder).stream("matches"):
+        for row in table.to_pylist():
+            if row["status"] != "ok" or row["rank"] != 1:
+                continue
+            entry = found.setdefault(row["prompt_id"], {"copies": 0, "images": 0, "similarities": []})
+            entry["images"] += 1
+            entry["copies"] += is_copy(row, threshold)
+            entry["similarities"].append(row["similarity"])
+    return {prompt: entry | _tier(entry["copies"], entry["images"]) for prompt, entry in found.items()}
+
+
+def is_copy(row: Mapping[str, Any], threshold: Mapping[str, Any]) -> bool:
+    """Whether a stored match is called a copy by a stored threshold."""
+    statistic = threshold["statistic"]
+    value = row[statistic]
+    if value is None or math.isnan(value):
+        return False
+    return bool((value if statistic == "similarity" else -value) >= threshold["value"])
+
+
+def given_labels(prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The labels of the prompt list that a run was made with, in the same shape."""
+    tiers = {True: "reproduced", False: "not reproduced", None: "unlabelled"}
+    return {p: {"label": row["label"], "tier": tiers[row["label"]]} for p, row in prompts.items()}
+
+
+def labelled_line(prompt: Prompt, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt with its measured label, as one line of a prompt list."""
+    return {"id": prompt.id, "caption": prompt.text, **entry}
+
+
+def _tier(copies: int, images: int) -> dict[str, Any]:
+    if copies == 0:
+        return {"label": False, "tier": "not reproduced"}
+    if copies >= REPRODUCED * images:
+        return {"label": True, "tier": "reproduced"}
+    return {"label": None, "tier": "sometimes"}
