@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.report.made import add_prompts, image_row, new_run, picture, score_row, small_run
 
 from diffmem.errors import DataError
+from diffmem.evaluation.bootstrap import auroc_interval
 from diffmem.evaluation.roc import tpr_at_fpr
 from diffmem.report.digest import build_digest, write_digest
 from diffmem.report.prose import BUDGET, SHORT
@@ -198,3 +199,31 @@ def test_a_histogram_counts_every_finite_value_once(values, random):
     assert all(a < b for a, b in zip(found.edges, found.edges[1:], strict=False))
     if found.positive is not None:
         assert sum(found.positive) == (finite & (labels == 1)).sum()
+
+
+def test_intervals_count_near_duplicates_once_and_know_the_draws(tmp_path):
+    words = [
+        "a red fox",
+        "harbour at dawn",
+        "seven blue chairs",
+        "portrait of a king",
+        "wet street, neon",
+        "map of a city",
+    ]
+    texts = [*words, words[0] + "!", words[3] + "!"]
+    labels = [True, True, True, False, False, False, True, False]
+    values = np.random.default_rng(0).normal(size=(8, 3)) + 0.5 * np.array(labels)[:, None]
+    store = new_run(tmp_path / "r")
+    add_prompts(store, [(str(i), text, label) for i, (text, label) in enumerate(zip(texts, labels, strict=True))])
+    store.append("scores", [score_row(str(i), "s", d, values[i, d]) for i in range(8) for d in (2, 0, 1)])
+    store.append("scores", [score_row(str(i), "j", None, values[i].mean(), list(values[i])) for i in range(8)])
+    expected = auroc_interval(values, labels, [0, 1, 2, 3, 4, 5, 0, 3])
+    for score in build_digest(tmp_path / "r", methods=False).scores:
+        assert score.roc.interval == pytest.approx((expected.low, expected.high))
+        assert "near-duplicate" in score.roc.interval_note
+
+
+def test_without_enough_distinct_prompts_there_is_no_interval_and_it_says_why(digest):
+    for score in digest.scores:
+        assert score.roc.interval is None
+        assert "at least 2 of each" in score.roc.interval_note

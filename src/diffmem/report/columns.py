@@ -110,7 +110,7 @@ def read_score_rows(store: RunStore) -> tuple[pa.Table, dict[str, str]]:
         parts.append(
             pa.table(
                 {"prompt_id": table["prompt_id"], "score": table["score"].dictionary_encode(),
-                 "joint": pc.is_null(table["draw"]), "value": table["value"], "state": pc.add(state, 1).cast(pa.int8())}
+                 "draw": table["draw"], "value": table["value"], "state": pc.add(state, 1).cast(pa.int8())}
             )
         )  # fmt: skip
     empty = {"prompt_id": pa.array([], pa.string()), "score": pa.array([], pa.string())}
@@ -130,7 +130,7 @@ def score_columns(rows: pa.Table, reasons: dict[str, str], prompts: PromptColumn
     labels, which = encoded.dictionary.to_pylist(), np.asarray(encoded.indices)
     place = prompts.places(rows["prompt_id"])
     value = np.asarray(rows["value"], dtype=np.float64)
-    state, joint = np.asarray(rows["state"]), np.asarray(rows["joint"])
+    state, joint = np.asarray(rows["state"]), np.asarray(pc.is_null(rows["draw"]))
     found = {}
     for code, label in sorted(enumerate(labels), key=lambda pair: pair[1]):
         mine = which == code

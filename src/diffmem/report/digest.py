@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ from diffmem.report.columns import (
     read_texts,
     score_columns,
 )  # fmt: skip
+from diffmem.report.intervals import Separation, read_labelled, separation
 from diffmem.report.matches import Matches, PerPrompt, judge, read_match_rows
 from diffmem.report.methods import used_methods
 from diffmem.report.pairs import Again, choose, galleries
 from diffmem.report.prose import Texts, shorten
-from diffmem.report.rates import finite, histogram, roc
+from diffmem.report.rates import RATES, finite, histogram, roc
 from diffmem.report.shape import (
     CopiesDigest,
     Digest,
@@ -66,7 +69,6 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
     score_rows, reasons = read_score_rows(store)
     prompts = read_prompts(store, score_rows, match_rows)
     scores = score_columns(score_rows, reasons, prompts)
-    del score_rows
     fact, matches = judge(folder, match_rows, prompts)
     images = _images(store)
     matches = None if images is None else matches  # images that are not in this run cannot be shown or counted
@@ -93,7 +95,13 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
     counted = PromptCounts(
         total=prompts.listed, labelled=int((prompts.label >= 0).sum()), truncated=int(prompts.truncated.sum())
     )
-    described = tuple(_score(label, scores[label], tops[label], spread, prompts, texts) for label in scores)
+    labelled = read_labelled(store, scores, prompts)
+    described = tuple(
+        _score(label, scores[label], tops[label], spread, prompts, texts, partial(
+            separation, label, scores[label], score_rows, prompts, labelled, RATES
+        ))
+        for label in scores
+    )  # fmt: skip
     state, headline = verdict(copies, images)
     return Digest(
         run=str(folder), created=manifest.created, diffmem=manifest.diffmem_version, state=state, headline=headline,
@@ -125,6 +133,7 @@ def _score(
     spread: dict[tuple[str, str], list[float]],
     prompts: PromptColumns,
     texts: Texts,
+    intervals: Callable[[], Separation],
 ) -> ScoreDigest:
     known = column.value[column.status == OK]
     with np.errstate(invalid="ignore"):  # between two infinities there is no quantile
@@ -148,7 +157,7 @@ def _score(
         calibrated=False,
         top=tuple(best),
         histogram=histogram(column.value, prompts.label),
-        roc=roc(column.value, prompts.label),
+        roc=roc(column.value, prompts.label, intervals),
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffmem.copies.calibration import clopper_pearson
 from diffmem.evaluation.roc import auroc, tpr_at_fpr
 from diffmem.report.columns import Floats
+from diffmem.report.intervals import Separation
 from diffmem.report.shape import Histogram, Roc, RocPoint
 
 BINS = 36
@@ -17,7 +18,6 @@ CURVE = 160
 HUGE = 1e300
 """Differences of numbers up to this one are finite."""
 RATES = (0.01, 0.05)
-NO_INTERVAL = "without an interval: none is computed for a single run's report yet"
 
 
 def finite(value: float | None) -> float | None:
@@ -59,26 +59,33 @@ def histogram(values: Floats, labels: NDArray[np.int8]) -> Histogram | None:
     )
 
 
-def roc(values: Floats, labels: NDArray[np.int8]) -> Roc | None:
-    """The ROC of a score on the labelled prompts [P]; None unless there are both kinds."""
+def roc(values: Floats, labels: NDArray[np.int8], intervals: Callable[[], Separation]) -> Roc | None:
+    """The ROC of a score on the labelled prompts [P]; None unless there are both kinds.
+
+    Args:
+        values: [P], NaN where there is none.
+        labels: [P] 1, 0 or -1 (unknown).
+        intervals: asked for the intervals if there is a ROC at all.
+    """
     known = ~np.isnan(values)
     positives, negatives = values[known & (labels == 1)], values[known & (labels == 0)]
     area = auroc(positives, negatives)
     if area is None:
         return None
+    found = intervals()
     points = []
     for rate in RATES:
         point = tpr_at_fpr(positives, negatives, rate)
-        hits = int((positives >= point.threshold).sum())
         points.append(
             RocPoint(
                 nominal_fpr=rate, realised_fpr=point.realised_fpr, threshold=finite(point.threshold),
-                tpr=hits / len(positives), tpr_interval=clopper_pearson(hits, len(positives)),
+                tpr=float((positives >= point.threshold).mean()), tpr_interval=found.tpr.get(rate),
                 measurable=point.measurable,
             )
         )  # fmt: skip
     return Roc(
-        positives=len(positives), negatives=len(negatives), auroc=area, interval=None, interval_note=NO_INTERVAL,
+        positives=len(positives), negatives=len(negatives), auroc=area, interval=found.auroc,
+        interval_note=found.note,
         points=tuple(points), curve=curve(positives, negatives),
     )  # fmt: skip
 

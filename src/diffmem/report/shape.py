@@ -81,7 +81,7 @@ class RocPoint(_Part):
     realised_fpr: Share
     threshold: FiniteFloat | None
     tpr: Share
-    tpr_interval: Interval
+    tpr_interval: Interval | None
     measurable: bool
 
 
@@ -91,7 +91,8 @@ class Roc(_Part):
     Attributes:
         positives, negatives: labelled prompts with a value.
         auroc: Mann-Whitney, ties counted half.
-        interval: 95 % interval of the AUROC; null where none was computed, `interval_note` says why or how.
+        interval: 95 % interval of the AUROC; null where none was computed. `interval_note` says why or how, for the TPR
+            of the points too.
         points: at 1 % and 5 % nominal FPR.
         curve: (FPR, TPR) of rising FPR, thinned for drawing.
     """
