@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import count
 
 from markupsafe import Markup, escape
 
 from diffmem.report.prose import number, percent
 from diffmem.report.shape import Histogram, Interval, Roc
 
-_serial = count(1)
-
 
 def _svg(width: int, height: int, kind: str, title: str, description: str, body: str) -> Markup:
     """A chart with its title and description for those who cannot see it."""
-    here = f"chart-{next(_serial)}"
     return Markup(
-        f'<svg class="chart {kind}" viewBox="0 0 {width} {height}" role="img" aria-labelledby="{here}-t {here}-d">'
-        f'<title id="{here}-t">{escape(title)}</title><desc id="{here}-d">{escape(description)}</desc>{body}</svg>'
+        f'<svg class="chart {kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}: '
+        f'{escape(description)}"><title>{escape(title)}</title><desc>{escape(description)}</desc>{body}</svg>'
     )
 
 

@@ -91,3 +91,26 @@ def markdown_table(methods: Sequence[About]) -> str:
     lines = ["| method | what it is | sees | NFE per prompt and noise | reference |", "|---|---|---|---|---|"]
     lines += [f"| `{m.name}` | {m.summary} | {m.access} | {m.cost} | {m.reference} |" for m in methods]
     return "\n".join(lines)
+
+
+def methods_page() -> str:
+    """The page of methods for the documentation, Markdown: formula, cost, reference, when each fails, parameters."""
+    parts = [
+        "# Methods\n",
+        "This page is made by `diffmem methods --page` from the scores themselves. Higher always means more memorized.\n",
+        markdown_table(all_methods()) + "\n",
+    ]
+    for about in all_methods():
+        fields = parameters_class(SCORES.get(about.name)).model_fields
+        parts.append(f"## {about.name}\n\n{about.summary[0].upper()}{about.summary[1:]}.\n")
+        parts.append(f"- Formula: `{about.formula}`")
+        parts.append(f"- Reference: {about.reference}")
+        parts.append(f"- Sees: {about.access}. NFE per prompt and noise: {about.cost}. Unit: {about.unit}.")
+        parts.append(f"- Fails when: {about.fails_when}.")
+        if fields:
+            listed = "; ".join(
+                f"`{n}` = `{f.default!r}`" + (f", {f.description}" if f.description else "") for n, f in fields.items()
+            )
+            parts.append(f"- Parameters: {listed}.")
+        parts.append("")
+    return "\n".join(parts)
