@@ -11,6 +11,7 @@ def methods(
     name: Annotated[str | None, Parameter(help="one method in full")] = None,
     *,
     markdown: Annotated[bool, Parameter(negative="", help="the table as Markdown, for the README")] = False,
+    page: Annotated[bool, Parameter(negative="", help="the page of methods of the documentation, Markdown")] = False,
     matrix: Annotated[bool, Parameter(negative="", help="which score runs on which family of models")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -20,6 +21,11 @@ def methods(
     from diffmem.cli.output import emit_json, emit_table
     from diffmem.report.methods import all_methods, markdown_table, one_method
 
+    if page:
+        from diffmem.report.methods import methods_page
+
+        print(methods_page(), end="")
+        return 0
     if matrix:
         from diffmem.cli.output import note
         from diffmem.report.matrix import WORKS
