@@ -91,14 +91,15 @@ def comparison(replications):
 def thresholds(replications):
     rows = []
     for reference, rate, icc in itertools.product((99, 400, 1000), (0.01, 0.05), (0.0, 0.4)):
-        simulation = Simulation(reference, 0.5, icc)
+        # Reference and new prompts share the noises, so both come from one draw; at AUROC .5 the labels mean nothing.
+        simulation = Simulation(10_000, 0.5, icc)
         random, realised, covered = np.random.default_rng(3), [], []
         for _ in range(replications):
             values, labels, groups = simulation.draw(random)
-            made = calibrate_threshold(values[labels, 0], rate, SETTING, "simulated", "-", groups[labels], date="-")
-            new = float(np.mean(made.flags(Simulation(2000, 0.5).draw(random)[0][:, 0])))
-            realised.append(new)
-            covered.append(made.realised_low <= new <= made.realised_high)
+            known, group, new = values[labels, 0][:reference], groups[labels][:reference], values[~labels, 0]
+            made = calibrate_threshold(known, rate, SETTING, "simulated", "-", group, date="-")
+            realised.append(np.mean(made.flags(new)))
+            covered.append(made.realised_low <= realised[-1] <= made.realised_high)
         rows.append({"reference": reference, "nominal_fpr": rate, "icc": icc, "replications": replications,
                      "realised_fpr": np.mean(realised), "realised_sd": np.std(realised),
                      "interval_coverage": np.mean(covered)})  # fmt: skip

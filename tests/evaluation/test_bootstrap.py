@@ -153,3 +153,23 @@ def test_few_negatives_are_not_measurable_or_say_how_little_they_know():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(UsageError, match=message):
         auroc_interval(*arguments)
+
+
+def test_large_samples_take_the_closed_form_and_agree_with_resampling(monkeypatch):
+    values, labels, groups = Simulation(1000, 0.9, icc=0.4, draws=3).draw(np.random.default_rng(0))
+    resampled = auroc_interval(values, labels, groups)
+    monkeypatch.setattr("diffmem.evaluation.bootstrap.PLENTY", 100)
+    closed = auroc_interval(values, labels, groups)
+    assert (resampled.replicates, closed.replicates) == (2000, 0)
+    assert (closed.low, closed.high) == pytest.approx((resampled.low, resampled.high), abs=0.004)
+
+
+def test_blocks_change_nothing_but_the_random_numbers(monkeypatch):
+    values, labels, groups = Simulation(500, 0.9, icc=0.4, draws=3).draw(np.random.default_rng(0))
+    whole = tpr_interval(values, labels, groups, 0.1)
+    monkeypatch.setattr("diffmem.evaluation.resampling._BLOCK", 7_000)
+    blocks = tpr_interval(values, labels, groups, 0.1)
+    assert blocks.replicates == 2000
+    assert (blocks.low, blocks.high) == pytest.approx((whole.low, whole.high), abs=0.03)
+    monkeypatch.setattr("diffmem.evaluation.resampling._MOST", 500_000)
+    assert tpr_interval(values, labels, groups, 0.1).replicates == 500

@@ -10,11 +10,13 @@ from numpy.typing import ArrayLike
 
 from diffmem.errors import UsageError
 from diffmem.evaluation.clusters import Floats, kish
-from diffmem.evaluation.resampling import Sample, draw_variance, freedom, sample_of, weighted_auroc
+from diffmem.evaluation.resampling import Sample, draw_variance, freedom, in_blocks, sample_of, weighted_auroc
 from diffmem.evaluation.roc import auroc, tpr_at_fpr
 from diffmem.evaluation.tail import tail_tpr, tail_weights
 
 REPLICATES = 2000
+# With more prompts than this, resampling says nothing of an AUROC that the variance of placements does not say at once.
+PLENTY = 20_000
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Interval:
         value: the figure itself; None if it is not measurable.
         low, high: ends of the interval; None if there is none.
         level: nominal coverage.
-        replicates: bootstrap replicates.
+        replicates: bootstrap replicates; fewer than asked for with more than 10,000 prompts, 0 where a
+            closed form takes their place.
         clusters_positive, clusters_negative: near-duplicate clusters that were resampled.
         n_eff: Kish's effective number of prompts, both labels together.
         draws: draws of the noise bank; with one, what the choice of the noise contributes cannot be known and is not
@@ -57,7 +60,8 @@ def auroc_interval(
 
     logit(A) +- t_f sqrt(V_clusters + V_draws) / (A (1 - A)): V_clusters from resampling clusters of positives and of
     negatives with replacement, V_draws from leaving out each draw of the common noise bank, f by Welch-Satterthwaite
-    from Kish's effective numbers of clusters. Perfect separation gives [((1 - level) / 2)^(1/K), 1], K the smaller
+    from Kish's effective numbers of clusters. With more than 20,000 prompts V_clusters is the sum of squared placements
+    over clusters (Obuchowski) instead. Perfect separation gives [((1 - level) / 2)^(1/K), 1], K the smaller
     number of clusters: K disjoint pairs are all in order with probability A^K at most.
 
     Args:
@@ -86,12 +90,22 @@ def auroc_interval(
         return interval(sample, level, replicates, value, *((bound, 1.0) if value else (0.0, 1 - bound)))
     from scipy.stats import t
 
-    replicated = weighted_auroc(positives, negatives, sample.weights(replicates, seed))
     drawn = draw_variance(sample.draws, lambda kept: _auroc(*kept_means(sample, kept)))
-    spread = math.sqrt(float(replicated.var(ddof=1)) + drawn) / (value * (1 - value))
-    reach = float(t.ppf((1 + level) / 2, freedom(variance_parts(sample, placements(positives, negatives), drawn))))
+    parts = variance_parts(sample, placements(positives, negatives), drawn)
+    if sample.prompts > PLENTY:
+        replicates, variance = 0, parts[0][0] + parts[1][0]
+    else:
+        variance = float(
+            in_blocks(
+                sample, replicates, seed, "clusters",
+                lambda size, random: weighted_auroc(positives, negatives, sample.weights(size, random)),
+            ).var(ddof=1)
+        )  # fmt: skip
+    spread = math.sqrt(variance + drawn) / (value * (1 - value))
+    reach = float(t.ppf((1 + level) / 2, freedom(parts)))
     centre = math.log(value / (1 - value))
-    return interval(sample, level, replicates, value, _expit(centre - reach * spread), _expit(centre + reach * spread))
+    low, high = _expit(centre - reach * spread), _expit(centre + reach * spread)
+    return interval(sample, level, replicates, value, low, high)
 
 
 def tpr_interval(
@@ -124,24 +138,25 @@ def tpr_interval(
     Raises:
         UsageError: arguments out of range, or fewer than two clusters with either label.
     """
-    sample = checked(values, labels, groups, level, replicates, rate)
+    sample = checked(values, labels, groups, level, replicates, rate).rising()
     reason = not_measurable(sample, rate)
     if reason is not None:
         return interval(sample, level, replicates, None, None, None, reason)
     positives, negatives = sample.means()
-    value = tpr_at_fpr(positives, negatives, rate).tpr
-    weights = tail_weights(sample, replicates, seed)
-    replicated = tail_tpr(positives, negatives, rate, weights)
+    value = _tpr(positives, negatives, rate)
     drawn = draw_variance(sample.draws, lambda kept: _tpr(*kept_means(sample, kept), rate))
-    if drawn > 0 and value is not None:
-        # The choice of the noises moves every replicate, on the logit scale, which keeps it within 0 and 1.
-        edge = 0.5 / len(positives)
-        inside = min(max(value, edge), 1 - edge)
-        steps = weights.normal * math.sqrt(drawn) / (inside * (1 - inside))
-        clipped = np.clip(replicated, 1e-9, 1 - 1e-9)
-        replicated = 1 / (1 + (1 - clipped) / clipped * np.exp(-steps))
+    # The choice of the noises moves every replicate, on the logit scale, which keeps it within 0 and 1.
+    inside = min(max(value, 0.5 / len(positives)), 1 - 0.5 / len(positives))
+    reach = math.sqrt(drawn) / (inside * (1 - inside))
+
+    def block(size: int, random: np.random.Generator) -> Floats:
+        weights = tail_weights(sample, size, random)
+        found = np.clip(tail_tpr(positives, negatives, rate, weights), 1e-9, 1 - 1e-9)
+        return np.asarray(1 / (1 + (1 - found) / found * np.exp(-reach * weights.normal)), np.float64)
+
+    replicated = in_blocks(sample, replicates, seed, "tail", block)
     low, high = np.quantile(replicated, [(1 - level) / 2, (1 + level) / 2])
-    return interval(sample, level, replicates, value, float(low), float(high))
+    return interval(sample, level, len(replicated), value, float(low), float(high))
 
 
 def checked(

@@ -19,7 +19,7 @@ from diffmem.evaluation.bootstrap import (
     variance_parts,
 )  # fmt: skip
 from diffmem.evaluation.clusters import Floats, kish
-from diffmem.evaluation.resampling import Sample, draw_variance, freedom, weighted_auroc
+from diffmem.evaluation.resampling import Sample, draw_variance, freedom, in_blocks, weighted_auroc
 from diffmem.evaluation.roc import auroc, tpr_at_fpr
 from diffmem.evaluation.tail import resampled_weights, tail_tpr
 
@@ -109,8 +109,11 @@ def _compare_auroc(one: Sample, two: Sample, level: float, seed: int, replicates
     def value(positives: Floats, negatives: Floats) -> float:
         return float(auroc(positives, negatives) or 0.0)
 
-    weights = one.weights(replicates, seed)
-    replicated = weighted_auroc(*one.means(), weights) - weighted_auroc(*two.means(), weights)
+    def block(size: int, random: np.random.Generator) -> Floats:
+        weights = one.weights(size, random)
+        return weighted_auroc(*one.means(), weights) - weighted_auroc(*two.means(), weights)
+
+    replicated = in_blocks(one, replicates, seed, "clusters", block)
     draws = max(one.draws, two.draws)
     drawn = draw_variance(draws, lambda kept: value(*_kept(one, kept)) - value(*_kept(two, kept)))
     a, b = value(*one.means()), value(*two.means())
@@ -118,20 +121,23 @@ def _compare_auroc(one: Sample, two: Sample, level: float, seed: int, replicates
     (p1, n1), (p2, n2) = placements(*one.means()), placements(*two.means())
     wider = one if one.draws == draws else two
     degrees = freedom(variance_parts(wider, (p1 - p2, n1 - n2), drawn))
-    return _tested(one, level, replicates, a, b, spread, degrees)
+    return _tested(one, level, len(replicated), a, b, spread, degrees)
 
 
 def _compare_tpr(one: Sample, two: Sample, rate: float, level: float, seed: int, replicates: int) -> Comparison:
     def value(positives: Floats, negatives: Floats) -> float:
         return float(tpr_at_fpr(positives, negatives, rate).tpr or 0.0)
 
-    weights = resampled_weights(one, replicates, seed)
-    replicated = tail_tpr(*one.means(), rate, weights) - tail_tpr(*two.means(), rate, weights)
+    def block(size: int, random: np.random.Generator) -> Floats:
+        weights = resampled_weights(one, size, random)
+        return tail_tpr(*one.means(), rate, weights) - tail_tpr(*two.means(), rate, weights)
+
+    replicated = in_blocks(one, replicates, seed, "clusters", block)
     draws = max(one.draws, two.draws)
     drawn = draw_variance(draws, lambda kept: value(*_kept(one, kept)) - value(*_kept(two, kept)))
     degrees = max(1.0, min(one.positive_clusters.effective, one.negative_clusters.effective) - 1)
     a, b = value(*one.means()), value(*two.means())
-    return _tested(one, level, replicates, a, b, math.sqrt(float(replicated.var(ddof=1)) + drawn), degrees)
+    return _tested(one, level, len(replicated), a, b, math.sqrt(float(replicated.var(ddof=1)) + drawn), degrees)
 
 
 def _tested(

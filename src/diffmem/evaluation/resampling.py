@@ -12,8 +12,9 @@ from diffmem.errors import UsageError
 from diffmem.evaluation.clusters import Clusters, Floats
 from diffmem.randomness import seed_of
 
-# Replicates are worked on in blocks of about this many numbers.
-_BLOCK = 2_000_000
+Weights = tuple[Floats, Floats]
+# Replicates times prompts: at a time, and in all.
+_BLOCK, _MOST = 2_000_000, 20_000_000
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,43 @@ class Sample:
         """The scores that decide, means over the draws: of positives [P] and of negatives [N]."""
         return self.positives.mean(1), self.negatives.mean(1)
 
-    def weights(self, replicates: int, seed: int) -> tuple[Floats, Floats]:
-        """Bootstrap weights of positives [replicates, P] and negatives [replicates, N]; whole clusters move together."""
-        random = np.random.default_rng(seed_of(seed, "evaluation", "clusters"))
+    def weights(self, replicates: int, random: np.random.Generator) -> Weights:
+        """Bootstrap weights of positives [replicates, P] and negatives [replicates, N]; clusters move together."""
         return self.positive_clusters.resample(replicates, random), self.negative_clusters.resample(replicates, random)
+
+    def rising(self) -> Sample:
+        """The same prompts in the order of their means, which makes sorting them again cheap."""
+        one, two = (np.argsort(means, kind="stable") for means in self.means())
+        a, b = self.positive_clusters, self.negative_clusters
+        return Sample(
+            self.positives[one], self.negatives[two], Clusters(a.member[one], a.sizes), Clusters(b.member[two], b.sizes)
+        )
+
+    @property
+    def prompts(self) -> int:
+        """How many, with either label."""
+        return len(self.positives) + len(self.negatives)
+
+
+def in_blocks(
+    sample: Sample, replicates: int, seed: int, name: str, statistic: Callable[[int, np.random.Generator], Floats]
+) -> Floats:
+    """Replicates of a statistic, made in blocks of bounded memory from one stream of random numbers.
+
+    Args:
+        sample: its size sets that of the blocks.
+        replicates: how many; fewer (at least 200) for samples of more than 10,000 prompts, to bound the time.
+        seed: root seed.
+        name: of the stream.
+        statistic: gives [size] replicates from a number of replicates and the stream.
+
+    Returns:
+        [replicates].
+    """
+    random = np.random.default_rng(seed_of(seed, "evaluation", name))
+    count = min(replicates, max(200, _MOST // sample.prompts))
+    size = max(1, _BLOCK // sample.prompts)
+    return np.concatenate([statistic(min(size, count - start), random) for start in range(0, count, size)])
 
 
 def sample_of(values: ArrayLike, labels: ArrayLike, groups: ArrayLike | None) -> Sample:
@@ -78,7 +112,7 @@ def sample_of(values: ArrayLike, labels: ArrayLike, groups: ArrayLike | None) ->
     return sample
 
 
-def weighted_auroc(positives: Floats, negatives: Floats, weights: tuple[Floats, Floats]) -> Floats:
+def weighted_auroc(positives: Floats, negatives: Floats, weights: Weights) -> Floats:
     """AUROC of weighted prompts, ties counted half, one per replicate.
 
     sum_ij u_i w_j (1[x_i > y_j] + 1/2 1[x_i = y_j]) / (sum_i u_i sum_j w_j), by one sort for all replicates.
@@ -94,14 +128,10 @@ def weighted_auroc(positives: Floats, negatives: Floats, weights: tuple[Floats, 
     order = np.argsort(negatives, kind="stable")
     below = np.searchsorted(negatives[order], positives, side="left")
     upto = np.searchsorted(negatives[order], positives, side="right")
-    result = np.empty(len(weights[0]))
-    step = max(1, _BLOCK // (len(positives) + len(negatives)))
-    for start in range(0, len(result), step):
-        u, w = weights[0][start : start + step], weights[1][start : start + step]
-        cumulated = np.concatenate([np.zeros((len(w), 1)), np.cumsum(w[:, order], 1)], 1)
-        beaten = 0.5 * (cumulated[:, below] + cumulated[:, upto])
-        result[start : start + step] = (u * beaten).sum(1) / (u.sum(1) * cumulated[:, -1])
-    return result
+    u, w = weights
+    cumulated = np.concatenate([np.zeros((len(w), 1)), np.cumsum(w[:, order], 1)], 1)
+    beaten = 0.5 * (cumulated[:, below] + cumulated[:, upto])
+    return np.asarray((u * beaten).sum(1) / (u.sum(1) * cumulated[:, -1]), np.float64)
 
 
 def draw_variance(draws: int, statistic: Callable[[np.ndarray], float]) -> float:

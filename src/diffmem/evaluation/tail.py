@@ -8,7 +8,6 @@ import numpy as np
 
 from diffmem.evaluation.clusters import Clusters, Floats
 from diffmem.evaluation.resampling import Sample
-from diffmem.randomness import seed_of
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class TailWeights:
     normal: Floats
 
 
-def tail_weights(sample: Sample, replicates: int, seed: int) -> TailWeights:
+def tail_weights(sample: Sample, replicates: int, random: np.random.Generator) -> TailWeights:
     """Draw the masses of a Bayesian bootstrap over clusters (Rubin, Annals of Statistics 1981) with masses at the ends.
 
     With N independent negatives the population share above the j-th largest is Beta(j, N + 1 - j) distributed, which
@@ -42,7 +41,6 @@ def tail_weights(sample: Sample, replicates: int, seed: int) -> TailWeights:
     negative, and its intervals cover 75-80 % where the nominal rate rests on one or two negatives. The halves at the
     ends of the positives make the interval of a plain share Jeffreys' Beta(k + 1/2, n - k + 1/2).
     """
-    random = np.random.default_rng(seed_of(seed, "evaluation", "tail"))
 
     def masses(clusters: Clusters) -> Floats:
         drawn = random.standard_exponential((replicates, clusters.count))
@@ -59,13 +57,13 @@ def tail_weights(sample: Sample, replicates: int, seed: int) -> TailWeights:
     )
 
 
-def resampled_weights(sample: Sample, replicates: int, seed: int) -> TailWeights:
+def resampled_weights(sample: Sample, replicates: int, random: np.random.Generator) -> TailWeights:
     """Clusters drawn with replacement and no masses at the ends, for differences between two scores.
 
     What these replicates do not know of the threshold is the same for both scores and cancels.
     """
     zero = np.zeros(replicates)
-    return TailWeights(*sample.weights(replicates, seed), zero, zero, zero, zero.astype(bool), zero)
+    return TailWeights(*sample.weights(replicates, random), zero, zero, zero, zero.astype(bool), zero)
 
 
 def tail_tpr(positives: Floats, negatives: Floats, rate: float, weights: TailWeights) -> Floats:
