@@ -16,7 +16,7 @@ from diffmem.evaluation.tail import tail_tpr, tail_weights
 
 REPLICATES = 2000
 # With more prompts than this, resampling says nothing of an AUROC that the variance of placements does not say at once.
-PLENTY = 20_000
+PLENTY = 10_000
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def auroc_interval(
 
     logit(A) +- t_f sqrt(V_clusters + V_draws) / (A (1 - A)): V_clusters from resampling clusters of positives and of
     negatives with replacement, V_draws from leaving out each draw of the common noise bank, f by Welch-Satterthwaite
-    from Kish's effective numbers of clusters. With more than 20,000 prompts V_clusters is the sum of squared placements
+    from Kish's effective numbers of clusters. With more than 10,000 prompts V_clusters is the sum of squared placements
     over clusters (Obuchowski) instead. Perfect separation gives [((1 - level) / 2)^(1/K), 1], K the smaller
     number of clusters: K disjoint pairs are all in order with probability A^K at most.
 
@@ -95,12 +95,11 @@ def auroc_interval(
     if sample.prompts > PLENTY:
         replicates, variance = 0, parts[0][0] + parts[1][0]
     else:
-        variance = float(
-            in_blocks(
-                sample, replicates, seed, "clusters",
-                lambda size, random: weighted_auroc(positives, negatives, sample.weights(size, random)),
-            ).var(ddof=1)
+        replicated = in_blocks(
+            sample, replicates, seed, "clusters",
+            lambda size, random: weighted_auroc(positives, negatives, sample.weights(size, random)),
         )  # fmt: skip
+        replicates, variance = len(replicated), float(replicated.var(ddof=1))
     spread = math.sqrt(variance + drawn) / (value * (1 - value))
     reach = float(t.ppf((1 + level) / 2, freedom(parts)))
     centre = math.log(value / (1 - value))
