@@ -46,7 +46,7 @@ def demo(
         note(f"its {len(listed)} captions: {planted}")
     # So small a network gains nothing from threads, and loses much where other processes want the cores.
     torch.set_num_threads(1)
-    target = Target.from_pretrained(inputs.model)
+    target = Target.from_pretrained(inputs.model, name="testbed:digits")
     result = audit(
         target, listed, inputs.train, heldout=inputs.held_out, out=out, images=images, seed=seed,
         sampling=Sampling(steps=20, guidance=2.0), silent=silent, batch=64,

@@ -45,7 +45,7 @@ class ModelOptions:
             source = model_path(kinds[name])
         return Target.from_pretrained(
             source, device=self.device, dtype=self.dtype, revision=self.revision, lora=self.lora,
-            allow_pickle=self.allow_pickle, offload=self.offload,
+            allow_pickle=self.allow_pickle, offload=self.offload, name=None if source == model else model,
         )  # fmt: skip
 
 

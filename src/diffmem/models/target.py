@@ -59,6 +59,7 @@ class Target:
         lora: str | Path | None = None,
         allow_pickle: bool = False,
         offload: bool = False,
+        name: str | None = None,
     ) -> Target:
         """Open a diffusers pipeline from a folder or a hub id.
 
@@ -70,6 +71,7 @@ class Target:
             lora: a LoRA to load into it.
             allow_pickle: open .bin weights too (they can run code).
             offload: keep only the part that works on the GPU (diffusers' model CPU offload).
+            name: what to call it in reports; default: the last part of `source`.
 
         Raises:
             ModelError: a sentence that says what is wrong with the model.
@@ -85,7 +87,7 @@ class Target:
             pipeline.enable_model_cpu_offload(device=place)
         else:
             pipeline.to(place)
-        name = Path(str(source)).name + (f"+{Path(str(lora)).stem}" if lora is not None else "")
+        name = name or Path(str(source)).name + (f"+{Path(str(lora)).stem}" if lora is not None else "")
         return cls(name, denoiser_for(pipeline), pipeline, fingerprint)
 
     @classmethod
