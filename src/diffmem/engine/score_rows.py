@@ -57,13 +57,19 @@ class ScoreRows:
 
     def row(self, prompt: Prompt, score: Score, draw: int | None, **more: Any) -> dict[str, Any]:
         """One row; `more` holds value, components, status, error, seconds."""
-        denoiser = self.target.denoiser
         return {
             "key": self.key(prompt, score, draw), "prompt_id": prompt.id, "score": score.label,
             "version": str(score.version), "draw": draw, "status": "ok", "nfe": self.costs.get(score.label),
-            "dtype": str(denoiser.dtype).removeprefix("torch.") if denoiser is not None else None,
-            "device": str(denoiser.device) if denoiser is not None else None, **more,
+            **self._place, **more,
         }  # fmt: skip
+
+    @cached_property
+    def _place(self) -> dict[str, str | None]:
+        # Asked once: a pipeline walks through all its modules to tell where it runs.
+        denoiser = self.target.denoiser
+        if denoiser is None:
+            return {"dtype": None, "device": None}
+        return {"dtype": str(denoiser.dtype).removeprefix("torch."), "device": str(denoiser.device)}
 
     @cached_property
     def costs(self) -> dict[str, float]:
