@@ -96,7 +96,8 @@ def main():
 
         def ours(name, n=n):
             result = score(target, prompts, [name], draws=n, micro_batch=options.micro_batch)
-            return np.array([result.values(name)[p.id].mean() for p in prompts])
+            values = result.values(name)
+            return np.array([values[p.id].mean() for p in prompts])
 
         def theirs(bank=bank):
             return plain_loop(target.pipeline, texts, bank)

@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import binom
 
-from diffmem.copies.calibration import calibrate, clopper_pearson
+from diffmem.copies.calibration import calibrate
 from diffmem.copies.descriptors.l2 import L2Tiled
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
 from diffmem.copies.statistics import STATISTICS, neighbourhood
 from diffmem.data.images import load_images
 from diffmem.errors import UsageError
+from diffmem.evaluation.proportion import clopper_pearson
 
 DESCRIPTOR = L2Tiled(2, 3)  # 12 values: distances of distinct images vary a good deal
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
 
 from diffmem.copies.degenerate import is_degenerate
 from diffmem.copies.duplicates import DuplicateGroups, near_duplicates
@@ -18,6 +17,7 @@ from diffmem.copies.metrics import Floats
 from diffmem.copies.statistics import STATISTICS, Statistic, neighbourhood
 from diffmem.data.images import ImageSet
 from diffmem.errors import UsageError
+from diffmem.evaluation.proportion import clopper_pearson
 
 Reference = Literal["held-out", "train-train distinct groups"]
 MOST_REFERENCES = 20_000
@@ -127,14 +127,6 @@ def calibrate(
     return CopyThreshold(
         statistic, value, false_positives, per_image, images_per_prompt, None, 0, None, None, False, " ".join(notes)
     )
-
-
-def clopper_pearson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact interval of a binomial share of `hits` among n."""
-    tail = (1 - confidence) / 2
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
-    high = 1.0 if hits == n else float(beta.ppf(1 - tail, hits + 1, n - hits))
-    return low, high
 
 
 def _measurable(n: int, rate: float) -> bool:

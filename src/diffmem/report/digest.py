@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffmem.copies.calibration import clopper_pearson
+from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.report.columns import (
     ERROR,
     OK,
