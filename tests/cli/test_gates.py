@@ -56,3 +56,8 @@ def test_an_audit_is_gated_with_exit_code_1(tmp_path, capsys):
     assert main([*command, "--fail-if", "images.made>1"]) == 0
     assert main([*command, "--fail-if", "images.maid>1"]) == 2
     assert "Did you mean 'images.made'" in capsys.readouterr().err
+    run = str(tmp_path / "r")
+    for verb in ("show", "report"):
+        assert main([verb, run, "--fail-if", "images.made>0"]) == 1
+        assert main([verb, run, "--fail-if", "images.made>1"]) == 0
+        assert main([verb, run, "--fail-if", "images.made"]) == 2

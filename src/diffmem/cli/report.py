@@ -16,6 +16,9 @@ def report(
         Literal["none", "blur", "hash"] | None,
         Parameter(help="pictures: as they are, blurred, or left out; default: none in the run directory, else blur"),
     ] = None,
+    fail_if: Annotated[
+        tuple[str, ...], Parameter(help='exit with 1 if this holds of the findings, e.g. "copies>0"; may be repeated')
+    ] = (),
     hash_prompts: Annotated[bool, Parameter(negative="", help="show hashes instead of prompts")] = False,
 ) -> int:
     """Write the report of a run: one HTML file that needs no network and no script.
@@ -26,11 +29,18 @@ def report(
     Args:
         run: the folder given to --out of the run.
     """
+    from diffmem.cli.gates import check_gates, parse_gate
     from diffmem.report.html import write_report
+    from diffmem.report.summary import summarize
+
+    for gate in fail_if:
+        parse_gate(gate)
 
     inside = out is None or out.resolve().is_relative_to(run.resolve())
     chosen: Literal["none", "blur", "hash"] = redact or ("none" if inside else "blur")
     path = write_report(run, chosen, hash_prompts, out)
     pictures = {"none": "pictures as they are", "blur": "pictures blurred", "hash": "no pictures"}[chosen]
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {pictures})")
+    if fail_if:
+        check_gates(fail_if, summarize(run))
     return 0

@@ -12,6 +12,9 @@ def show(
     run: Path,
     *,
     top: Annotated[int, Parameter(help="prompts shown per score")] = 5,
+    fail_if: Annotated[
+        tuple[str, ...], Parameter(help='exit with 1 if this holds of the findings, e.g. "copies>0"; may be repeated')
+    ] = (),
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Print what a run found, from its directory alone.
@@ -19,11 +22,15 @@ def show(
     Args:
         run: the folder given to --out.
     """
+    from diffmem.cli.gates import check_gates, parse_gate
     from diffmem.cli.output import emit_json
     from diffmem.report.digest import build_digest
 
+    for gate in fail_if:
+        parse_gate(gate)
     digest = build_digest(run, methods=json).model_dump(mode="json")
     emit_json(digest) if json else print_summary(digest, top)
+    check_gates(fail_if, digest)
     return 0
 
 
