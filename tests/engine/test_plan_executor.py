@@ -112,6 +112,17 @@ def test_the_anisotropy_screen_costs_two_and_shares_the_rest(denoiser):
     assert nfe_per_prompt_seed(parse_score("text-uppercase"), denoiser, 100, 4) == 0
 
 
+def test_the_difference_at_low_noise_shares_what_the_alignment_needs(denoiser):
+    alone = Plan.for_scores(row_scores(parse_scores(["alignment"])), denoiser)
+    both = Plan.for_scores(row_scores(parse_scores(["alignment", "score-difference:over=ratio"])), denoiser)
+    assert alone == both
+    _, rows = run(denoiser, ["score-difference:over=ratio"])
+    t, x = denoiser.schedule.time_at_ratio(0.2), Noises(denoiser.sample_shape, 3).of_draw(1)[None]
+    with torch.no_grad():
+        delta = denoiser.predict(x, t, denoiser.encode_prompts(["bc"])) - denoiser.predict(x, t, denoiser.null())
+    assert rows[(1, 1)].values["score-difference:over=ratio"] == pytest.approx(float(delta.norm()), rel=1e-5)
+
+
 def test_scores_that_need_the_same_add_nothing(denoiser):
     one = Plan.for_scores(row_scores(parse_scores(["score-difference"])), denoiser)
     two = Plan.for_scores(row_scores(parse_scores(["score-difference", "score-difference:order=1"])), denoiser)

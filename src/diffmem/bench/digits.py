@@ -15,7 +15,8 @@ from diffmem.scores.text_groups import near_duplicate_groups
 from diffmem.testbeds import digits
 
 SCORES = (
-    "score-difference", "alignment", "anisotropy", "anisotropy-paper", "text-uppercase", "text-ngram",
+    "score-difference", "score-difference:over=ratio", "alignment", "anisotropy", "anisotropy-paper", "text-uppercase",
+    "text-ngram",
 )  # fmt: skip
 NEGATIVES = ("unseen", "generic", "hard", "all")
 LABELS = {"reproduced": True, "not reproduced": False, "sometimes": None}

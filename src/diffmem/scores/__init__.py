@@ -22,4 +22,5 @@ SCORES: Registry[type[Score]] = Registry(
 )
 """Score classes; packages add their own through the entry-point group `diffmem.scores`."""
 
-DEFAULT_SCORES = ("score-difference", "alignment", "anisotropy", "text-uppercase")
+DEFAULT_SCORES = ("score-difference", "score-difference:over=ratio", "alignment", "anisotropy", "text-uppercase")
+"""What is computed unless asked otherwise: all of it together costs 2 NFE per prompt and noise, plus what is shared."""

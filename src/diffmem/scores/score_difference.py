@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 
 from diffmem.scores.base import About, DenoiserScore, Evaluations, Parameters, both_branches, require_guidance
-from diffmem.scores.needs import AlongTrajectory, Need, SamplerStep
+from diffmem.scores.needs import AlongTrajectory, Moment, Need, NoiseRatio, SamplerStep
 
 if TYPE_CHECKING:
     from diffmem.models.denoiser import Denoiser
@@ -35,12 +35,14 @@ def score_difference(conditional: torch.Tensor, unconditional: torch.Tensor, ord
 class ScoreDifferenceParameters(Parameters):
     """Which steps of which sampler are averaged."""
 
-    over: Literal["first", "steps", "trajectory"] = Field(
-        "first", description="the first step, the first `k` steps, or the whole trajectory"
+    over: Literal["first", "steps", "trajectory", "ratio"] = Field(
+        "first",
+        description="the first step, the first `k` steps, the whole trajectory, or pure noise where sigma/alpha = `ratio`",
     )
     k: int = Field(10, ge=1, description="number of steps for over='steps'")
     steps: int = Field(50, ge=1, description="steps of the sampler")
     guidance: float = Field(7.5, ge=0, description="guidance scale of the trajectory")
+    ratio: float = Field(0.2, gt=0, description="sigma/alpha for over='ratio'")
     order: float = Field(2.0, gt=0, description="order of the norm")
 
 
@@ -53,7 +55,7 @@ class ScoreDifference(DenoiserScore):
         formula="mean_t || f(x_t, t, c) - f(x_t, t, empty) ||_2, f the network's own output (Wen et al., eq. 3)",
         reference="Wen et al., ICLR 2024, arXiv 2407.21720",
         access="denoiser",
-        cost="1 + shared (first step); 2 per step along a trajectory",
+        cost="1 + shared (pure noise); 2 per step along a trajectory",
         fails_when="frequent generic captions also steer strongly at high noise; says nothing about which image",
         unit="norm of the network's output",
     )
@@ -63,29 +65,31 @@ class ScoreDifference(DenoiserScore):
         super().__init__(self.settings)
 
     @property
+    def moment(self) -> Moment:
+        """Where pure noise is looked at, for one step: the sampler's first, or a level of noise."""
+        return NoiseRatio(self.settings.ratio) if self.settings.over == "ratio" else SamplerStep(0, self.settings.steps)
+
+    @property
     def upto(self) -> int:
-        """How many stops of the trajectory are looked at."""
-        chosen = {"first": 1, "steps": self.settings.k, "trajectory": self.settings.steps}[self.settings.over]
+        """How many stops of the trajectory are looked at; 1 for pure noise alone."""
+        chosen = {"first": 1, "ratio": 1, "steps": self.settings.k, "trajectory": self.settings.steps}[
+            self.settings.over
+        ]
         return min(chosen, self.settings.steps)
 
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
         """Both branches at the first step, or along the trajectory."""
         require_guidance(denoiser, self.name)
         if self.upto == 1:
-            return both_branches(SamplerStep(0, self.settings.steps))
+            return both_branches(self.moment)
         return (AlongTrajectory(self.settings.steps, self.upto, self.settings.guidance),)
 
     def compute(self, evaluations: Evaluations) -> dict[str, torch.Tensor]:
         """The mean norm per row."""
         if self.upto == 1:
-            conditional, unconditional = both_branches(SamplerStep(0, self.settings.steps))
-            return {
-                "value": score_difference(
-                    evaluations.at_noise(conditional.moment, "conditional"),
-                    evaluations.at_noise(unconditional.moment, "unconditional"),
-                    self.settings.order,
-                )
-            }
+            conditional = evaluations.at_noise(self.moment, "conditional")
+            unconditional = evaluations.at_noise(self.moment, "unconditional")
+            return {"value": score_difference(conditional, unconditional, self.settings.order)}
         stops = evaluations.trajectory(self.settings.steps, self.upto, self.settings.guidance)
         norms = [score_difference(s.conditional, s.unconditional, self.settings.order) for s in stops]
         return {"value": torch.stack(norms).mean(0)}
