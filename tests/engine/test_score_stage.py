@@ -172,3 +172,12 @@ def test_fitted_weights_separate_and_unlabelled_prompts_get_a_value_too():
     assert len(values) == 40
     assert min(values[p.id].mean() for p in prompts[:20]) > max(values[p.id].mean() for p in prompts[20:])
     assert len(result.values("text-ngram")) == 40
+
+
+def test_extra_columns_keep_their_texts_and_lose_only_nan(memorizer, tmp_path):
+    prompts = load_prompts(["plant 1"])
+    extra = {"note": "NaN bread", "number": float("nan"), "list": [1.5, float("inf")]}
+    kept = type(prompts)(tuple(type(p)(p.id, p.text, extra=extra) for p in prompts), "memory")
+    run = score(memorizer, kept, ["text-uppercase"], out=tmp_path / "run").run
+    (row,) = run.store.read("prompts").to_pylist()
+    assert json.loads(row["extra"]) == {"note": "NaN bread", "number": None, "list": [1.5, None]}

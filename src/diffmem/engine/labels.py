@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffmem.data.prompts import Prompt
 from diffmem.errors import DataError
 from diffmem.runs.facts import read_fact
 from diffmem.runs.store import RunStore
@@ -60,11 +59,6 @@ def given_labels(prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
     """The labels of the prompt list that a run was made with, in the same shape."""
     tiers = {True: "reproduced", False: "not reproduced", None: "unlabelled"}
     return {p: {"label": row["label"], "tier": tiers[row["label"]]} for p, row in prompts.items()}
-
-
-def labelled_line(prompt: Prompt, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A prompt with its measured label, as one line of a prompt list."""
-    return {"id": prompt.id, "caption": prompt.text, **entry}
 
 
 def _tier(copies: int, images: int) -> dict[str, Any]:

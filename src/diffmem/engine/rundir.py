@@ -104,8 +104,9 @@ def usable(prompts: PromptList) -> list[Prompt]:
 
 
 def _plain(extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Extra columns as JSON values."""
-    return json.loads(json.dumps(dict(extra), default=str, allow_nan=True).replace("NaN", "null"))  # type: ignore[no-any-return]
+    """Extra columns as strict JSON values: numbers that are not finite become null, texts stay as they are."""
+    values: dict[str, Any] = json.loads(json.dumps(dict(extra), default=str), parse_constant=lambda _: None)
+    return values
 
 
 def _command_line() -> list[str]:
