@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from diffmem.engine.meter import Nfe
 from diffmem.engine.microbatch import MicroBatches, describe
 from diffmem.engine.plan import Plan
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.meter import Nfe
 from diffmem.models.ode import Stop, ddim_update, guided
 from diffmem.randomness import gaussian, noise_bank
 from diffmem.scores.base import DenoiserScore

@@ -13,7 +13,6 @@ import torch
 
 from diffmem.data.prompts import Prompt, PromptList, load_prompts
 from diffmem.engine.executor import Executor, Noises, ScoredRow
-from diffmem.engine.meter import Nfe
 from diffmem.engine.microbatch import MicroBatches, describe
 from diffmem.engine.plan import row_scores
 from diffmem.engine.progress import Progress
@@ -22,6 +21,7 @@ from diffmem.engine.score_rows import ScoreRows, Scoring
 from diffmem.engine.set_scores import score_sets
 from diffmem.errors import ScoreRefused
 from diffmem.models.conditioning import Conditioning
+from diffmem.models.meter import Nfe
 from diffmem.models.target import Target
 from diffmem.runs.keys import row_key
 from diffmem.scores import DEFAULT_SCORES

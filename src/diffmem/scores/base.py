@@ -91,8 +91,9 @@ class Score(ABC):
     @property
     def label(self) -> str:
         """The name with the parameters that are not defaults, as typed on the command line: `name:key=value,...`."""
-        changed = self.parameters.model_dump(exclude_defaults=True, mode="json")
-        return self.name + (":" + ",".join(f"{k}={_typed(v)}" for k, v in changed.items()) if changed else "")
+        from diffmem.scores.spec import label_of
+
+        return label_of(self.name, self.parameters)
 
 
 class DenoiserScore(Score):
@@ -161,7 +162,3 @@ def require_guidance(denoiser: Denoiser, name: str) -> None:
             f"{name} needs the unconditional branch, which guidance-distilled models do not have: audit the model that "
             "this one was distilled from, or generate and match."
         )
-
-
-def _typed(value: Any) -> str:
-    return "/".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)

@@ -9,8 +9,11 @@ from typing import Any, get_type_hints
 from pydantic import ValidationError
 
 from diffmem.errors import UsageError
+from diffmem.registry import Registry
 from diffmem.scores import SCORES
 from diffmem.scores.base import Parameters, Score
+from diffmem.scores.images import IMAGE_SCORES
+from diffmem.scores.images.base import ImageScore
 
 
 def parse_score(text: str | Score) -> Score:
@@ -21,8 +24,21 @@ def parse_score(text: str | Score) -> Score:
     """
     if isinstance(text, Score):
         return text
+    score: Score = _built(SCORES, text)
+    return score
+
+
+def parse_image_score(text: str | ImageScore) -> ImageScore:
+    """One image score from its text; see `parse_score`."""
+    if not isinstance(text, str):
+        return text
+    score: ImageScore = _built(IMAGE_SCORES, text)
+    return score
+
+
+def _built(registry: Registry[Any], text: str) -> Any:
     name, _, rest = text.partition(":")
-    cls: Any = SCORES.get(name.strip())
+    cls: Any = registry.get(name.strip())
     parameters = parameters_class(cls)
     given: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
@@ -36,12 +52,11 @@ def parse_score(text: str | Score) -> Score:
             raise UsageError(f"The score {name} has no parameter '{key}'.{hint} It has: {known}.")
         given[key] = tuple(value.split("/")) if "/" in value else value
     try:
-        score: Score = cls(parameters(**given))
+        return cls(parameters(**given))
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(str(p) for p in first["loc"][:1])
         raise UsageError(f"In the score {text!r}, {where} = {first.get('input')!r}: {first['msg']}.") from problem
-    return score
 
 
 def parse_scores(texts: Sequence[str | Score]) -> list[Score]:
@@ -50,7 +65,23 @@ def parse_scores(texts: Sequence[str | Score]) -> list[Score]:
     return list({score.label: score for score in scores}.values())
 
 
-def parameters_class(cls: type[Score]) -> type[Parameters]:
+def parse_image_scores(texts: Sequence[str | ImageScore]) -> list[ImageScore]:
+    """Several image scores, each named once."""
+    scores = [parse_image_score(text) for text in texts]
+    return list({score.label: score for score in scores}.values())
+
+
+def label_of(name: str, parameters: Parameters) -> str:
+    """The name with the parameters that are not defaults, as typed on the command line: `name:key=value,...`."""
+    changed = parameters.model_dump(exclude_defaults=True, mode="json")
+    return name + (":" + ",".join(f"{k}={_typed(v)}" for k, v in changed.items()) if changed else "")
+
+
+def _typed(value: Any) -> str:
+    return "/".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
+
+
+def parameters_class(cls: type[Score] | type[ImageScore]) -> type[Parameters]:
     """The parameter model that a score's constructor takes."""
     hint = get_type_hints(cls.__init__)["parameters"]
     options = getattr(hint, "__args__", (hint,))

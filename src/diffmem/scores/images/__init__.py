@@ -1,0 +1,13 @@
+"""The image scores, by name: how strongly a model holds on to one image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diffmem.registry import Registry
+
+if TYPE_CHECKING:
+    from diffmem.scores.images.base import ImageScore
+
+IMAGE_SCORES: Registry[type[ImageScore]] = Registry("image-scores", {})
+"""Image score classes; packages add their own through the entry-point group `diffmem.image-scores`."""
