@@ -9,7 +9,7 @@ import torch
 from diffmem.errors import ModelError
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
-from diffmem.models.families._schedulers import discrete_schedule, prediction_of
+from diffmem.models.families._schedulers import prediction_of, schedule_of
 
 
 class PipelineDenoiser(Denoiser):
@@ -36,7 +36,7 @@ class PipelineDenoiser(Denoiser):
         return {cls.family: cls.unconditional_branch}
 
     def _set_schedule(self, scheduler: Any) -> None:
-        self.schedule = discrete_schedule(scheduler)
+        self.schedule = schedule_of(scheduler)
         self.prediction = prediction_of(scheduler)
 
     @property

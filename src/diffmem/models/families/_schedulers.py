@@ -8,15 +8,36 @@ from diffmem.errors import ModelError
 from diffmem.models.parameterization import Prediction
 from diffmem.models.schedule import DiscreteSchedule, FlowSchedule, Schedule
 
-_PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
+_PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": "epsilon", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow",
+}  # fmt: skip
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler goes straight from image to noise: on flow sigmas, or a flow-matching class."""
+    return bool(scheduler.config.get("use_flow_sigmas")) or "FlowMatch" in type(scheduler).__name__
 
 
 def prediction_of(scheduler: Any) -> Prediction:
-    """What the network predicts, by the scheduler's `prediction_type`."""
-    declared = scheduler.config.get("prediction_type", "epsilon")
+    """What the network predicts, by the scheduler's `prediction_type`; flow-matching classes know the velocity only."""
+    declared = scheduler.config.get("prediction_type", "flow_prediction" if is_flow(scheduler) else "epsilon")
     if declared not in _PREDICTIONS:
         raise ModelError(f"The scheduler's prediction_type is {declared!r}; expected one of {', '.join(_PREDICTIONS)}.")
+    # v is defined for alpha^2 + sigma^2 = 1, the velocity eps - x0 for alpha + sigma = 1: the other mix has no meaning.
+    if (declared == "flow_prediction") != is_flow(scheduler) and declared in ("flow_prediction", "v_prediction"):
+        raise ModelError(
+            f"{type(scheduler).__name__} declares prediction_type {declared!r} "
+            f"{'on' if is_flow(scheduler) else 'without'} flow sigmas. Expected flow_prediction with "
+            "use_flow_sigmas=True, or v_prediction with use_flow_sigmas=False: correct the scheduler's config."
+        )
     return _PREDICTIONS[declared]
+
+
+def schedule_of(scheduler: Any) -> Schedule:
+    """The schedule of any scheduler, by its config: rectified flow or variance preserving, with its sampling times."""
+    if not is_flow(scheduler):
+        return discrete_schedule(scheduler)
+    return flow_sigmas_schedule(scheduler) if scheduler.config.get("use_flow_sigmas") else flow_schedule(scheduler)
 
 
 def discrete_schedule(scheduler: Any) -> Schedule:
@@ -38,6 +59,21 @@ def discrete_schedule(scheduler: Any) -> Schedule:
         return [float(t) for t in ddim.timesteps]
 
     return DiscreteSchedule(ddim.alphas_cumprod, times)
+
+
+def flow_sigmas_schedule(scheduler: Any) -> Schedule:
+    """The rectified-flow schedule of a solver with `use_flow_sigmas` (DPM-Solver, UniPC, DEIS, SA), at its own times.
+
+    These begin at s = .999 (shifted by `flow_shift`), not at 1, and feed the network 1000 s rounded down: alpha is
+    small at the first step, not 0, and s read from the time is at most .001 below the solver's.
+    """
+    own = type(scheduler).from_config(scheduler.config)
+
+    def times(steps: int) -> list[float]:
+        own.set_timesteps(steps)
+        return [float(t) for t in own.timesteps]
+
+    return FlowSchedule(float(scheduler.config.num_train_timesteps), times)
 
 
 def flow_schedule(scheduler: Any, tokens: int | None = None) -> Schedule:

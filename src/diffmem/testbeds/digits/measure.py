@@ -37,7 +37,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def generate_text(folder: Path, prompts: list[str], draws: range, root: int = ROOT) -> Iterator[Floats]:
-    """Images of each prompt through the saved pipeline, DDIM 20 steps, guidance 2.
+    """Images of each prompt through the saved pipeline and its own scheduler (`model.sampler`), 20 steps, guidance 2.
 
     Args:
         folder: pipeline folder.
@@ -80,13 +80,13 @@ def generate_unconditional(folder: Path, samples: int, root: int = ROOT) -> Iter
         yield x[:, 0].clamp(-1, 1).numpy()
 
 
-def measure_text(folder: Path) -> list[Sample]:
-    """Every caption's images and what they match, [captions × 32] rows: id, draw, d1, d2, nearest, shows."""
+def measure_text(folder: Path, draws: int = DRAWS) -> list[Sample]:
+    """Every caption's images and what they match, [captions × draws] rows: id, draw, d1, d2, nearest, shows."""
     prompts = load().prompts
     references = References(load())
     rows: list[Sample] = []
     started = time.perf_counter()
-    generated = generate_text(folder, [prompt.text for prompt in prompts], range(DRAWS))
+    generated = generate_text(folder, [prompt.text for prompt in prompts], range(draws))
     for number, (prompt, images) in enumerate(zip(prompts, generated, strict=True), 1):
         rows += [{"id": prompt.id, **row} for row in _matched(references, images, 0)]
         if number % 50 == 0 or number == len(prompts):
@@ -125,8 +125,18 @@ def _progress(done: int, total: int, started: float) -> None:
     print(f"{done}/{total}  {seconds:.0f} s  about {left:.0f} s left", file=sys.stderr, flush=True)
 
 
-def write(kind: Kind, model: Path, out: Path) -> list[dict[str, Any]]:
-    """Measure one model; write `truth_<kind>.parquet`, whose rows it gives, and the raw `truth_<kind>_samples.parquet`."""
+def write(kind: Kind, model: Path, out: Path, draws: int = DRAWS) -> list[dict[str, Any]]:
+    """Measure one model; write `truth_<kind>.parquet`, whose rows it gives, and the raw `truth_<kind>_samples.parquet`.
+
+    Both files' metadata name the data, the weights, the seeds, and how images were generated: scheduler, its times,
+    steps, guidance.
+
+    Args:
+        kind: "text" or "unconditional".
+        model: pipeline folder.
+        out: folder of the two files; made if it does not exist.
+        draws: images per caption ("text").
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -134,7 +144,7 @@ def write(kind: Kind, model: Path, out: Path) -> list[dict[str, Any]]:
         raise DataError(f"There is no pipeline in {model} (no model_index.json); train one first.")
     out.mkdir(parents=True, exist_ok=True)
     if kind == "text":
-        samples = measure_text(model)
+        samples = measure_text(model, draws)
         rows = summarize_text(samples)
     else:
         samples = measure_unconditional(model)
@@ -145,6 +155,7 @@ def write(kind: Kind, model: Path, out: Path) -> list[dict[str, Any]]:
         "data": load().fingerprint(),
         "model": file_hash(model / "unet" / "diffusion_pytorch_model.safetensors"),
         "root_seed": str(ROOT),
+        **_sampler(kind, model),
         "steps": str(STEPS),
         "guidance": str(GUIDANCE) if kind == "text" else "none",
         "images": str(len(samples)),
@@ -152,6 +163,17 @@ def write(kind: Kind, model: Path, out: Path) -> list[dict[str, Any]]:
     for name, content in ((f"truth_{kind}", pa.Table.from_pylist(rows)), (f"truth_{kind}_samples", raw)):
         pq.write_table(content.replace_schema_metadata(facts), out / f"{name}.parquet", compression="zstd")
     return rows
+
+
+def _sampler(kind: Kind, model: Path) -> dict[str, str]:
+    """Which scheduler makes the images, what the network predicts, and the times at which it is asked."""
+    from diffusers import DDIMScheduler
+
+    pipe: Any = load_text(model) if kind == "text" else load_unconditional(model)
+    scheduler = pipe.scheduler if kind == "text" else DDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(STEPS)
+    times = ", ".join(f"{float(t):g}" for t in scheduler.timesteps)
+    return {"scheduler": type(scheduler).__name__, "prediction": scheduler.config.prediction_type, "times": times}
 
 
 def file_hash(path: Path) -> str:
@@ -165,11 +187,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--draws", type=int, default=DRAWS, help="images per caption")
     options = parser.parse_args(arguments)
     import torch
 
     torch.set_num_threads(1)
-    print(table(options.kind, write(options.kind, options.model, options.out)))
+    print(table(options.kind, write(options.kind, options.model, options.out, options.draws)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["text", "unconditional"]
 KINDS: tuple[Kind, ...] = ("text", "unconditional")
-PREDICTIONS = ("epsilon", "v_prediction")
+PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "flow": "flow_prediction"}
+"""What the network of a variant gives, and how diffusers' schedulers call it."""
+PREDICTIONS = tuple(PREDICTION_TYPES)
 WIDTHS = (32, 64)
 MAX_TOKENS = 16
 VOCABULARY = 1400
@@ -32,17 +34,49 @@ def check_kind(kind: str) -> Kind:
     raise UsageError(f"There is no digits model of kind '{kind}'; the kinds are {', '.join(KINDS)}.")
 
 
+def check_prediction(prediction: str) -> str:
+    """The prediction itself; UsageError if there is no such variant."""
+    if prediction not in PREDICTION_TYPES:
+        raise UsageError(f"There is no digits model that predicts '{prediction}'; it can be {', '.join(PREDICTIONS)}.")
+    return prediction
+
+
+def sampler(prediction: str) -> Any:
+    """The scheduler of the text pipeline: DDIM for epsilon and v, Euler's method on the velocity for flow.
+
+    Both take first-order deterministic steps. StableDiffusionPipeline cannot hold FlowMatchEulerDiscreteScheduler (it
+    asks for `scale_model_input`); DPM-Solver++ of order 1 on flow sigmas takes the same steps x + (s' - s) u, from
+    s = .999 in even steps to 0.
+    """
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+    declared = PREDICTION_TYPES[check_prediction(prediction)]
+    if prediction == "flow":
+        return DPMSolverMultistepScheduler(
+            solver_order=1, use_flow_sigmas=True, flow_shift=1.0, steps_offset=1, prediction_type=declared
+        )
+    return DDIMScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=declared,
+    )
+
+
 def build_text(seed: int, prediction: str = "epsilon") -> StableDiffusionPipeline:
     """An untrained StableDiffusionPipeline on 8×8 grey pixels: UNet 1.0M, text encoder .13M, identity autoencoder.
 
     Args:
         seed: root seed of the initial weights.
-        prediction: what the UNet gives, "epsilon" or "v_prediction".
+        prediction: what the UNet gives, "epsilon", "v" or "flow".
     """
     import torch
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
-    _check_prediction(prediction)
+    scheduler = sampler(prediction)
     sentences = [caption for digit in range(10) for caption in captions_for(digit)]
     tokenizer = clip_tokenizer([*sentences, *ADJECTIVES, *NOUNS], VOCABULARY, MAX_TOKENS)
     with torch.random.fork_rng(devices=[]):
@@ -60,15 +94,6 @@ def build_text(seed: int, prediction: str = "epsilon") -> StableDiffusionPipelin
             attention_head_dim=8,
             norm_num_groups=8,
         )
-    scheduler = DDIMScheduler(
-        beta_start=1e-4,
-        beta_end=0.02,
-        beta_schedule="linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction,
-    )
     return StableDiffusionPipeline(
         vae=identity_vae(1, SIZE),
         text_encoder=text_encoder,
@@ -82,11 +107,12 @@ def build_text(seed: int, prediction: str = "epsilon") -> StableDiffusionPipelin
 
 
 def build_unconditional(seed: int, prediction: str = "epsilon") -> DDPMPipeline:
-    """An untrained DDPMPipeline on 8×8 grey pixels, UNet .7M; arguments as in `build_text`."""
+    """An untrained DDPMPipeline on 8×8 grey pixels, UNet .7M; epsilon or v only (DDPM has no flow)."""
     import torch
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-    _check_prediction(prediction)
+    if check_prediction(prediction) == "flow":
+        raise UsageError("The unconditional twin is a DDPMPipeline, which cannot hold a flow model; give epsilon or v.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "weights", "unconditional"))
         unet: Any = UNet2DModel(
@@ -101,8 +127,9 @@ def build_unconditional(seed: int, prediction: str = "epsilon") -> DDPMPipeline:
             norm_num_groups=8,
         )
     scheduler = DDPMScheduler(
-        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False, prediction_type=prediction
-    )
+        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False,
+        prediction_type=PREDICTION_TYPES[prediction],
+    )  # fmt: skip
     return DDPMPipeline(unet=unet.eval(), scheduler=scheduler)
 
 
@@ -152,8 +179,3 @@ def load_unconditional(folder: Path) -> DDPMPipeline:
     pipe.set_progress_bar_config(disable=True)
     loaded: DDPMPipeline = pipe
     return loaded
-
-
-def _check_prediction(prediction: str) -> None:
-    if prediction not in PREDICTIONS:
-        raise UsageError(f"The prediction type is '{prediction}'; it can be {' or '.join(PREDICTIONS)}.")

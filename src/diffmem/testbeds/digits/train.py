@@ -43,7 +43,7 @@ def train(
         out: folder of the pipeline; made if it does not exist.
         steps: optimizer steps, batch 64 each; default `STEPS[kind]`.
         seed: root seed of weights, batches and noise.
-        prediction: what the network learns to give, "epsilon" or "v_prediction".
+        prediction: what the network learns to give, "epsilon", "v" or "flow" (text only).
 
     Returns:
         The log: settings, loss curve, seconds, versions, hardware.
@@ -67,14 +67,12 @@ def train(
     started = time.perf_counter()
     for step, (rows, images) in zip(range(1, steps + 1), _batches(seed), strict=False):
         noise = torch.randn(images.shape, generator=random)
-        t = torch.randint(0, pipe.scheduler.config.num_train_timesteps, (len(images),), generator=random)
-        noisy = pipe.scheduler.add_noise(images, noise, t)
+        t, noisy, wanted = noised(pipe.scheduler, images, noise, random)
         if tokens is None:
             output = pipe.unet(noisy, t).sample
         else:
             condition = pipe.text_encoder(tokens.draw(rows, random)).last_hidden_state
             output = pipe.unet(noisy, t, encoder_hidden_states=condition).sample
-        wanted = noise if prediction == "epsilon" else pipe.scheduler.get_velocity(images, noise, t)
         loss: torch.Tensor = torch.nn.functional.mse_loss(output, wanted)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -103,7 +101,7 @@ def train(
     save(pipe, out)
     log = {
         "kind": kind,
-        "prediction": prediction,
+        "prediction": pipe.scheduler.config.prediction_type,
         "seed": seed,
         "steps": steps,
         "batch": BATCH,
@@ -123,6 +121,32 @@ def train(
     }
     (out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
     return log
+
+
+def noised(
+    scheduler: Any, images: torch.Tensor, noise: torch.Tensor, random: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One random noise level per image: the times fed [B], the noisy images and what the network shall give there.
+
+    epsilon, v: t uniform over the scheduler's times, target eps or alpha eps - sigma x0. Flow: s uniform on (0, 1],
+    x = (1 - s) x0 + s eps, t = 1000 s, target u = eps - x0 (Lipman et al. 2023; Liu et al. 2023).
+
+    Args:
+        scheduler: of the pipeline in training; says what is predicted.
+        images: x0, [B, C, H, W] in [-1, 1] (or latents).
+        noise: eps, same shape.
+        random: generator of the times.
+    """
+    import torch
+
+    config = scheduler.config
+    if config.prediction_type == "flow_prediction":
+        s = 1 - torch.rand(len(images), generator=random)
+        level = s[:, None, None, None]
+        return config.num_train_timesteps * s, (1 - level) * images + level * noise, noise - images
+    t = torch.randint(0, config.num_train_timesteps, (len(images),), generator=random)
+    wanted = noise if config.prediction_type == "epsilon" else scheduler.get_velocity(images, noise, t)
+    return t, scheduler.add_noise(images, noise, t), wanted
 
 
 class _Captions:
