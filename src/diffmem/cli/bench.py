@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -15,6 +15,9 @@ def bench(
     suite: str = "digits",
     scores: Annotated[tuple[str, ...], Parameter(name="--score", help="only these; may be repeated")] = (),
     data: Annotated[Path | None, Parameter(help="text-shortcut: folder with prompt lists")] = None,
+    prediction: Annotated[
+        Literal["epsilon", "v", "flow"] | None, Parameter(help="digits: the variant whose network gives this")
+    ] = None,
     draws: Annotated[int, Parameter(help="noises per prompt")] = 4,
     seed: int = 0,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -33,12 +36,11 @@ def bench(
 
     run = SUITES.get(suite)
     chosen: dict[str, Any] = {"scores": scores} if scores else {}
-    if data is not None:
-        chosen["data"] = data
+    chosen |= {name: value for name, value in (("data", data), ("prediction", prediction)) if value is not None}
     takes = inspect.signature(run).parameters
     unknown = [name for name in chosen if name not in takes]
     if unknown:
-        raise UsageError(f"The suite {suite} has no option --{unknown[0].rstrip('s')}.")
+        raise UsageError(f"The suite {suite} has no option --{'score' if unknown[0] == 'scores' else unknown[0]}.")
     rows = run(draws=draws, seed=seed, silent=quiet or json, **chosen)
     shown = [c for c in rows[0] if c not in ("positives",)] if rows and suite == "digits" else None
     emit_table(

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from diffmem.testbeds.digits.inputs import materialize as materialize
     from diffmem.testbeds.digits.shipped import model_path as model_path
     from diffmem.testbeds.digits.shipped import truth as truth
+    from diffmem.testbeds.digits.shipped import truth_facts as truth_facts
     from diffmem.testbeds.digits.shipped import truth_samples as truth_samples
 
-__all__ = ["classify", "load", "materialize", "model_path", "truth", "truth_samples"]
+__all__ = ["classify", "load", "materialize", "model_path", "truth", "truth_facts", "truth_samples"]
 
 _HOMES = {
     "classify": "classifier",
@@ -24,6 +25,7 @@ _HOMES = {
     "materialize": "inputs",
     "model_path": "shipped",
     "truth": "shipped",
+    "truth_facts": "shipped",
     "truth_samples": "shipped",
 }
 

@@ -32,7 +32,7 @@ class Inputs:
     prompts: Path
 
 
-def materialize(folder: Path | str, subset: int | None = None) -> Inputs:
+def materialize(folder: Path | str, subset: int | None = None, prediction: str = "epsilon") -> Inputs:
     """Write `train.parquet`, `heldout.parquet` and `prompts.jsonl` into a folder.
 
     The image sets are in the layout of Hugging Face datasets: a column `image` of {bytes, path}, PNG, beside `id`,
@@ -43,6 +43,7 @@ def materialize(folder: Path | str, subset: int | None = None) -> Inputs:
     Args:
         folder: made if it does not exist; existing files are replaced.
         subset: take only so many prompts, spread over tiers, counts and digits; at most all 740.
+        prediction: which text model, "epsilon", "v" or "flow"; the labels are those measured on it.
 
     Returns:
         The paths; the model is where it ships, no copy is made.
@@ -50,9 +51,10 @@ def materialize(folder: Path | str, subset: int | None = None) -> Inputs:
     import pyarrow.parquet as pq
 
     folder = Path(folder)
-    rows = choose(truth("text"), subset)
+    rows = choose(truth("text", prediction), subset)
+    model = model_path("text", prediction)
     folder.mkdir(parents=True, exist_ok=True)
-    inputs = Inputs(model_path("text"), folder / "train.parquet", folder / "heldout.parquet", folder / "prompts.jsonl")
+    inputs = Inputs(model, folder / "train.parquet", folder / "heldout.parquet", folder / "prompts.jsonl")
     pq.write_table(_training(), inputs.train)
     held_out = load().held_out
     pq.write_table(
