@@ -9,5 +9,12 @@ from diffmem.registry import Registry
 if TYPE_CHECKING:
     from diffmem.scores.images.base import ImageScore
 
-IMAGE_SCORES: Registry[type[ImageScore]] = Registry("image-scores", {})
+IMAGE_SCORES: Registry[type[ImageScore]] = Registry(
+    "image-scores",
+    {
+        "loss": "diffmem.scores.images.membership.loss:Loss",
+        "pia": "diffmem.scores.images.membership.pia:PIA",
+        "secmi": "diffmem.scores.images.membership.secmi:SecMI",
+    },
+)
 """Image score classes; packages add their own through the entry-point group `diffmem.image-scores`."""

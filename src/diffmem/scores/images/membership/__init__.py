@@ -1,0 +1,1 @@
+"""Membership scores: a reference beside the memorization scores, because membership is not memorization."""
