@@ -35,8 +35,12 @@ def methods(
         reasons = dict.fromkeys(text for row in rows for key, text in row.items() if key != "score" and text != WORKS)
         short = [{k: "refuses" if v in reasons else v for k, v in row.items()} for row in rows]
         emit_table(rows if json else short, json=json)
-        for text in [] if json else reasons:
-            note(text)
+        if not json:
+            from diffmem.report.moments import NOTES, moments
+
+            emit_table(moments(), title="Where on the noise scale the scores look")
+            for text in (*reasons, *NOTES):
+                note(text)
         return 0
     if name is not None:
         about = one_method(name)

@@ -113,4 +113,7 @@ def methods_page() -> str:
             )
             parts.append(f"- Parameters: {listed}.")
         parts.append("")
+    from diffmem.report.moments import moments_markdown
+
+    parts.append(f"## Where on the noise scale the scores look\n\n{moments_markdown()}\n")
     return "\n".join(parts)
