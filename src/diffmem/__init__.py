@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from diffmem.data.images import load_images
     from diffmem.data.prompts import load_prompts
     from diffmem.engine.audit import audit
+    from diffmem.engine.measure import measure
     from diffmem.engine.score_prompts import score
     from diffmem.models.target import Target
     from diffmem.scores import SCORES
@@ -24,10 +25,11 @@ _PUBLIC = {
     "audit": "diffmem.engine.audit",
     "load_images": "diffmem.data.images",
     "load_prompts": "diffmem.data.prompts",
+    "measure": "diffmem.engine.measure",
     "score": "diffmem.engine.score_prompts",
 }
 
-__all__ = ["SCORES", "Target", "__version__", "audit", "load_images", "load_prompts", "score"]
+__all__ = ["SCORES", "Target", "__version__", "audit", "load_images", "load_prompts", "measure", "score"]
 
 
 def __getattr__(name: str) -> object:

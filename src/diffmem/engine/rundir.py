@@ -18,7 +18,10 @@ from diffmem.runs.manifest import Manifest, open_run, record_stage
 from diffmem.runs.provenance import provenance
 from diffmem.runs.store import RunStore
 
-MAY_CHANGE = ("score.scores", "score.draws", "score.micro_batch", "generate.draws", "generate.batch", "match.images")
+MAY_CHANGE = (
+    "score.scores", "score.draws", "score.micro_batch", "generate.draws", "generate.batch", "match.images",
+    "measure.scores", "measure.batch", "measure.limit",
+)  # fmt: skip
 """Plan fields that may differ when a run is opened again: they only add work or do not change any number."""
 
 

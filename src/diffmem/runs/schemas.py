@@ -80,6 +80,40 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("descriptor", pa.string(), False),
         *_STATUS,
     ),
+    "targets": _schema(  # the images whose memorization is measured
+        ("key", _KEY, False),
+        ("image_id", pa.string(), False),
+        ("sha", pa.string(), False),
+        ("caption", pa.string(), True),
+        ("member", pa.bool_(), True),  # whether the model was trained on it; null: not known
+        ("group", pa.string(), True),
+        ("duplicates", pa.int32(), True),  # images of the set with these pixels; null: not counted
+        ("width", pa.int32(), True),
+        ("height", pa.int32(), True),
+        ("png", pa.large_binary(), True),  # at the model's size
+        ("note", pa.string(), True),  # what the conversion changed
+        *_STATUS,
+    ),
+    "measures": _schema(
+        ("key", _KEY, False),
+        ("image_id", pa.string(), False),
+        ("score", pa.string(), False),
+        ("version", pa.string(), False),
+        ("value", pa.float64(), True),  # may be infinite (never reached)
+        ("evidence", pa.float64(), True),  # finite; higher: more memorized
+        ("error_bar", pa.float64(), True),
+        ("components", pa.string(), True),  # JSON
+        ("png", pa.large_binary(), True),
+        ("tensors", pa.string(), True),  # file below the run directory
+        *_STATUS,
+        ("nfe", pa.float64(), True),
+        ("nfe_forward", pa.float64(), True),
+        ("nfe_tangent", pa.float64(), True),
+        ("nfe_backward", pa.float64(), True),
+        ("seconds", pa.float64(), True),
+        ("dtype", pa.string(), True),
+        ("device", pa.string(), True),
+    ),
 }
 
 # The order in which a stage is read, whatever order it was computed in; the key settles what these leave open.
@@ -88,6 +122,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "scores": ("prompt_id", "score", "draw", "key"),
     "images": ("prompt_id", "draw", "key"),
     "matches": ("prompt_id", "draw", "rank", "key"),
+    "targets": ("image_id", "key"),
+    "measures": ("image_id", "score", "key"),
 }
 
 

@@ -1,0 +1,118 @@
+"""diffmem measure: measure, image by image, how strongly a model holds on to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from diffmem.cli.options import ModelOptions, WorkOptions, need
+from diffmem.errors import UsageError
+
+if TYPE_CHECKING:
+    from diffmem.engine.measure import MeasureResult
+    from diffmem.engine.measure_cost import MeasureEstimate
+    from diffmem.scores.images.base import ImageScore
+
+MODEL = ModelOptions()
+WORK = WorkOptions()
+
+
+def measure(
+    model: str,
+    *,
+    images: Annotated[Path | None, Parameter(help="folder (captions beside the images), image or parquet")] = None,
+    scores: Annotated[tuple[str, ...], Parameter(name="--score", help="name[:key=value,...]; may be repeated")] = (),
+    heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for reference")] = None,
+    trained: Annotated[
+        bool | None,
+        Parameter(negative="--not-trained", help="whether the model was trained on --images; default: unknown"),
+    ] = None,
+    condition: Annotated[
+        Literal["caption", "none"], Parameter(help="measure under the captions, where there are any, or without")
+    ] = "caption",
+    limit: Annotated[int | None, Parameter(help="only a random part of so many images (and held-out images)")] = None,
+    strict_size: Annotated[
+        bool, Parameter(negative="", help="refuse images of another size or mode instead of converting them")
+    ] = False,
+    batch: Annotated[int, Parameter(help="images at once at first; halved when memory runs out")] = 64,
+    out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
+    top: Annotated[int, Parameter(help="images shown per score")] = 10,
+    target: ModelOptions = MODEL,
+    work: WorkOptions = WORK,
+) -> int:
+    """Measure, image by image, how strongly a model holds on to it.
+
+    Args:
+        model: pipeline folder, hub id, testbed:digits or testbed:digits-unconditional.
+    """
+    from diffmem.cli.output import emit_json, note
+    from diffmem.data.images import load_images
+    from diffmem.engine.measure import measure as measure_images
+    from diffmem.engine.rundir import parse_shard
+    from diffmem.report.measures import summarize_measures
+    from diffmem.scores.images import IMAGE_SCORES
+    from diffmem.scores.spec import parse_image_scores
+
+    if not scores:
+        raise UsageError(f"--score is missing: name at least one of {', '.join(IMAGE_SCORES)}.")
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit is {limit}; expected at least 1.")
+    if batch < 1:
+        raise UsageError(f"--batch is {batch}; expected at least 1.")
+    wanted = parse_image_scores(scores)
+    source = load_images(need(images, "--images", "which images shall be measured?"))
+    reference = None if heldout is None else load_images(heldout)
+    shard = parse_shard(work.shard)
+    opened = target.open(model)
+    if work.dry_run:
+        counts = [min(len(part), limit or len(part)) for part in (source, reference) if part is not None]
+        _print_estimate(_estimate(opened.need_denoiser(), wanted, sum(counts), batch), work.json)
+        return 0
+    result = measure_images(
+        opened, source, wanted, heldout=reference, out=out, condition=condition, trained=trained, limit=limit,
+        strict_size=strict_size, seed=work.seed, batch=batch, shard=shard, retry_errors=work.retry_errors,
+        silent=work.quiet or work.json,
+    )  # fmt: skip
+    summary = summarize_measures(result.run.path)
+    if work.json:
+        emit_json(_as_json(result, summary))
+        return 0
+    for label, reason in result.refused.items():
+        note(f"{label} did not run: {reason}")
+    for text in dict.fromkeys(result.notes):
+        note(text)
+    from diffmem.cli.show import print_measures
+
+    print_measures(summary, top)
+    if out is not None:
+        note(f"the rows are in {out}; diffmem report {out} writes the report")
+    return 0
+
+
+def _as_json(result: MeasureResult, summary: dict[str, Any]) -> dict[str, Any]:
+    return {**summary, "refused": result.refused, "notes": list(dict.fromkeys(result.notes)),
+            "nfe": result.nfe.as_dict(), "batch": result.batch}  # fmt: skip
+
+
+def _estimate(denoiser: Any, scores: list[ImageScore], images: int, batch: int) -> MeasureEstimate:
+    from diffmem.engine.measure_cost import estimate_measuring
+
+    return estimate_measuring(denoiser, scores, images, batch)
+
+
+def _print_estimate(estimate: MeasureEstimate, json: bool) -> None:
+    from diffmem.cli.output import duration, emit_json, emit_table, note
+
+    if json:
+        emit_json(estimate.as_dict())
+        return
+    nfe = estimate.nfe
+    print(
+        f"{estimate.images:,} images, at most {nfe['total']:,.0f} network evaluations ({nfe['forward']:,.0f} forward, "
+        f"{nfe['tangent']:,.0f} tangent, {nfe['backward']:,.0f} backward), about {duration(estimate.seconds)} on this device"
+    )
+    emit_table([{"score": label, **cost} for label, cost in estimate.per_image.items()], title="NFE per image, at most")
+    for label, reason in estimate.refused.items():
+        note(f"{label} does not run: {reason}")

@@ -1,0 +1,103 @@
+"""What measuring would cost: network evaluations by kind, and seconds measured with a few of each on this device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from diffmem.engine.microbatch import is_out_of_memory
+from diffmem.errors import ScoreRefused
+from diffmem.models.denoiser import Denoiser
+from diffmem.models.meter import Nfe
+from diffmem.randomness import gaussian
+from diffmem.scores.images.base import ImageScore
+
+
+@dataclass
+class MeasureEstimate:
+    """What a measuring command would cost at most.
+
+    Attributes:
+        images: as many as the source has (exact repeats, which are measured once, are not known yet).
+        nfe: of all scores, by kind.
+        per_image: score label -> NFE of one image, by kind.
+        seconds: about, on this device; None where it could not be measured.
+        refused: score label -> why it does not run.
+    """
+
+    images: int
+    nfe: dict[str, float]
+    per_image: dict[str, dict[str, float]]
+    seconds: float | None
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def estimate_measuring(denoiser: Denoiser, scores: Sequence[ImageScore], images: int, batch: int) -> MeasureEstimate:
+    """NFE and time of measuring so many images, at most: scores that stop early cost less."""
+    total, each, refused = Nfe(), dict[str, Nfe](), dict[str, str]()
+    for score in scores:
+        try:
+            score.check(denoiser)
+            cost = each[score.label] = score.estimate(denoiser)
+        except ScoreRefused as reason:
+            refused[score.label] = str(reason)
+            continue
+        total.add(cost.forward * images, cost.tangent * images, cost.backward * images)
+    prices = seconds_per_evaluation(denoiser, min(batch, images, 16)) if images and each else None
+    seconds = None
+    if prices is not None:
+        seconds = total.forward * prices.forward + total.tangent * prices.tangent + total.backward * prices.backward
+    return MeasureEstimate(
+        images, total.as_dict(), {label: cost.as_dict() for label, cost in each.items()}, seconds, refused
+    )
+
+
+def seconds_per_evaluation(denoiser: Denoiser, batch: int) -> Nfe | None:
+    """Seconds of one forward evaluation, one tangent and one unit of a backward pass (which counts as two).
+
+    The median of three calls each after one to warm up; None if not even one image fits.
+    """
+    x = gaussian((batch, *denoiser.sample_shape), 0, "estimate").to(denoiser.device)
+    t, cond = denoiser.schedule.sampling_times(1)[0], denoiser.null().expand(batch)
+
+    def forward(at: torch.Tensor) -> torch.Tensor:
+        return denoiser.predict(at, t, cond)
+
+    def plain() -> torch.Tensor:
+        with torch.no_grad():
+            return forward(x)
+
+    def tangent() -> torch.Tensor:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+            moved: torch.Tensor = torch.func.jvp(forward, (x,), (x,))[1]
+            return moved
+
+    def backward() -> torch.Tensor:
+        at = x.clone().requires_grad_()
+        return torch.autograd.grad(forward(at).square().sum(), at)[0]
+
+    try:
+        one, two, three = (_median(call) / batch for call in (plain, tangent, backward))
+    except Exception as problem:
+        if is_out_of_memory(problem):
+            return seconds_per_evaluation(denoiser, batch // 2) if batch > 1 else None
+        raise
+    return Nfe(one, max(0.0, two - one), max(0.0, three - one) / 2)
+
+
+def _median(call: Callable[[], torch.Tensor]) -> float:
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        call().sum().item()
+        times.append(time.perf_counter() - started)
+    return sorted(times[1:])[1]
