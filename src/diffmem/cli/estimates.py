@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,34 +14,10 @@ if TYPE_CHECKING:
     from diffmem.scores.base import Score
 
 
-def seconds_per_nfe(target: Target, batch: int) -> float | None:
-    """Seconds of one network evaluation in a batch of this size, the median of three calls after one to warm up."""
-    import torch
-
-    from diffmem.engine.microbatch import is_out_of_memory
-    from diffmem.randomness import gaussian
-
-    denoiser = target.denoiser
-    if denoiser is None:
-        return None
-    x = gaussian((batch, *denoiser.sample_shape), 0, "estimate")
-    t, cond, times = denoiser.schedule.sampling_times(1)[0], denoiser.null().expand(batch), []
-    try:
-        with torch.no_grad():
-            for _ in range(4):
-                started = time.perf_counter()
-                denoiser.predict(x, t, cond).sum().item()
-                times.append(time.perf_counter() - started)
-    except Exception as problem:
-        if batch > 1 and is_out_of_memory(problem):
-            return seconds_per_nfe(target, batch // 2)
-        raise
-    return sorted(times[1:])[1] / batch
-
-
 def estimate_scoring(target: Target, scores: Sequence[Score], prompts: int, settings: Scoring) -> Estimate:
     """NFE and time of a scoring run."""
     from diffmem.engine.score_rows import planned_nfe
+    from diffmem.engine.timing import seconds_per_nfe
 
     nfe = planned_nfe(scores, target.need_denoiser(), prompts, settings)
     each = seconds_per_nfe(target, settings.micro_batch)
@@ -51,6 +26,8 @@ def estimate_scoring(target: Target, scores: Sequence[Score], prompts: int, sett
 
 def estimate_generation(target: Target, prompts: int, settings: Generation) -> Estimate:
     """NFE, images and time of a generation run; the time leaves out decoding."""
+    from diffmem.engine.timing import seconds_per_nfe
+
     images = prompts * settings.draws
     per_image = target.generation_nfe(settings.sampling)
     if per_image is None:

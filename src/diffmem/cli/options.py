@@ -31,7 +31,9 @@ class ModelOptions:
     offload: Annotated[bool, Parameter(negative="", help="keep only the part at work on the GPU")] = False
 
     def open(self, model: str) -> Target:
-        """The model: a folder, a hub id, or `testbed:NAME` for a bundled one."""
+        """The model: a folder, a hub id, a well-known model's alias, or `testbed:NAME` for a bundled one."""
+        from diffmem.cli.output import note
+        from diffmem.models.known import resolve
         from diffmem.models.target import Target
 
         source: str | Path = model
@@ -43,9 +45,11 @@ class ModelOptions:
             if name not in kinds:
                 raise UsageError(f"There is no bundled model '{name}'; available: {', '.join(kinds)}.")
             source = model_path(kinds[name])
+        elif (source := resolve(model)) != model:
+            note(f"{model} is {source}")
         return Target.from_pretrained(
             source, device=self.device, dtype=self.dtype, revision=self.revision, lora=self.lora,
-            allow_pickle=self.allow_pickle, offload=self.offload, name=None if source == model else model,
+            allow_pickle=self.allow_pickle, offload=self.offload, name=model if model.startswith(BUNDLED) else None,
         )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffmem.errors import ModelError
+from diffmem.models.known import known_models, loading_hint, resolve
 
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -22,7 +24,7 @@ def load_pipeline(
     """A diffusers pipeline in eval mode.
 
     Args:
-        source: a pipeline folder (with model_index.json) or a hub id "owner/name".
+        source: a pipeline folder (with model_index.json), a hub id "owner/name" or a well-known model's alias.
         dtype: torch dtype of the weights; None for float32.
         revision: of the hub repository.
         allow_pickle: also open .bin weights, which can run code while they are read.
@@ -30,12 +32,18 @@ def load_pipeline(
     Raises:
         ModelError: what was found, what was expected and what to do.
     """
+    source = resolve(source)
     folder = Path(source).expanduser()
     if folder.exists():
         _check_folder(folder, allow_pickle)
         source = str(folder)
     elif not _HUB_ID.match(str(source)):
-        raise ModelError(f"There is no folder {source}, and it is no hub id of the form owner/name either.")
+        close = difflib.get_close_matches(str(source).lower(), [n for m in known_models() for n in m.names], n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise ModelError(
+            f"There is no folder {source}, and it is neither a hub id of the form owner/name nor an alias of a "
+            f"well-known model (diffmem doctor --models).{hint}"
+        )
     import torch
 
     try:
@@ -50,8 +58,8 @@ def load_pipeline(
                 trust_remote_code=False,
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as problem:
-        first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise ModelError(f"The model {source} cannot be opened: {first}") from problem
+        said = f"{loading_hint(source)} The loader says: {_first_line(problem)}".strip()
+        raise ModelError(f"The model {source} cannot be opened. {said}") from problem
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
@@ -106,6 +114,8 @@ def _check_folder(folder: Path, allow_pickle: bool) -> None:
 
 def _check_component(folder: Path, name: str, allow_pickle: bool) -> None:
     part = folder / name
+    if not part.is_dir() and any((folder / f).exists() for f in ("config.json", "scheduler_config.json")):
+        part = folder  # the flat layout of early diffusers: the files of all components beside model_index.json
     if not part.is_dir():
         raise ModelError(f"The component '{name}' named in {folder / 'model_index.json'} is missing: no folder {part}.")
     if name in _WEIGHTLESS:
@@ -137,5 +147,9 @@ def load_lora(pipeline: Any, lora: str | Path) -> None:
         else:
             pipeline.load_lora_weights(str(lora), use_safetensors=True)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as problem:
-        first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise ModelError(f"The LoRA {lora} cannot be loaded into this model: {first}") from problem
+        raise ModelError(f"The LoRA {lora} cannot be loaded into this model: {_first_line(problem)}") from problem
+
+
+def _first_line(problem: Exception) -> str:
+    text = str(problem).strip()
+    return text.splitlines()[0] if text else type(problem).__name__

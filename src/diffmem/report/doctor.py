@@ -10,7 +10,9 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from diffmem.copies.descriptors import DESCRIPTORS
 
 REQUIRED = ("torch", "diffusers", "transformers", "safetensors", "numpy", "scipy", "scikit-learn", "pyarrow", "pillow")
 OPTIONAL = {"peft": "LoRA: pip install 'diffmem[lora]'", "matplotlib": "plots: pip install 'diffmem[plots]'"}
@@ -29,14 +31,49 @@ class Finding:
 def examine() -> list[Finding]:
     """Look at Python, packages, devices, memory, disk and the bundled model."""
     findings = [_python(), *(_package(name) for name in REQUIRED)]
-    findings += [
-        Finding(name, "ok", version)
-        if (version := _version(name))
-        else Finding(name, "missing", "not installed", remedy)
-        for name, remedy in OPTIONAL.items()
-    ]
+    findings += [_optional(name) for name in OPTIONAL]
     findings += [_torchvision(), _device(), _memory(), _disk(), _bundled()]
     return findings
+
+
+def examine_extras(family: str | None = None) -> list[Finding]:
+    """What a model of this family can use besides itself: LoRA support, caption cleaning, weights of descriptors."""
+    findings = [_optional("peft")]
+    if family == "pixart":
+        cleaning = [_version(name) for name in ("ftfy", "beautifulsoup4")]
+        remedy = "captions are cleaned only where both are installed: pip install ftfy beautifulsoup4"
+        findings.append(
+            Finding("ftfy, beautifulsoup4", "ok", ", ".join(map(str, cleaning)))
+            if all(cleaning)
+            else Finding("ftfy, beautifulsoup4", "missing", "not installed", remedy)
+        )
+    return findings + [_descriptor(name) for name in DESCRIPTORS]
+
+
+def _optional(name: str) -> Finding:
+    version = _version(name)
+    return Finding(name, "ok", version) if version else Finding(name, "missing", "not installed", OPTIONAL[name])
+
+
+def _descriptor(name: str) -> Finding:
+    """Whether a descriptor's default weights lie on this machine; nothing is downloaded to find out."""
+    label = f"descriptor {name}"
+    kind: Any = DESCRIPTORS.get(name)
+    if name == "sscd":
+        file = kind.default_file()
+        if file.is_file():
+            return Finding(label, "ok", str(file))
+        remedy = f"downloaded on first use where the network allows it, or put it at {file}, or --weights FILE"
+        return Finding(label, "missing", "its weights are not in the cache", remedy)
+    hub_id = getattr(kind, "default", None)
+    if hub_id is None:
+        return Finding(label, "ok", "needs no weights")
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+        return Finding(label, "ok", f"{hub_id}, in the cache of the hub")
+    remedy = "downloaded on first use where the network allows it, or --weights FOLDER"
+    return Finding(label, "missing", f"{hub_id} is not in the cache of the hub", remedy)
 
 
 def _python() -> Finding:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffmem.copies.descriptors.base import Descriptor
-from diffmem.copies.descriptors.download import fetch
+from diffmem.copies.descriptors.download import cache_folder, fetch
 from diffmem.copies.descriptors.preprocess import Preprocessing
 from diffmem.copies.metrics import Metric
 from diffmem.errors import ModelError, UsageError
@@ -90,6 +90,11 @@ class SSCD(Descriptor):
             raise ModelError(f"No SHA-256 of the published file '{name}' is known here. {_UNCHECKED}")
         path = fetch(_PUBLISHED.format(name), expected, cache) if name else Path(weights)
         self._network, self.sha256 = _open(path, expected, allow_pickle, device)
+
+    @staticmethod
+    def default_file(cache: str | Path | None = None) -> Path:
+        """Where the default weights lie once they are downloaded."""
+        return Path(cache or cache_folder()) / _PUBLISHED.format("disc_mixup").rsplit("/", 1)[-1]
 
     @property
     def metric(self) -> Metric:
