@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from diffmem.models.generation import Sampling
     from diffmem.models.target import Target
 
-BUNDLED = "testbed:"
-
 
 @Parameter(name="*", group="Model")
 @dataclass(frozen=True)
@@ -35,18 +33,9 @@ class ModelOptions:
         from diffmem.cli.output import note
         from diffmem.models.known import resolve
         from diffmem.models.target import Target
+        from diffmem.testbeds.names import bundled_path
 
-        source: str | Path = model
-        if model.startswith(BUNDLED):
-            from diffmem.testbeds.digits import model_path
-
-            kinds = {"digits": "text", "digits-unconditional": "unconditional"}
-            name = model.removeprefix(BUNDLED)
-            if name not in kinds:
-                raise UsageError(f"There is no bundled model '{name}'; available: {', '.join(kinds)}.")
-            source = model_path(kinds[name])
-        elif (source := resolve(model)) != model:
-            note(f"{model} is {source}")
+        source = bundled_path(model) or model
         return Target.from_pretrained(
             source, device=self.device, dtype=self.dtype, revision=self.revision, lora=self.lora,
             allow_pickle=self.allow_pickle, offload=self.offload, name=model if model.startswith(BUNDLED) else None,

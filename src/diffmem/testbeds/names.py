@@ -1,0 +1,22 @@
+"""The bundled models by name: `testbed:digits` wherever a model is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffmem.errors import UsageError
+
+PREFIX = "testbed:"
+NAMES = ("digits", "digits-unconditional")
+
+
+def bundled_path(model: str) -> Path | None:
+    """The pipeline folder of `testbed:NAME`; None for anything else; UsageError for a name that does not exist."""
+    if not model.startswith(PREFIX):
+        return None
+    name = model.removeprefix(PREFIX)
+    if name not in NAMES:
+        raise UsageError(f"There is no bundled model '{name}'; available: {', '.join(NAMES)}.")
+    from diffmem.testbeds.digits import model_path
+
+    return model_path("unconditional" if name == "digits-unconditional" else "text")
