@@ -32,6 +32,10 @@ class ScoreRefused(DiffmemError):
     """A score that cannot run on this model; the message says why and what can be used instead."""
 
 
+class MitigationRefused(DiffmemError):
+    """A mitigation that cannot work on this model or call; the message says why and what can be used instead."""
+
+
 class IncompleteRun(DiffmemError):
     """Work stopped before its end; everything computed is kept and the same command goes on."""
 

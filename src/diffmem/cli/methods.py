@@ -12,6 +12,7 @@ def methods(
     *,
     markdown: Annotated[bool, Parameter(negative="", help="the table as Markdown, for the README")] = False,
     page: Annotated[bool, Parameter(negative="", help="the page of methods of the documentation, Markdown")] = False,
+    mitigations: Annotated[bool, Parameter(negative="", help="the mitigations instead of the scores")] = False,
     matrix: Annotated[bool, Parameter(negative="", help="which score runs on which family of models")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -25,6 +26,22 @@ def methods(
         from diffmem.report.methods import methods_page
 
         print(methods_page(), end="")
+        return 0
+    if mitigations:
+        from diffmem.mitigation.spec import mitigation_rows, one_mitigation
+
+        if name is not None:
+            chosen = one_mitigation(name)
+            emit_json(chosen) if json else print("\n".join(f"{key:<12} {value}" for key, value in chosen.items()))
+            return 0
+        columns = {
+            "name": "method",
+            "level": "changes",
+            "summary": "what it does",
+            "cost": "extra NFE",
+            "reference": "reference",
+        }
+        emit_table(mitigation_rows(), columns, json)
         return 0
     if matrix:
         from diffmem.cli.output import note

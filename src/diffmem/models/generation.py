@@ -124,7 +124,8 @@ def generate(
     names = [("generation", prompt, draw) for prompt, draw in zip(prompts, draws, strict=True)]
     arguments: dict[str, Any] = {"output_type": "pil"}
     if "latents" in parameters:
-        noise = torch.stack([gaussian(_noise_shape(pipeline, denoiser, sampling), root_seed, *n) for n in names])
+        shape = noise_shape(pipeline, denoiser, sampling.height, sampling.width)
+        noise = torch.stack([gaussian(shape, root_seed, *n) for n in names])
         arguments["latents"] = denoiser.initial_latents(noise.to(denoiser.device, denoiser.dtype))
     if "generator" in parameters:
         device = "cpu" if denoiser.device.type != "mps" else denoiser.device
@@ -151,11 +152,8 @@ def generate(
         return list(pipe(**arguments).images)
 
 
-def _noise_shape(pipeline: Any, denoiser: Denoiser, sampling: Sampling) -> tuple[int, ...]:
-    channels, height, width = denoiser.sample_shape
+def noise_shape(pipeline: Any, denoiser: Denoiser, height: int | None, width: int | None) -> tuple[int, ...]:
+    """Shape of one image's initial noise, [C, H, W], for a size in pixels; the model's own size where None."""
+    channels, rows, columns = denoiser.sample_shape
     factor = getattr(pipeline, "vae_scale_factor", 1)
-    return (
-        channels,
-        sampling.height // factor if sampling.height else height,
-        sampling.width // factor if sampling.width else width,
-    )
+    return channels, height // factor if height else rows, width // factor if width else columns

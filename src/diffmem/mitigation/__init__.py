@@ -1,0 +1,27 @@
+"""The mitigations at inference, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diffmem.registry import Registry
+
+if TYPE_CHECKING:
+    from diffmem.mitigation.base import Mitigation
+
+_ROOM = "diffmem.mitigation"
+
+MITIGATIONS: Registry[type[Mitigation]] = Registry(
+    "mitigations",
+    {
+        "random-tokens": f"{_ROOM}.random_tokens:RandomTokens",
+        "replace": f"{_ROOM}.replace:Replace",
+        "word-repetition": f"{_ROOM}.word_repetition:WordRepetition",
+        "random-numbers": f"{_ROOM}.random_numbers:RandomNumbers",
+        "rewrite": f"{_ROOM}.rewrite:Rewrite",
+        "embedding-noise": f"{_ROOM}.embedding_noise:EmbeddingNoise",
+        "wen": f"{_ROOM}.wen:Wen",
+        "anisotropy": f"{_ROOM}.anisotropy:AnisotropyMitigation",
+    },
+)
+"""Mitigation classes; packages add their own through the entry-point group `diffmem.mitigations`."""

@@ -1,0 +1,243 @@
+"""One call of a diffusers pipeline, opened: its prompts, embeddings and noise can be read and replaced before it runs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from diffmem.errors import MitigationRefused, ModelError
+from diffmem.models.conditioning import Conditioning
+
+if TYPE_CHECKING:
+    from diffmem.mitigation.base import Record
+    from diffmem.models.denoiser import Denoiser
+    from diffmem.models.target import Target
+
+Around = Callable[[dict[str, Any]], AbstractContextManager[dict[str, Any]]]
+Layer = tuple[int, Around]
+
+EMBEDDINGS = {
+    "encoder_hidden_states": "prompt_embeds",
+    "text_embeds": "pooled_prompt_embeds",
+    "pooled_projections": "pooled_prompt_embeds",
+    "encoder_attention_mask": "prompt_attention_mask",
+}
+"""Under which argument diffusers pipelines take each tensor of a Conditioning."""
+
+_TEXTS = ("prompt", "prompt_2", "prompt_3")
+_NEGATIVE_TEXTS = tuple(f"negative_{name}" for name in _TEXTS)
+_TENSORS = tuple({*EMBEDDINGS.values(), *(f"negative_{name}" for name in EMBEDDINGS.values())})
+
+
+def target_of(target: Target | Any) -> Target:
+    """The target itself, or a pipeline as a Target; ModelError without a pipeline."""
+    from diffmem.models.target import Target
+
+    made = target if isinstance(target, Target) else Target.from_pipeline(target)
+    if made.pipeline is None:
+        raise ModelError("A mitigation changes how a diffusers pipeline runs, but this model was given as a function.")
+    return made
+
+
+@contextmanager
+def intercepted(pipeline: Any, around: Around, order: int = 0) -> Iterator[None]:
+    """Run `around(arguments)` about every call of a pipeline; several layers nest by their order, the least outside.
+
+    Python looks `__call__` up on the class, so the object is given a subclass of its own class for as long as there is
+    a layer; name and signature are the class's own. Layers may end in any order.
+    """
+    cls = type(pipeline)
+    layers: list[Layer] | None = cls.__dict__.get("_diffmem_layers")
+    if layers is None:
+        layers = []
+        pipeline.__class__ = _layered(cls, layers)
+    layer = (order, around)
+    layers.append(layer)
+    try:
+        yield
+    finally:
+        layers.remove(layer)
+        if not layers:
+            pipeline.__class__ = type(pipeline).__mro__[1]
+
+
+def _layered(cls: type, layers: list[Layer]) -> type:
+    original: Any = cls.__call__
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        arguments = dict(signature.bind(self, *args, **kwargs).arguments)
+        arguments.pop("self")
+        arguments |= arguments.pop("kwargs", {})
+        with ExitStack() as stack:
+            for _, around in sorted(layers, key=lambda layer: layer[0]):
+                arguments = stack.enter_context(around(arguments))
+            return original(self, **arguments)
+
+    same = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (cls,), {"__call__": call, "_diffmem_layers": layers, **same})
+
+
+class Call:
+    """The arguments of one call with one row per image.
+
+    Several images per prompt are spelled out as rows, which the pipelines treat alike, so that a mitigation sees
+    every image by itself.
+
+    Attributes:
+        pipeline: the user's pipeline.
+        denoiser: its Denoiser.
+        arguments: what the pipeline will be called with; changed in place.
+        record: what the mitigation writes down.
+    """
+
+    def __init__(self, pipeline: Any, denoiser: Denoiser, arguments: dict[str, Any], record: Record) -> None:
+        self.pipeline, self.denoiser, self.record = pipeline, denoiser, record
+        self.parameters = dict(inspect.signature(type(pipeline).__call__).parameters)
+        self.arguments = dict(arguments)
+        self._spell_out()
+
+    def _spell_out(self) -> None:
+        arguments = self.arguments
+        copies = int(arguments.get("num_images_per_prompt") or 1)
+        if "num_images_per_prompt" in self.parameters:
+            arguments["num_images_per_prompt"] = 1
+        for name in _TENSORS:
+            if arguments.get(name) is not None:
+                arguments[name] = arguments[name].repeat_interleave(copies, 0)
+        for name in (*_TEXTS, "class_labels"):
+            value = arguments.get(name)
+            if value is not None:
+                rows = value if isinstance(value, list | tuple) else [value]
+                arguments[name] = [row for row in rows for _ in range(copies)]
+        for name in _NEGATIVE_TEXTS:
+            value = arguments.get(name)
+            if isinstance(value, str):
+                arguments[name] = [value] * self.size
+            elif value is not None:
+                arguments[name] = [row for row in value for _ in range(copies)]
+
+    @property
+    def size(self) -> int:
+        """Images of this call."""
+        for name in ("prompt", "prompt_embeds", "class_labels"):
+            if self.arguments.get(name) is not None:
+                return len(self.arguments[name])
+        raise MitigationRefused("The pipeline was called without a prompt, prompt_embeds or class_labels.")
+
+    @property
+    def texts(self) -> list[str]:
+        """The prompts, one per image (class labels as text); MitigationRefused if only embeddings were given."""
+        for name in ("prompt", "class_labels"):
+            if self.arguments.get(name) is not None:
+                return [str(row) for row in self.arguments[name]]
+        raise MitigationRefused("The pipeline was called with prompt_embeds; this mitigation needs the prompt's text.")
+
+    def replace_texts(self, change: Callable[[int, str], str]) -> None:
+        """Pass every text of every image (each encoder's own, where given) through change(image, text)."""
+        for name in _TEXTS:
+            if self.arguments.get(name) is not None:
+                self.arguments[name] = [change(i, text) for i, text in enumerate(self.arguments[name])]
+
+    def value(self, name: str) -> Any:
+        """An argument, or the pipeline's own default."""
+        if name in self.arguments:
+            return self.arguments[name]
+        return self.parameters[name].default if name in self.parameters else None
+
+    @property
+    def guidance(self) -> float:
+        """The scale of classifier-free guidance, 1 where there is none."""
+        scale = self.value("true_cfg_scale" if "true_cfg_scale" in self.parameters else "guidance_scale")
+        return 1.0 if scale is None else float(scale)
+
+    @property
+    def first_time(self) -> float:
+        """The time of the sampler's first step."""
+        return self.denoiser.schedule.sampling_times(int(self.value("num_inference_steps") or 50))[0]
+
+    def names(self) -> list[tuple[str | int, ...]]:
+        """A name per image for its randomness: its prompt and the seed of its generator, else of its noise.
+
+        Neither depends on what else is in the batch, on the device or on the dtype; a single generator shared by a
+        batch is told apart by the image's place, as is the pipeline's own noise.
+        """
+        texts: Sequence[str] = self.texts if self._has_text else ["prompt_embeds"] * self.size
+        generator, latents = self.arguments.get("generator"), self.arguments.get("latents")
+        seeds: list[tuple[str | int, ...]]
+        if isinstance(generator, list) and len(generator) == self.size:
+            seeds = [(g.initial_seed(),) for g in generator]
+        elif isinstance(generator, torch.Generator):
+            seeds = [(generator.initial_seed(), i) for i in range(self.size)]
+        elif latents is not None:
+            rows = latents.detach().float().cpu().numpy()
+            seeds = [(hashlib.blake2b(row.tobytes(), digest_size=8).hexdigest(),) for row in rows]
+        else:
+            seeds = [("unseeded", i) for i in range(self.size)]
+        return [(text, *seed) for text, seed in zip(texts, seeds, strict=True)]
+
+    @property
+    def _has_text(self) -> bool:
+        return any(self.arguments.get(name) is not None for name in ("prompt", "class_labels"))
+
+    def conditioning(self) -> Conditioning:
+        """The prompts as the network will see them, one row per image."""
+        if self._has_text:
+            return self.denoiser.encode_prompts(self.texts)
+        return self._given(self.denoiser.encode_prompts([""] * self.size), "")
+
+    def negative(self) -> Conditioning:
+        """What guidance leads away from, one row per image: the negative prompts, else the null conditioning."""
+        texts = self.arguments.get("negative_prompt")
+        base = self.denoiser.encode_prompts(texts) if texts else self.denoiser.null().expand(self.size)
+        return self._given(base, "negative_")
+
+    def _given(self, base: Conditioning, prefix: str) -> Conditioning:
+        given = {k: self.arguments.get(prefix + EMBEDDINGS[k]) for k in base.tensors if k in EMBEDDINGS}
+        tensors = {k: v if given.get(k) is None else given[k] for k, v in base.tensors.items()}
+        return Conditioning(tensors, self.size)  # type: ignore[arg-type]
+
+    def set_conditioning(self, cond: Conditioning) -> None:
+        """Give the pipeline embeddings in place of the prompts' texts."""
+        for name in _TEXTS:
+            if name in self.arguments:
+                self.arguments[name] = None
+        for name, value in cond.tensors.items():
+            if name in EMBEDDINGS:
+                dtype = self.denoiser.dtype if value.is_floating_point() else value.dtype
+                self.arguments[EMBEDDINGS[name]] = value.detach().to(dtype)
+
+    def noise(self) -> torch.Tensor:
+        """The initial noise x_T of every image, [B, *sample_shape]; drawn as the pipeline would if none was given."""
+        if "latents" not in self.parameters:
+            raise MitigationRefused(
+                f"{type(self.pipeline).__name__} takes no `latents`: the initial noise of its images cannot be set."
+            )
+        if self.arguments.get("latents") is None:
+            from diffusers.utils.torch_utils import randn_tensor
+
+            from diffmem.models.generation import noise_shape
+
+            shape = noise_shape(self.pipeline, self.denoiser, self.value("height"), self.value("width"))
+            drawn = randn_tensor(
+                (self.size, *shape), generator=self.arguments.get("generator"), device=self.denoiser.device,
+                dtype=self.denoiser.dtype,
+            )  # fmt: skip
+            assert isinstance(drawn, torch.Tensor)
+            self.set_noise(drawn)
+            return drawn
+        latents: torch.Tensor = self.denoiser.read_output(self.arguments["latents"])
+        return latents
+
+    def set_noise(self, noise: torch.Tensor) -> None:
+        """Start from other noise, [B, *sample_shape]."""
+        self.arguments["latents"] = self.denoiser.initial_latents(
+            noise.detach().to(self.denoiser.device, self.denoiser.dtype)
+        )

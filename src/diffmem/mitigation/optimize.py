@@ -1,0 +1,102 @@
+"""AdamW on several samples at once, each with a loss, a stop and a history of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Values = dict[str, torch.Tensor]
+Loss = Callable[[Values, torch.Tensor], torch.Tensor]
+"""(values of the rows at work, their indices [n]) -> losses [n]; row i may depend on row i of the values only."""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Where each sample ended.
+
+    Attributes:
+        values: the tensors, [B, ...].
+        first: loss at the start, [B].
+        last: the last loss that was computed, [B]; where the steps ran out it precedes the last step.
+        steps: steps taken, [B].
+        reached: whether the loss fell to the target, [B].
+    """
+
+    values: Values
+    first: torch.Tensor
+    last: torch.Tensor
+    steps: torch.Tensor
+    reached: torch.Tensor
+
+    @property
+    def evaluations(self) -> int:
+        """Losses that were computed, each with its gradient, over all samples."""
+        return int((self.steps + self.reached).sum())
+
+
+def descend(
+    start: Mapping[str, torch.Tensor],
+    loss: Loss,
+    *,
+    lr: float,
+    steps: int,
+    target: float,
+    weight_decay: float = 0.01,
+    frozen: Mapping[str, torch.Tensor] | None = None,
+) -> Descent:
+    """AdamW (Loshchilov & Hutter 2019) with beta = (.9, .999) from `start`, stopping each sample at its target.
+
+    All samples start together, so a sample has taken as many steps as any other that is still at work, and what it
+    does is what it would do alone. A sample whose loss is at most `target` is left as it is from then on; its loss is
+    not computed again.
+
+    Args:
+        start: tensors [B, ...], not changed.
+        loss: see `Loss`.
+        lr: learning rate.
+        steps: most steps; the loss is computed before each.
+        target: stop at or below.
+        weight_decay: decoupled; 0 for plain Adam.
+        frozen: per tensor, where it must not change: boolean, broadcast over [B, ...].
+
+    Returns:
+        The Descent. Cost: one loss with its gradient per sample and step, and one more for a sample that stops early.
+    """
+    values = {name: value.detach().clone() for name, value in start.items()}
+    size = len(next(iter(values.values())))
+    device = next(iter(values.values())).device
+    moments = {name: (torch.zeros_like(v), torch.zeros_like(v)) for name, v in values.items()}
+    first = torch.full((size,), torch.nan)
+    last, taken, reached = first.clone(), torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.bool)
+    for step in range(1, steps + 1):
+        rows = (~reached).nonzero()[:, 0]
+        if not len(rows):
+            break
+        at = rows.to(device)
+        leaves = {name: v[at].detach().requires_grad_() for name, v in values.items()}
+        with torch.enable_grad():
+            losses = loss(leaves, rows)
+            # torch.autograd.grad leaves nothing behind on the network's parameters, unlike backward().
+            found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+        gradients = {
+            name: torch.zeros_like(leaf) if g is None else g
+            for (name, leaf), g in zip(leaves.items(), found, strict=True)
+        }
+        last[rows] = losses.detach().float().cpu()
+        first = torch.where(first.isnan(), last, first)
+        reached |= last <= target
+        taken += (~reached).long() * torch.isin(torch.arange(size), rows).long()
+        going = ~reached[rows].to(device)
+        for name, value in values.items():
+            g, (mean, square) = gradients[name], moments[name]
+            mean[at] = 0.9 * mean[at] + 0.1 * g
+            square[at] = 0.999 * square[at] + 0.001 * g * g
+            step_of = (mean[at] / (1 - 0.9**step)) / ((square[at] / (1 - 0.999**step)).sqrt() + 1e-8)
+            moved = value[at] * (1 - lr * weight_decay) - lr * step_of
+            moves = going.reshape(-1, *[1] * (value.ndim - 1))
+            if frozen is not None and name in frozen:
+                moves = moves & ~frozen[name].to(device)
+            value[at] = torch.where(moves, moved, value[at])
+    return Descent(values, first, last, taken, reached)

@@ -1,0 +1,34 @@
+"""Mitigations from text: `name` or `name:key=value,key=value`, as on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from diffmem.mitigation import MITIGATIONS
+from diffmem.mitigation.base import Mitigation
+from diffmem.scores.spec import built, parameters_class
+
+
+def parse_mitigation(text: str | Mitigation) -> Mitigation:
+    """One mitigation from its text; an object is returned as it is.
+
+    Raises:
+        UsageError: unknown mitigation or parameter (with the closest match), or a value out of range.
+    """
+    if isinstance(text, Mitigation):
+        return text
+    made: Mitigation = built(MITIGATIONS, text, "mitigation")
+    return made
+
+
+def mitigation_rows() -> list[dict[str, Any]]:
+    """The table of mitigations, one row each: see `one_mitigation`."""
+    return [one_mitigation(name) for name in MITIGATIONS]
+
+
+def one_mitigation(name: str) -> dict[str, Any]:
+    """What a mitigation changes, costs, its reference, published sweep, and its parameters with their defaults."""
+    cls = MITIGATIONS.get(name)
+    defaults = {key: field.default for key, field in parameters_class(cls).model_fields.items()}
+    return asdict(cls.about) | {"defaults": defaults}
