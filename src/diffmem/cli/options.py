@@ -35,10 +35,13 @@ class ModelOptions:
         from diffmem.models.target import Target
         from diffmem.testbeds.names import bundled_path
 
-        source = bundled_path(model) or model
+        bundled = bundled_path(model)
+        source = bundled or resolve(model)
+        if bundled is None and source != model:
+            note(f"{model} is {source}")
         return Target.from_pretrained(
             source, device=self.device, dtype=self.dtype, revision=self.revision, lora=self.lora,
-            allow_pickle=self.allow_pickle, offload=self.offload, name=model if model.startswith(BUNDLED) else None,
+            allow_pickle=self.allow_pickle, offload=self.offload, name=model if bundled else None,
         )  # fmt: skip
 
 
