@@ -1,0 +1,1 @@
+"""A real latent text-to-image pipeline on recognisable pictures with known, planted memorization."""
