@@ -78,6 +78,34 @@ def tiny_ddpm(prediction: str = "epsilon", seed: int = 0, kind: str = "ddpm"):
     return DDPMPipeline(unet=unet, scheduler=DDPMScheduler(prediction_type=prediction))
 
 
+def tiny_autoencoder(kind="vq"):
+    """A VQModel ("vq") or AutoencoderKL ("kl") with random weights, 16x16x3 pixels to 8x8x3 latents."""
+    from diffusers import AutoencoderKL, VQModel
+
+    torch.manual_seed(3)
+    common = {
+        "in_channels": 3, "out_channels": 3, "block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 3,
+        "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2, "sample_size": 16,
+    }  # fmt: skip
+    made = VQModel(**common, num_vq_embeddings=16, scaling_factor=0.5) if kind == "vq" else AutoencoderKL(**common)
+    return made.eval()
+
+
+def tiny_latent_unet():
+    """An unconditional UNet on 8x8x3 latents."""
+    return tiny_ddpm().unet
+
+
+def tiny_ldm(kind="vq", name="vqvae", scheduler=None):
+    """An unconditional latent pipeline whose autoencoder is called `name`."""
+    from diffusers import DDIMScheduler
+
+    from diffmem.models.latent_pipeline import UnconditionalLatentPipeline
+
+    parts = {"unet": tiny_latent_unet(), "scheduler": scheduler or DDIMScheduler(), name: tiny_autoencoder(kind)}
+    return UnconditionalLatentPipeline(**parts)
+
+
 def picture(seed, noise=0.0):
     """A smooth random 16x16 colour picture; the noise is on [0, 1]."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (4, 4, 3)).astype(np.uint8)

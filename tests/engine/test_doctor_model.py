@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tests.tiny import tiny_ddpm, tiny_sd
+from tests.tiny import tiny_ddpm, tiny_ldm, tiny_sd
 from tests.tiny_families import FAMILIES
 
 from diffmem.engine.doctor_model import examine_model, sample_prompts
@@ -19,6 +19,7 @@ MAKERS = {
     "text-unet": tiny_sd,
     "zero-snr": lambda: tiny_sd("v_prediction", zero_snr=True),
     "pixel-unet": tiny_ddpm,
+    "latent-unet": tiny_ldm,
     **FAMILIES,
 }
 

@@ -67,7 +67,9 @@ class KnownModel:
 def known_models() -> tuple[KnownModel, ...]:
     """The whole table."""
     text = (files("diffmem.models") / TABLE).read_text(encoding="utf-8")
-    rows = [{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in json.loads(text)]
+    rows: list[dict[str, Any]] = [
+        {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in json.loads(text)
+    ]
     return tuple(KnownModel(**row) for row in rows)
 
 

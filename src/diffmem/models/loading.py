@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,9 +49,7 @@ def load_pipeline(
 
     try:
         with _quiet():
-            from diffusers import DiffusionPipeline
-
-            pipeline = DiffusionPipeline.from_pretrained(
+            pipeline = _pipeline_class(source, revision).from_pretrained(
                 source,
                 dtype=dtype or torch.float32,
                 revision=revision,
@@ -64,6 +63,26 @@ def load_pipeline(
         if isinstance(part, torch.nn.Module):
             part.eval()
     return pipeline
+
+
+def _pipeline_class(source: str | Path, revision: str | None) -> Any:
+    """DiffusionPipeline, which finds the class itself, or our own for unconditional latent diffusion."""
+    import diffusers
+
+    from diffmem.models.latent_pipeline import REPLACED, UnconditionalLatentPipeline, is_unconditional_latent
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # diffusers passes an argument that the hub's client no longer takes
+            index = diffusers.DiffusionPipeline.load_config(source, revision=revision)
+    except (OSError, ValueError):
+        return diffusers.DiffusionPipeline  # opening it says better why it cannot be read
+    name = index.get("_class_name")
+    parts = {k: v for k, v in index.items() if not k.startswith("_") and isinstance(v, list) and v[0] is not None}
+    gone = isinstance(name, str) and (name in REPLACED or not hasattr(diffusers, name))
+    if gone and is_unconditional_latent(parts):
+        return UnconditionalLatentPipeline
+    return diffusers.DiffusionPipeline
 
 
 @contextmanager

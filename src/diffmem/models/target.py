@@ -64,7 +64,7 @@ class Target:
         """Open a diffusers pipeline from a folder or a hub id.
 
         Args:
-            source: folder with model_index.json, or "owner/name".
+            source: folder with model_index.json, "owner/name", or the alias of a well-known model ("sd1.4").
             device: "cpu", "cuda", "cuda:1", "mps"; None takes a GPU where there is one.
             dtype: "float32", "bfloat16", "float16" or a torch dtype; None for float32.
             revision: of the hub repository.
@@ -99,7 +99,11 @@ class Target:
                 f"These parts of the pipeline are in training mode: {', '.join(training)}. Dropout would change the "
                 "numbers; call .eval() on them first."
             )
-        return cls(name or type(pipeline).__name__, denoiser_for(pipeline), pipeline)
+        from diffmem.models.latent_pipeline import adopted
+
+        name = name or type(pipeline).__name__
+        pipeline = adopted(pipeline)
+        return cls(name, denoiser_for(pipeline), pipeline)
 
     @classmethod
     def from_callable(

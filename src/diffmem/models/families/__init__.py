@@ -17,6 +17,7 @@ FAMILIES: Registry[type[Denoiser]] = Registry(
         "flux": "diffmem.models.families.flux:Flux",
         "pixart": "diffmem.models.families.pixart:PixArt",
         "dit": "diffmem.models.families.dit:DiT",
+        "latent-unet": "diffmem.models.families.latent_unet:LatentUNet",
         "pixel-unet": "diffmem.models.families.pixel_unet:PixelUNet",
     },
 )

@@ -69,17 +69,24 @@ class PipelineDenoiser(Denoiser):
 
 
 class LatentDenoiser(PipelineDenoiser):
-    """A PipelineDenoiser that works in the latent space of the pipeline's `vae`."""
+    """A PipelineDenoiser that works in the latent space of the pipeline's autoencoder."""
 
     space = "latent"
 
+    @property
+    def autoencoder(self) -> Any:
+        """What turns images into latents and back."""
+        return self.pipeline.vae
+
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Images in [-1, 1] -> scaled latents (the mean of the VAE's posterior)."""
-        vae = self.pipeline.vae
+        """Images in [-1, 1] -> scaled latents (the mean of a VAE's posterior, a VQ model's latents before lookup)."""
+        vae = self.autoencoder
         images = images.to(self.device, vae.dtype)
         if images.shape[1] == 1 != vae.config.in_channels:
             images = images.expand(-1, vae.config.in_channels, -1, -1)
-        latents: torch.Tensor = (vae.encode(images).latent_dist.mean - self._shift) * vae.config.scaling_factor
+        encoded = vae.encode(images)
+        found = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
+        latents: torch.Tensor = (found - self._shift) * vae.config.scaling_factor
         if tuple(latents.shape[1:]) != self.sample_shape:
             raise ModelError(
                 f"Images of {tuple(images.shape[-2:])} pixels give latents {tuple(latents.shape[1:])}, but this model "
@@ -89,14 +96,14 @@ class LatentDenoiser(PipelineDenoiser):
 
     def decode(self, x0: torch.Tensor) -> torch.Tensor:
         """Scaled latents -> images, about [-1, 1]."""
-        vae = self.pipeline.vae
+        vae = self.autoencoder
         latents = x0.to(self.device, vae.dtype) / vae.config.scaling_factor + self._shift
         images: torch.Tensor = vae.decode(latents, return_dict=False)[0]
         return images
 
     @property
     def _shift(self) -> float:
-        return float(self.pipeline.vae.config.get("shift_factor") or 0.0)
+        return float(self.autoencoder.config.get("shift_factor") or 0.0)
 
 
 def network_times(t: torch.Tensor) -> torch.Tensor:
