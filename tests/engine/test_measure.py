@@ -250,6 +250,25 @@ def test_latent_models_are_measured_at_the_size_their_decoder_gives():
     assert any("latent" in note for note in result.notes) and any("1 of 2" in note for note in result.notes)
 
 
+def test_the_estimate_prices_every_kind_of_evaluation():
+    from tests.tiny import tiny_ddpm
+
+    from diffmem.engine.measure_cost import estimate_measuring, seconds_per_evaluation
+
+    class Gradients(ToyBatch):
+        about = measuring.about("gradients")
+
+        def estimate(self, denoiser):
+            return measuring.Nfe(10, 30, 20)
+
+    denoiser = Target.from_pipeline(tiny_ddpm()).need_denoiser()
+    found = estimate_measuring(denoiser, [ToyBatch(), Gradients()], 5, 2)
+    assert found.nfe == {"forward": 55, "tangent": 150, "backward": 100, "total": 305}
+    assert found.per_image["gradients"]["total"] == 60 and found.seconds > 0
+    prices = seconds_per_evaluation(denoiser, 2, measuring.Nfe(1, 0, 1))
+    assert prices.forward > 0 and prices.tangent == 0 and prices.backward > 0
+
+
 def test_states_come_back_as_they_were(tmp_path):
     state = {
         "mu": torch.randn(2, 3, dtype=torch.float64), "half": torch.ones(2, dtype=torch.bfloat16), "n": 3,

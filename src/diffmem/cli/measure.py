@@ -83,7 +83,7 @@ def measure(
         note(f"{label} did not run: {reason}")
     for text in dict.fromkeys(result.notes):
         note(text)
-    from diffmem.cli.show import print_measures
+    from diffmem.cli.measures_output import print_measures
 
     print_measures(summary, top)
     if out is not None:

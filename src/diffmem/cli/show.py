@@ -49,7 +49,9 @@ def print_summary(summary: dict[str, Any], top: int = 5) -> None:
             print(f"Check    {check['check']}: {check['state'].upper()}: {plain(check['found'])}")
     if summary["check"] is not None and summary["check"]["passed"]:
         print(f"Check    passed: {summary['check']['message']}")
-    print(f"Prompts  {prompts['total']}, {prompts['labelled']} labelled, {prompts['truncated']} cut by the tokenizer")
+    if prompts["total"] or summary["measures"] is None:
+        cut = f"{prompts['labelled']} labelled, {prompts['truncated']} cut by the tokenizer"
+        print(f"Prompts  {prompts['total']}, {cut}")
     _print_scores(summary, top)
     if summary["images"] is not None:
         made = summary["images"]
@@ -59,6 +61,10 @@ def print_summary(summary: dict[str, Any], top: int = 5) -> None:
     if summary["copies"] is not None:
         _print_copies(summary["copies"])
         _print_pairs(summary["galleries"], top)
+    if summary["measures"] is not None:
+        from diffmem.cli.measures_output import print_measures
+
+        print_measures(summary["measures"], top)
     print("\nLimits")
     for text in summary["limits"]:
         print(f"  - {text}")

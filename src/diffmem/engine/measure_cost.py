@@ -17,6 +17,8 @@ from diffmem.models.meter import Nfe
 from diffmem.randomness import gaussian
 from diffmem.scores.images.base import ImageScore
 
+_DIRECTIONS = 4
+
 
 @dataclass
 class MeasureEstimate:
@@ -52,7 +54,7 @@ def estimate_measuring(denoiser: Denoiser, scores: Sequence[ImageScore], images:
             refused[score.label] = str(reason)
             continue
         total.add(cost.forward * images, cost.tangent * images, cost.backward * images)
-    prices = seconds_per_evaluation(denoiser, min(batch, images, 16)) if images and each else None
+    prices = seconds_per_evaluation(denoiser, min(batch, images, 16), total) if images and each else None
     seconds = None
     if prices is not None:
         seconds = total.forward * prices.forward + total.tangent * prices.tangent + total.backward * prices.backward
@@ -61,13 +63,15 @@ def estimate_measuring(denoiser: Denoiser, scores: Sequence[ImageScore], images:
     )
 
 
-def seconds_per_evaluation(denoiser: Denoiser, batch: int) -> Nfe | None:
+def seconds_per_evaluation(denoiser: Denoiser, batch: int, wanted: Nfe) -> Nfe | None:
     """Seconds of one forward evaluation, one tangent and one unit of a backward pass (which counts as two).
 
-    The median of three calls each after one to warm up; None if not even one image fits.
+    The median of three calls each after one to warm up, of those kinds only that are wanted (> 0); None if not even one
+    image fits. Tangents are taken several at once, as the scores do.
     """
     x = gaussian((batch, *denoiser.sample_shape), 0, "estimate").to(denoiser.device)
     t, cond = denoiser.schedule.sampling_times(1)[0], denoiser.null().expand(batch)
+    directions = gaussian((_DIRECTIONS, *x.shape), 0, "estimate", "tangents").to(x)
 
     def forward(at: torch.Tensor) -> torch.Tensor:
         return denoiser.predict(at, t, cond)
@@ -76,9 +80,9 @@ def seconds_per_evaluation(denoiser: Denoiser, batch: int) -> Nfe | None:
         with torch.no_grad():
             return forward(x)
 
-    def tangent() -> torch.Tensor:
+    def tangents() -> torch.Tensor:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
-            moved: torch.Tensor = torch.func.jvp(forward, (x,), (x,))[1]
+            moved: torch.Tensor = torch.func.vmap(lambda v: torch.func.jvp(forward, (x,), (v,))[1])(directions)
             return moved
 
     def backward() -> torch.Tensor:
@@ -86,12 +90,15 @@ def seconds_per_evaluation(denoiser: Denoiser, batch: int) -> Nfe | None:
         return torch.autograd.grad(forward(at).square().sum(), at)[0]
 
     try:
-        one, two, three = (_median(call) / batch for call in (plain, tangent, backward))
+        one = _median(plain)
+        several = _median(tangents) if wanted.tangent else one
+        both = _median(backward) if wanted.backward else one
     except Exception as problem:
         if is_out_of_memory(problem):
-            return seconds_per_evaluation(denoiser, batch // 2) if batch > 1 else None
+            return seconds_per_evaluation(denoiser, batch // 2, wanted) if batch > 1 else None
         raise
-    return Nfe(one, max(0.0, two - one), max(0.0, three - one) / 2)
+    prices = (one, max(0.0, several - one) / _DIRECTIONS, max(0.0, both - one) / 2)
+    return Nfe(*(price / batch for price in prices))
 
 
 def _median(call: Callable[[], torch.Tensor]) -> float:

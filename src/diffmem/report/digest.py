@@ -26,6 +26,7 @@ from diffmem.report.columns import (
 )  # fmt: skip
 from diffmem.report.intervals import Separation, read_labelled, separation
 from diffmem.report.matches import Matches, PerPrompt, judge, read_match_rows
+from diffmem.report.measures import read_measures
 from diffmem.report.methods import used_methods
 from diffmem.report.pairs import Again, choose, galleries
 from diffmem.report.prose import Texts, shorten
@@ -102,7 +103,10 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
         ))
         for label in scores
     )  # fmt: skip
+    measures = read_measures(folder)
     state, headline = verdict(copies, images)
+    if measures is not None and not prompts.listed:
+        headline = measures.headline
     return Digest(
         run=str(folder), created=manifest.created, diffmem=manifest.diffmem_version, state=state, headline=headline,
         model=ModelFacts(**model), check=check, plan=manifest.plan, stages=manifest.stages, commands=manifest.commands,
@@ -111,10 +115,11 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
         galleries=() if matches is None else galleries(
             chosen, matches, prompts, texts, store, Again(manifest, model)
         ),
+        measures=measures,
         table=prompt_table(table, scores, per_prompt, prompts, texts, problems),
         checks=checks(check, manifest, counted, described, images, copies),
-        methods=used_methods(list(scores), copies) if methods else (),
-        limits=limits(copies, images),
+        methods=used_methods(list(scores), copies, measures) if methods else (),
+        limits=limits(copies, images, measures, bool(prompts.listed)),
     )  # fmt: skip
 
 

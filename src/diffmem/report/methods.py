@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from diffmem.registry import Registry
+from diffmem.report.measure_shape import MeasuresDigest
 from diffmem.report.shape import CopiesDigest, Method
 from diffmem.scores import SCORES
 from diffmem.scores.base import About
+from diffmem.scores.images import IMAGE_SCORES
 from diffmem.scores.spec import parameters_class
 
 
@@ -59,10 +62,14 @@ STATISTICS = {
 }
 
 
-def used_methods(labels: Sequence[str], copies: CopiesDigest | None) -> tuple[Method, ...]:
-    """The methods of a run: its scores from their registry, then how copies were called."""
+def used_methods(
+    labels: Sequence[str], copies: CopiesDigest | None, measures: MeasuresDigest | None = None
+) -> tuple[Method, ...]:
+    """The methods of a run: its scores from their registries, then how copies were called."""
     names = list(dict.fromkeys(label.partition(":")[0] for label in labels))
     found = [AGREEMENT if name == AGREEMENT.name else _described(name) for name in names]
+    image_names = dict.fromkeys(score.score.partition(":")[0] for score in (measures.scores if measures else ()))
+    found += [_described(name, IMAGE_SCORES) for name in image_names]
     if copies is not None:
         summary, formula, reference = STATISTICS[copies.threshold.statistic]
         found.append(
@@ -75,11 +82,11 @@ def used_methods(labels: Sequence[str], copies: CopiesDigest | None) -> tuple[Me
     return tuple(found)
 
 
-def _described(name: str) -> Method:
-    if name not in SCORES:
+def _described(name: str, registry: Registry[Any] = SCORES) -> Method:
+    if name not in registry:
         unknown = "not known to this installation"
         return Method(name=name, summary=unknown, formula="", reference="", cost="", fails_when="")
-    about = SCORES.get(name).about
+    about = registry.get(name).about
     return Method(
         name=about.name, summary=about.summary, formula=about.formula, reference=about.reference, cost=about.cost,
         fails_when=about.fails_when,

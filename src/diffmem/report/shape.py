@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
 
+from diffmem.report.measure_shape import MeasuresDigest
 from diffmem.runs.manifest import StageStatus
 from diffmem.runs.provenance import Provenance
 
@@ -280,6 +281,7 @@ class Digest(_Part):
     images: ImageCounts | None
     copies: CopiesDigest | None
     galleries: tuple[Gallery, ...]
+    measures: MeasuresDigest | None = None
     table: PromptTable
     checks: tuple[Check, ...]
     methods: tuple[Method, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from diffmem.report.measure_shape import MeasuresDigest
 from diffmem.report.prose import count, number, percent
 from diffmem.report.shape import Check, CopiesDigest, ImageCounts, PromptCounts, ScoreDigest
 from diffmem.runs.manifest import Manifest
@@ -32,9 +33,27 @@ def verdict(copies: CopiesDigest | None, images: ImageCounts | None) -> tuple[St
     )
 
 
-def limits(copies: CopiesDigest | None, images: ImageCounts | None) -> tuple[str, ...]:
+def limits(
+    copies: CopiesDigest | None,
+    images: ImageCounts | None,
+    measures: MeasuresDigest | None = None,
+    prompts: bool = True,
+) -> tuple[str, ...]:
     """What the report cannot show."""
-    said = ["Scores rank the prompts of one model; without a calibration on reference prompts they are no verdict."]
+    said = []
+    if prompts or measures is None:
+        said.append(
+            "Scores rank the prompts of one model; without a calibration on reference prompts they are no verdict."
+        )
+    if measures is not None:
+        said.append(
+            "Measures of images rank the images of one model at one setting; they are not comparable between models, and "
+            "none of them proves that an image was, or was not, in the training set."
+        )
+        if not measures.held_out:
+            said.append("No held-out images were measured: how high images lie that the model never saw is not known.")
+        if measures.latent:
+            said.append("The model works in a latent space: what was measured is an image's latent, not its pixels.")
     if images is None:
         said.append("No images were generated: whether a training image is copied was not looked at.")
     elif copies is None:

@@ -1,0 +1,159 @@
+"""The shape of what a digest says of measured images."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Number = FiniteFloat | Literal["inf", "-inf"] | None
+"""A measure may be infinite, which strict JSON cannot say as a number; null where there is none."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class MeasuredImage(_Part):
+    """One image with one measure; keys are those of its picture and of the measure's own picture in the store."""
+
+    rank: int
+    image_id: str
+    value: Number
+    error_bar: FiniteFloat | None
+    evidence: FiniteFloat
+    held_out: bool
+    group: str | None
+    duplicates: int | None
+    caption: str | None
+    target_key: str
+    measure_key: str
+    strip: bool
+
+
+class GroupStats(_Part):
+    """A measure over one group of images; quantiles of the value, the interval is that of the median (95 %)."""
+
+    kind: Literal["set", "group", "repeats"]
+    name: str
+    images: int
+    infinite: int
+    low: Number
+    median: Number
+    high: Number
+    median_low: Number
+    median_high: Number
+    counts: tuple[int, ...]
+
+
+class MeasureSeparation(_Part):
+    """How a measure tells two groups of this run apart; AUROC of the evidence, p by Mann-Whitney, two-sided."""
+
+    positives: str
+    negatives: str
+    n_positives: int
+    n_negatives: int
+    auroc: Share
+    interval: tuple[Share, Share] | None
+    p_value: Share
+
+
+class GroupCurve(_Part):
+    """Median and quartiles over a group of what every image has as a sequence (growth along the path, spectrum)."""
+
+    name: str
+    images: int
+    x: tuple[FiniteFloat, ...]
+    low: tuple[FiniteFloat, ...]
+    median: tuple[FiniteFloat, ...]
+    high: tuple[FiniteFloat, ...]
+
+
+class MeasureCost(_Part):
+    """Network evaluations and seconds of one image, means over those that were measured."""
+
+    nfe_forward: FiniteFloat
+    nfe_tangent: FiniteFloat
+    nfe_backward: FiniteFloat
+    nfe: FiniteFloat
+    seconds: FiniteFloat
+    nfe_total: FiniteFloat
+    seconds_total: FiniteFloat
+    dtype: str | None
+    device: str | None
+
+
+class MeasureScore(_Part):
+    """One image score over all images of the run.
+
+    Attributes:
+        edges: [B + 1] bins of the evidence, to which the `counts` of the groups belong; empty without values.
+        warning: what speaks against reading the measure as memorization, or null.
+    """
+
+    score: str
+    summary: str
+    unit: str
+    high_means: Literal["more memorized", "less memorized"]
+    membership: bool
+    images: int
+    errors: int
+    infinite: int
+    reason: str | None
+    edges: tuple[FiniteFloat, ...]
+    groups: tuple[GroupStats, ...]
+    separations: tuple[MeasureSeparation, ...]
+    warning: str | None
+    top: tuple[MeasuredImage, ...]
+    bottom: tuple[MeasuredImage, ...]
+    curves: tuple[GroupCurve, ...]
+    spectra: tuple[GroupCurve, ...]
+    cost: MeasureCost | None
+
+
+class Pairing(_Part):
+    """A membership score beside a memorization score on the same images: (x, y, held out), both as evidence."""
+
+    membership: str
+    memorization: str
+    images: int
+    spearman: FiniteFloat
+    interval: tuple[FiniteFloat, FiniteFloat] | None
+    points: tuple[tuple[FiniteFloat, FiniteFloat, bool], ...]
+
+
+class ShiftFact(_Part):
+    """What a classifier that sees no model says of the two sets; see `evaluation.shift`."""
+
+    auroc: Share
+    low: Share
+    high: Share
+    p_value: Share
+    members: int
+    non_members: int
+    shifted: bool
+    message: str
+
+
+class MeasuresDigest(_Part):
+    """Images that were measured one by one.
+
+    Attributes:
+        images: distinct ones that were measured or tried, without the held-out ones.
+        trained: whether the model was trained on them; null if that is not known.
+        form: size and mode in which the model saw them.
+    """
+
+    images: int
+    held_out: int
+    trained: bool | None
+    unusable: int
+    converted: int
+    repeats: int
+    form: str | None
+    latent: bool
+    scores: tuple[MeasureScore, ...]
+    pairings: tuple[Pairing, ...]
+    shift: ShiftFact | None
+    headline: str
