@@ -155,7 +155,7 @@ def write(kind: Kind, model: Path, out: Path, draws: int = DRAWS) -> list[dict[s
         "data": load().fingerprint(),
         "model": file_hash(model / "unet" / "diffusion_pytorch_model.safetensors"),
         "root_seed": str(ROOT),
-        **_sampler(kind, model),
+        **how_generated(kind, model),
         "steps": str(STEPS),
         "guidance": str(GUIDANCE) if kind == "text" else "none",
         "images": str(len(samples)),
@@ -165,7 +165,7 @@ def write(kind: Kind, model: Path, out: Path, draws: int = DRAWS) -> list[dict[s
     return rows
 
 
-def _sampler(kind: Kind, model: Path) -> dict[str, str]:
+def how_generated(kind: Kind, model: Path) -> dict[str, str]:
     """Which scheduler makes the images, what the network predicts, and the times at which it is asked."""
     from diffusers import DDIMScheduler
 
