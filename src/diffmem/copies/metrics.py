@@ -62,10 +62,7 @@ class Metric:
                 f"Descriptors of shape {rows.shape}; expected [N, D] with D a multiple of {self.tiles} tiles."
             )
         if self.kind == "cosine":
-            exact = rows.astype(np.float64)
-            norm = np.sqrt((exact * exact).sum(1))[:, None]
-            unit = np.divide(exact, norm, out=np.zeros_like(exact), where=norm > 0)
-            return Prepared(self, unit.astype(np.float32)[None], np.zeros((1, len(rows)), np.float32))
+            return Prepared(self, _unit_rows(rows)[None], np.zeros((1, len(rows)), np.float32))
         parts = np.moveaxis(rows.astype(np.float32).reshape(len(rows), self.tiles, -1), 1, 0)
         parts = np.ascontiguousarray(parts)
         mean_square = np.einsum("tnp,tnp->tn", parts, parts, dtype=np.float64) / parts.shape[2]
@@ -86,10 +83,16 @@ class Prepared:
     def __getitem__(self, rows: slice) -> Prepared:
         return Prepared(self.metric, self.parts[:, rows], self.squares[:, rows])
 
-    def scores(self, other: Prepared) -> NDArray[np.float32]:
-        """Fast scores [n, m] of all pairs: cosine, or −(largest mean square difference of a tile)."""
+    def scores(self, other: Prepared, room: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """Fast scores [n, m] of all pairs: cosine, or −(largest mean square difference of a tile).
+
+        Args:
+            other: the rows to compare with.
+            room: where they may be written, at least n · m values: fresh memory for each product costs a fifth of it.
+        """
         if self.metric.kind == "cosine":
-            return np.asarray(self.parts[0] @ other.parts[0].T, np.float32)
+            out = None if room is None else room[: len(self) * len(other)].reshape(len(self), len(other))
+            return np.asarray(np.matmul(self.parts[0], other.parts[0].T, out=out), np.float32)
         worst: NDArray[np.float32] | None = None
         for mine, theirs, a, b in zip(self.parts, other.parts, self.squares, other.squares, strict=True):
             # −|a − b|² = 2ab − a² − b², tile by tile
@@ -105,12 +108,12 @@ class Prepared:
         """Bound [n] on |fast score − exact score| of each of my rows with any of the other's.
 
         A sum of p rounded products is wrong by at most p·u/(1 − p·u) times the product of the norms, in any order of
-        summation; the rest covers rounding of inputs, norms and the final additions.
+        summation; each of the two norms of a cosine by half of that; the rest covers rounding of inputs and results.
         """
         length = self.parts.shape[2]
         relative = (length + 8) * _UNIT / (1 - (length + 8) * _UNIT)
         if self.metric.kind == "cosine":
-            return np.full(len(self), relative + 4 * _UNIT)
+            return np.full(len(self), 2 * relative + 8 * _UNIT)
         mine = self.squares.max(0).astype(np.float64)
         theirs = float(other.squares.max()) if len(other) else 0.0
         return np.asarray((2 * relative + 16 * _UNIT) * (mine + theirs) + 1e-12, np.float64)
@@ -120,9 +123,29 @@ class Prepared:
         return similarity if self.metric.kind == "cosine" else np.asarray(-np.square(1.0 - similarity), np.float64)
 
 
+def _unit_rows(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """Rows [n, D] at length 1 in float32; zero rows stay zero.
+
+    Lengths are summed in float32, which halves the passes over a large corpus; where squares could leave its range,
+    in float64.
+    """
+    single = rows.astype(np.float32, copy=False)
+    square = np.einsum("ij,ij->i", single, single)
+    sound = (square > 1e-20) & (square < 1e32)
+    inverse = 1 / np.sqrt(square, where=sound, out=np.ones_like(square))
+    unit = single * inverse[:, None]
+    if not sound.all():
+        exact = rows[~sound].astype(np.float64)
+        norm = np.sqrt((exact * exact).sum(1))[:, None]
+        unit[~sound] = np.divide(exact, norm, out=np.zeros_like(exact), where=norm > 0)
+    return np.asarray(unit, np.float32)
+
+
 def require_finite(rows: NDArray[Any], first: int = 0) -> None:
     """Raise DataError naming the first row (counted from `first`) with a value that is not finite or beyond 1e15."""
-    # A comparison with NaN is false, so this also finds NaN.
+    # A comparison with NaN is false, so both ways find NaN, too.
+    if rows.dtype.kind == "f" and bool((np.einsum("ij,ij->i", rows, rows) <= _LARGEST**2 / 2).all()):
+        return
     bad = np.flatnonzero(~(np.abs(rows) <= _LARGEST).all(1))
     if len(bad):
         raise DataError(f"The descriptor in row {first + bad[0]} is not finite; describe that image again.")

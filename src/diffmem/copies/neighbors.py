@@ -16,8 +16,9 @@ from diffmem.copies.metrics import Floats, Metric, Prepared, metric_of, require_
 from diffmem.errors import UsageError
 
 Ints = NDArray[np.int64]
-QUERIES_AT_ONCE = 256
+QUERIES_AT_ONCE = 1024
 _CHUNK_BYTES = 32 << 20
+_MANY = 8  # candidates per wanted neighbour, beyond which exact copies among them are looked for
 
 
 def top_k(
@@ -63,20 +64,22 @@ def top_k(
     group = np.full((len(queries), k), -1, np.int64)
     require_finite(queries)
     ready = how.prepare(queries)
+    room = np.empty(0, np.float32)
     for offset, rows in chunks_of(corpus, chunk):
         if rows.shape[1] != queries.shape[1]:
             raise UsageError(f"Queries have {queries.shape[1]} values and the corpus {rows.shape[1]}.")
         require_finite(rows, offset)
-        if groups is None:
-            names, kept = offset + np.arange(len(rows)), _without_needless_copies(rows, None, k)
-        else:
+        names = index_of = offset + np.arange(len(rows))
+        if groups is not None:
             names = np.asarray(groups[offset : offset + len(rows)], np.int64)
             if len(names) != len(rows):
                 raise UsageError(f"{len(groups)} groups for a corpus of more than {offset + len(names)} rows.")
-            kept = _without_needless_copies(rows, names, 1)
             # Rows of one group side by side, so that a group's best is a maximum over a stretch of columns.
-            kept = kept[np.argsort(names[kept], kind="stable")]
-        part = _Chunk(how, np.ascontiguousarray(rows[kept]), offset + kept, names[kept])
+            order = np.argsort(names, kind="stable")
+            rows, index_of, names = rows[order], index_of[order], names[order]
+        if len(room) < min(len(queries), query_chunk) * len(rows):
+            room = np.empty(min(len(queries), query_chunk) * len(rows), np.float32)
+        part = _Chunk(how, rows, index_of, names, room)
         for low in range(0, len(queries), query_chunk):
             block = slice(low, min(low + query_chunk, len(queries)))
             own = None if exclude is None else np.asarray(exclude[block], np.int64)
@@ -90,8 +93,10 @@ def top_k(
 class _Chunk:
     """A chunk of the corpus, its rows ordered by group, ready to be compared with blocks of queries."""
 
-    def __init__(self, metric: Metric, rows: NDArray[Any], index: Ints, groups: Ints) -> None:
-        self.metric, self.rows, self.index, self.groups = metric, rows, index, groups
+    def __init__(
+        self, metric: Metric, rows: NDArray[Any], index: Ints, groups: Ints, room: NDArray[np.float32]
+    ) -> None:
+        self.metric, self.rows, self.index, self.groups, self.room = metric, rows, index, groups, room
         self.ready = metric.prepare(rows)
         self.first = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
         self.place = np.repeat(np.arange(len(self.first)), np.diff(np.r_[self.first, len(groups)]))
@@ -102,26 +107,21 @@ class _Chunk:
         """The state (similarity, index and group [q, k]) after this chunk."""
         best, index, group = state
         k = best.shape[1]
-        scores = ready.scores(self.ready)
+        scores = ready.scores(self.ready, self.room)
         if exclude is not None:
             scores[exclude[:, None] == self.groups[None, :]] = -np.inf
         margin = ready.margin(self.ready)
-        single = len(self.first) == len(self.groups)
-        of_group = scores if single else np.maximum.reduceat(scores, self.first, axis=1)
         # Whatever is to enter must reach the k-th best of before (exact) and the k-th best group of this chunk (fast).
         floor = ready.bound(best[:, -1]) - margin
-        crowded = np.flatnonzero((of_group >= floor[:, None]).sum(1) > k)
-        if len(crowded):
-            at = of_group.shape[1] - k
-            floor[crowded] = np.maximum(
-                floor[crowded], np.partition(of_group[crowded], at)[:, at] - 2 * margin[crowded]
-            )
-        able = scores >= _rounded_down(floor)[:, None]
-        if not single:
-            able &= scores >= _rounded_down(of_group - 2 * margin[:, None])[:, self.place]
-        query, column = np.nonzero(able & (scores > -np.inf))
+        # After the first chunks, most hold nothing for most queries; one pass over the scores says so.
+        open_ = np.flatnonzero(scores.max(1) >= _rounded_down(floor))
+        if not len(open_):
+            return state
+        able = self._able(scores[open_], floor[open_], margin[open_], k)
+        query, column = np.nonzero(able)
         if not len(query):
             return state
+        query = open_[query]
         exact = exact_pairs(self.metric, queries, self.rows, query, column)
         alive = exact >= best[query, -1]
         if not alive.any():
@@ -137,6 +137,27 @@ class _Chunk:
             np.concatenate([index[touched][kept], self.index[column]]),
             np.concatenate([group[touched][kept], self.groups[column]]),
         )
+
+    def _able(self, scores: NDArray[np.float32], floor: Floats, margin: Floats, k: int) -> NDArray[np.bool_]:
+        """Which rows [n, m] may be among the k best of a query, as far as fast scores can tell."""
+        single = len(self.first) == len(self.groups)
+        of_group = scores if single else np.maximum.reduceat(scores, self.first, axis=1)
+        at = of_group.shape[1] - k
+        if at >= 0:
+            kth = of_group.max(1) if k == 1 else np.partition(of_group, at)[:, at]
+            floor = np.maximum(floor, kth - 2 * margin)
+        able: NDArray[np.bool_] = scores >= _rounded_down(floor)[:, None]
+        if not single:
+            able &= scores >= _rounded_down(of_group - 2 * margin[:, None])[:, self.place]
+        able &= scores > -np.inf
+        if np.count_nonzero(able) > _MANY * k * len(able):
+            columns = np.flatnonzero(able.any(0))
+            columns = columns[np.argsort(self.index[columns])]  # of equal rows the first counts
+            needed = np.zeros(able.shape[1], bool)
+            names, copies = (None, k) if single else (self.groups[columns], 1)
+            needed[columns[_without_needless_copies(self.rows[columns], names, copies)]] = True
+            able &= needed
+        return able
 
 
 def _best_k(
@@ -177,7 +198,7 @@ def chunks_of(corpus: NDArray[Any] | Iterable[NDArray[Any]], chunk: int | None) 
     for part in parts:
         if part.ndim != 2:
             raise UsageError(f"A chunk of the corpus has shape {part.shape}; expected [n, D].")
-        step = chunk or max(64, min(8192, _CHUNK_BYTES // (4 * max(part.shape[1], 1))))
+        step = chunk or max(64, min(4096, _CHUNK_BYTES // (4 * max(part.shape[1], 1))))
         for low in range(0, len(part), step):
             rows = np.asarray(part[low : low + step])
             yield offset, rows
