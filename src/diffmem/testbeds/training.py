@@ -103,6 +103,44 @@ def epochs(size: int, batch: int, seed: int) -> Iterator[list[int]]:
         waiting = waiting[batch:]
 
 
+class CaptionIds:
+    """Token ids of every training image's captions; `draw` takes one each and drops a share of them.
+
+    Args:
+        tokenizer: the model's.
+        captions: of each image.
+        drop: probability of the empty caption instead.
+    """
+
+    def __init__(self, tokenizer: Any, captions: Sequence[Sequence[str]], drop: float) -> None:
+        import torch
+
+        self._tokenizer = tokenizer
+        self._drop = drop
+        self._empty = self._encode([""])[0]
+        self._ids = [self._encode(list(texts)) for texts in captions]
+        self._counts = torch.tensor([len(ids) for ids in self._ids])
+
+    def _encode(self, texts: list[str]) -> torch.Tensor:
+        length = self._tokenizer.model_max_length
+        encoded = self._tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt")
+        ids: torch.Tensor = encoded.input_ids
+        return ids
+
+    def draw(self, rows: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        """Token ids [rows, tokens]: a random caption of each image, or the empty one."""
+        import torch
+
+        choice = (torch.rand(len(rows), generator=random) * self._counts[rows]).long()
+        drop = torch.rand(len(rows), generator=random) < self._drop
+        return torch.stack(
+            [
+                self._empty if gone else self._ids[row][k]
+                for row, k, gone in zip(rows.tolist(), choice, drop, strict=True)
+            ]
+        )
+
+
 def _share(step: int, recipe: Recipe) -> float:
     """Share of the peak learning rate: a linear warm-up, then a cosine to zero."""
     cosine = 0.5 * (1 + math.cos(math.pi * min(step, recipe.steps) / recipe.steps))

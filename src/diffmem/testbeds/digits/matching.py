@@ -1,45 +1,17 @@
-"""When is a generated digit a copy? Distance to the nearest training image relative to the second-nearest one.
-
-Yoon, Choi, Kwon, Ryu: Diffusion Probabilistic Models Generalize when They Fail to Memorize (2023): an image is a copy if
-its distance to the nearest training image is below 1/3 of that to the second-nearest. "Image" means distinct image here:
-verbatim duplicates are one group, and the variants of a template are one group that is compared on its fixed background
-only.
-"""
+"""The distinct groups of the digits' training set, and when a generated digit is a copy of one (`testbeds.matching`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
+from diffmem.testbeds import matching
 from diffmem.testbeds.digits.data import SIZE, DigitsData, to_signed
-
-RATIO = 1 / 3
-NEAR_RATIO = 1 / 2  # of 320 held-out images, real digits that nobody copied, the least ratio is .57
-
-Doubles = npt.NDArray[np.float64]
+from diffmem.testbeds.matching import NEAR_RATIO as NEAR_RATIO  # of 320 held-out digits the least ratio is .57
+from diffmem.testbeds.matching import RATIO as RATIO
+from diffmem.testbeds.matching import Matches as Matches
 
 
-@dataclass(frozen=True)
-class Matches:
-    """For N images: distance to the nearest group, to the second-nearest on the same pixels, and which is nearest.
-
-    Distances are root-mean-square differences per pixel on [−1, 1]; `nearest` indexes `References.groups`.
-    """
-
-    first: Doubles
-    second: Doubles
-    nearest: npt.NDArray[np.int64]
-
-    @property
-    def copies(self) -> npt.NDArray[np.bool_]:
-        """Which of the images are copies, [N]."""
-        return self.first < RATIO * self.second
-
-
-class References:
+class References(matching.References):
     """The distinct groups of a training set: one picture each, and the pixels on which it is compared.
 
     Args:
@@ -50,30 +22,8 @@ class References:
         first = {image.group: image for image in reversed(data.training)}
         members = [first[group] for group in dict.fromkeys(image.group for image in data.training)]
         everywhere = np.ones((SIZE, SIZE), bool)
-        self.groups: tuple[str, ...] = tuple(image.group for image in members)
-        self._pixels = np.stack([to_signed(image.pixels).ravel() for image in members]).astype(np.float64)
-        self._masks = np.stack([data.masks.get(image.group, everywhere).ravel() for image in members])
-
-    def match(self, images: npt.NDArray[np.floating[Any]]) -> Matches:
-        """The nearest groups of images [N, 8, 8] in [−1, 1]."""
-        flat = np.asarray(images, np.float64).reshape(len(images), -1)
-        own = self._distances(flat, self._masks)
-        nearest = own.argmin(1)
-        rows = np.arange(len(flat))
-        first = own[rows, nearest]
-        own[rows, nearest] = np.inf
-        second = own.min(1)
-        # A template is near on its background; its rival is measured on the same pixels, or the ratio means nothing.
-        for group in np.unique(nearest[~self._masks[nearest].all(1)]):
-            chosen = np.flatnonzero(nearest == group)
-            rivals = self._distances(flat[chosen], self._masks & self._masks[group])
-            rivals[:, group] = np.inf
-            second[chosen] = rivals.min(1)
-        return Matches(first, second, nearest)
-
-    def _distances(self, flat: Doubles, masks: npt.NDArray[np.bool_]) -> Doubles:
-        """RMS difference of every image [N, 64] to every group on the group's mask [G, 64]: [N, G]."""
-        weights = masks.astype(np.float64)
-        pictures = self._pixels * weights
-        squares = flat**2 @ weights.T - 2 * flat @ pictures.T + (pictures**2).sum(1)
-        return np.asarray(np.sqrt(np.maximum(squares, 0) / weights.sum(1)), np.float64)
+        super().__init__(
+            [image.group for image in members],
+            np.stack([to_signed(image.pixels) for image in members]),
+            np.stack([data.masks.get(image.group, everywhere) for image in members]),
+        )

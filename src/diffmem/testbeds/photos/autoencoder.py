@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 WIDTHS = (16, 32, 32)
 LATENT_CHANNELS = 4
 LATENT_SIZE = 8
-STEPS = 2400
-BATCH = 32
+STEPS = 2000
+BATCH = 16
 RATE = 3e-3
 EDGES = 0.5  # weight of the error of differences between neighbouring pixels
 KL = 1e-3  # weight of the mean KL divergence per latent value
@@ -63,7 +63,7 @@ def train(out: Path, steps: int = STEPS, seed: int = SEED) -> dict[str, Any]:
 
     Args:
         out: folder; made if it does not exist.
-        steps: optimizer steps, batch 32 each.
+        steps: optimizer steps, batch 16 each.
         seed: root seed of weights, batches and noise.
     """
     import torch

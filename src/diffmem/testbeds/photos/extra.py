@@ -18,7 +18,8 @@ from diffmem.testbeds.wording import shuffled
 
 def extra_crops(per_kind: int) -> list[tuple[str, Pixels]]:
     """So many crops of every kind, (kind, pixels [32, 32, 3]): half of them at the sides of the training crops, half up
-    to the largest square; faces are the training faces in every tint."""
+    to the largest square; faces are the training faces in every tint.
+    """
     crops: list[tuple[str, Pixels]] = []
     for source in SOURCES:
         left, top, right, bottom = source.trained

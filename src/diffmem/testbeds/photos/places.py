@@ -12,7 +12,7 @@ from diffmem.testbeds.photos.sources import Box, Pixels, Source
 
 Floats = npt.NDArray[np.float32]
 
-CONTRAST = 0.11  # least spatial standard deviation of a crop, mean of its channels on [−1, 1]: flat crops of sky tell nothing apart
+CONTRAST = 0.11  # least spatial standard deviation, mean of the channels on [−1, 1]: flat crops of sky look alike
 
 
 def candidates(source: Source, held_out: bool, root: int, *names: str | int) -> Iterator[Box]:
