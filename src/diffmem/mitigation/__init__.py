@@ -22,6 +22,11 @@ MITIGATIONS: Registry[type[Mitigation]] = Registry(
         "embedding-noise": f"{_ROOM}.embedding_noise:EmbeddingNoise",
         "wen": f"{_ROOM}.wen:Wen",
         "anisotropy": f"{_ROOM}.anisotropy:AnisotropyMitigation",
+        "transition-static": f"{_ROOM}.transition_static:TransitionStatic",
+        "transition-dynamic": f"{_ROOM}.transition_dynamic:TransitionDynamic",
+        "opposite-guidance": f"{_ROOM}.opposite_guidance:OppositeGuidance",
+        "ren": f"{_ROOM}.ren:Ren",
+        "attenuation": f"{_ROOM}.attenuation:Attenuation",
     },
 )
 """Mitigation classes; packages add their own through the entry-point group `diffmem.mitigations`."""
