@@ -14,7 +14,7 @@ from typing import Any
 from diffmem.errors import ModelError
 from diffmem.models.known import known_models, loading_hint, resolve
 
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _WEIGHTLESS = {"tokenizer", "tokenizer_2", "tokenizer_3", "scheduler", "feature_extractor", "image_processor"}
 
@@ -38,7 +38,7 @@ def load_pipeline(
     if folder.exists():
         _check_folder(folder, allow_pickle)
         source = str(folder)
-    elif not _HUB_ID.match(str(source)):
+    elif not HUB_ID.match(str(source)):
         close = difflib.get_close_matches(str(source).lower(), [n for m in known_models() for n in m.names], n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
         raise ModelError(
@@ -48,7 +48,7 @@ def load_pipeline(
     import torch
 
     try:
-        with _quiet():
+        with quiet_libraries():
             pipeline = _pipeline_class(source, revision).from_pretrained(
                 source,
                 dtype=dtype or torch.float32,
@@ -57,7 +57,7 @@ def load_pipeline(
                 trust_remote_code=False,
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as problem:
-        said = f"{loading_hint(source)} The loader says: {_first_line(problem)}".strip()
+        said = f"{loading_hint(source)} The loader says: {first_line(problem)}".strip()
         raise ModelError(f"The model {source} cannot be opened. {said}") from problem
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -86,7 +86,7 @@ def _pipeline_class(source: str | Path, revision: str | None) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """No progress bars and no notices (such as one on torchvision, which is not needed) while a model is opened."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -151,24 +151,7 @@ def _check_component(folder: Path, name: str, allow_pickle: bool) -> None:
         raise ModelError(f"The component '{name}' in {part} has a config but no weights (*.safetensors).")
 
 
-def load_lora(pipeline: Any, lora: str | Path) -> None:
-    """Load a LoRA (a .safetensors file or a folder with one, or a hub id) into a pipeline."""
-    path = Path(lora).expanduser()
-    if path.is_file() and path.suffix != ".safetensors":
-        raise ModelError(f"The LoRA {path} is no .safetensors file; pickled LoRAs are not opened.")
-    if not path.exists() and not _HUB_ID.match(str(lora)):
-        raise ModelError(f"There is no LoRA at {lora}, and it is no hub id of the form owner/name either.")
-    if not hasattr(pipeline, "load_lora_weights"):
-        raise ModelError(f"{type(pipeline).__name__} cannot take a LoRA.")
-    try:
-        if path.is_file():
-            pipeline.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True)
-        else:
-            pipeline.load_lora_weights(str(lora), use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as problem:
-        raise ModelError(f"The LoRA {lora} cannot be loaded into this model: {_first_line(problem)}") from problem
-
-
-def _first_line(problem: Exception) -> str:
+def first_line(problem: Exception) -> str:
+    """What an exception says, without what follows its first line."""
     text = str(problem).strip()
     return text.splitlines()[0] if text else type(problem).__name__

@@ -17,7 +17,8 @@ from diffmem.models.families import denoiser_for
 from diffmem.models.families.callable import CallableDenoiser
 from diffmem.models.fingerprint import pipeline_fingerprint, probe_fingerprint
 from diffmem.models.generation import Sampling, generate, nfe_per_image
-from diffmem.models.loading import load_lora, load_pipeline
+from diffmem.models.loading import load_pipeline
+from diffmem.models.lora import load_lora, lora_name
 
 Generate = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 
@@ -68,7 +69,7 @@ class Target:
             device: "cpu", "cuda", "cuda:1", "mps"; None takes a GPU where there is one.
             dtype: "float32", "bfloat16", "float16" or a torch dtype; None for float32.
             revision: of the hub repository.
-            lora: a LoRA to load into it.
+            lora: a LoRA to load into it: a .safetensors file, a folder with one, or a hub id.
             allow_pickle: open .bin weights too (they can run code).
             offload: keep only the part that works on the GPU (diffusers' model CPU offload).
             name: what to call it in reports; default: the last part of `source`.
@@ -87,7 +88,7 @@ class Target:
             pipeline.enable_model_cpu_offload(device=place)
         else:
             pipeline.to(place)
-        name = name or Path(str(source)).name + (f"+{Path(str(lora)).stem}" if lora is not None else "")
+        name = name or Path(str(source)).name + (f"+{lora_name(lora)}" if lora is not None else "")
         return cls(name, denoiser_for(pipeline), pipeline, fingerprint)
 
     @classmethod
