@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "generate": ("diffmem.cli.generate:generate", "Generate images per prompt with recorded seeds."),
     "index": ("diffmem.cli.index:index", "Describe a training set once, for later matching."),
     "match": ("diffmem.cli.match:match", "Find the nearest training images of generated images."),
+    "train": ("diffmem.cli.train:train", "Train or fine-tune with known duplication, captions and mitigations."),
     "evaluate": ("diffmem.cli.evaluate:evaluate", "AUROC and TPR of a run's scores, with intervals."),
     "calibrate": ("diffmem.cli.calibrate:calibrate", "Set a score's threshold at a stated false-positive rate."),
     "compare": ("diffmem.cli.compare:compare", "Compare two runs on the same prompts, paired."),

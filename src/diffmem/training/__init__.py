@@ -1,0 +1,1 @@
+"""The copying lab: training with known duplication, captions and mitigations."""

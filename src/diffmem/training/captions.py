@@ -1,0 +1,102 @@
+"""What each sample is called: caption regimes and the train-time changes of captions (Somepalli et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from diffmem.errors import DataError
+from diffmem.mitigation.words import below, inserted, random_tokens
+from diffmem.randomness import generator
+from diffmem.training.data import TrainingSet
+from diffmem.training.plan import ChangesPlan, DataPlan
+
+
+def captions_of(data: TrainingSet, plan: DataPlan, tokenizer: Any, seed: int) -> list[tuple[str, ...]]:
+    """The captions among which each image may draw, [N]; empty texts for unconditional training.
+
+    Raises:
+        DataError: images without the captions or classes that the regime needs (the first few are named).
+    """
+    if plan.captions == "none":
+        return [("",)] * len(data)
+    if plan.captions == "fixed":
+        return [(plan.fixed,)] * len(data)
+    if plan.captions == "random":
+        return [
+            (" ".join(random_tokens(tokenizer, plan.random_tokens, generator(seed, "caption", image.id))),)
+            for image in data.images
+        ]
+    if plan.captions == "class":
+        _require(data, [image.id for image in data.images if image.label is None], "a class (column label)")
+        return [(plan.template.format(label=image.label),) for image in data.images]
+    _require(data, [image.id for image in data.images if not image.captions], "a caption")
+    return [image.captions for image in data.images]
+
+
+def _require(data: TrainingSet, lacking: Sequence[str], what: str) -> None:
+    if lacking:
+        raise DataError(
+            f"{len(lacking)} of {len(data)} images have not {what} ({', '.join(lacking[:3])}"
+            f"{', …' if len(lacking) > 3 else ''}): add what is missing (metadata.jsonl, a .txt file beside the image, a "
+            "parquet column), or choose captions = 'fixed' or 'none'."
+        )
+
+
+def replace_caption(caption: str, tokenizer: Any, random: torch.Generator, tokens: int = 4) -> str:
+    """RC: random tokens instead of the caption."""
+    return " ".join(random_tokens(tokenizer, tokens, random)) or caption
+
+
+def add_tokens(caption: str, tokenizer: Any, random: torch.Generator, tokens: int = 2) -> str:
+    """RT: random tokens at random places between the words."""
+    return inserted(caption, random_tokens(tokenizer, tokens, random), random)
+
+
+def repeat_words(caption: str, random: torch.Generator, words: int = 2) -> str:
+    """CWR: some of the caption's own words again at random places."""
+    own = caption.split()
+    return inserted(caption, [own[below(len(own), random)] for _ in range(words)], random) if own else caption
+
+
+class CaptionDraw:
+    """The caption of each sample: which of the image's, with which change, or none.
+
+    Args:
+        captions: per image, [N].
+        several: positions of images that draw among all their captions in any case (the regime dup_image).
+        plan: the data section (rate of samples without a caption).
+        changes: the mitigations.
+        tokenizer: of the model, for random tokens.
+    """
+
+    def __init__(
+        self, captions: Sequence[tuple[str, ...]], several: frozenset[int], plan: DataPlan, changes: ChangesPlan,
+        tokenizer: Any,
+    ) -> None:  # fmt: skip
+        self._captions, self._several = captions, several
+        self._plan, self._changes, self._tokenizer = plan, changes, tokenizer
+
+    def __call__(self, image: int, random: torch.Generator) -> str | None:
+        """The caption, or None for a sample without one; `random` names the sample."""
+        # Every number is drawn whatever becomes of it, so that one setting does not shift the others' draws.
+        drop, choice, replace, add, repeat = torch.rand(5, generator=random).tolist()
+        among = self._captions[image]
+        if image not in self._several:
+            among = among[: max(1, self._changes.multiple_captions)]
+        caption = among[min(int(choice * len(among)), len(among) - 1)]
+        if drop < self._plan.caption_drop or self._plan.captions == "none":
+            return None
+        changes: list[tuple[bool, Callable[[str], str]]] = [
+            (replace < self._changes.caption_replacement, lambda c: replace_caption(c, self._tokenizer, random)),
+            (
+                add < self._changes.token_addition,
+                lambda c: add_tokens(c, self._tokenizer, random, self._changes.tokens),
+            ),
+            (repeat < self._changes.word_repetition, lambda c: repeat_words(c, random, self._changes.tokens)),
+        ]
+        for wanted, change in changes:
+            caption = change(caption) if wanted else caption
+        return caption

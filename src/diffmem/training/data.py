@@ -1,0 +1,129 @@
+"""The images of a training set with everything that they are called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from diffmem.data.images import ImageSet, load_images
+from diffmem.data.tables import read_jsonl
+from diffmem.errors import DataError
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """One image of a training set.
+
+    Attributes:
+        id: unique within the set.
+        image: mode RGB or L.
+        captions: its own captions, the first one first; empty if it has none.
+        label: its class, or None.
+    """
+
+    id: str
+    image: Image.Image
+    captions: tuple[str, ...]
+    label: str | None
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """A training set in memory, and what was left out of it.
+
+    Attributes:
+        images: in the order of the source.
+        fingerprint: content hash of ids, pictures and captions.
+        unreadable: id -> why the picture could not be read.
+    """
+
+    images: tuple[TrainingImage, ...]
+    fingerprint: str
+    unreadable: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def load_training_set(source: str | Path | ImageSet, limit: int | None = None) -> TrainingSet:
+    """Read a folder, a parquet file or a folder of parquet files.
+
+    A picture's captions are its `captions` (a list) or its caption (`caption`, `text`, `prompt`, a .txt file beside it);
+    its class is `label`, `class` or `digit` in metadata.jsonl or the parquet file, or the name of its folder.
+
+    Args:
+        source: as for `load_images`.
+        limit: only the first so many pictures.
+
+    Raises:
+        DataError: nothing that can be read.
+    """
+    from diffmem.runs.keys import row_key
+
+    images = load_images(source)
+    extra = _extra(images)
+    found: list[TrainingImage] = []
+    unreadable: dict[str, str] = {}
+    digests: list[list[Any]] = []
+    for position, item in enumerate(images.items(0, limit)):
+        if item.image is None:
+            unreadable[item.id] = item.problem or "no picture"
+            continue
+        row = extra.by_id.get(item.id) or (extra.rows[position] if extra.rows else {})
+        captions = _captions(row, item.caption)
+        label = next((str(row[k]) for k in ("label", "class", "digit") if row.get(k) is not None), None)
+        if label is None and images.path is not None and images.path.is_dir() and "/" in item.id:
+            label = item.id.rsplit("/", 2)[-2]
+        found.append(TrainingImage(item.id, item.image, captions, label))
+        digests.append([item.id, item.digest, list(captions), label])
+    if not found:
+        raise DataError(f"No picture of {images.name} can be read ({next(iter(unreadable.values()), 'it is empty')}).")
+    return TrainingSet(tuple(found), row_key(training_set=digests).hex(), unreadable)
+
+
+@dataclass(frozen=True)
+class _Extra:
+    rows: Sequence[Mapping[str, Any]]
+    by_id: Mapping[str, Mapping[str, Any]]
+
+
+def _extra(images: ImageSet) -> _Extra:
+    """Columns beside the pictures: rows in the order of a parquet source, or by the id of a folder's pictures."""
+    path = images.path
+    if path is None or not path.exists():
+        return _Extra((), {})
+    if path.is_dir():
+        tables = sorted(path.rglob("metadata.jsonl"))
+        by_id = {
+            (table.parent / str(row["file_name"])).relative_to(path).as_posix(): row
+            for table in tables
+            for row in read_jsonl(table).rows
+            if "file_name" in row
+        }
+        parquet = sorted([*path.rglob("*.parquet"), *path.rglob("*.pq")]) if not by_id else []
+        return _Extra(_parquet_rows(parquet), by_id)
+    return _Extra(_parquet_rows([path]) if path.suffix in (".parquet", ".pq") else (), {})
+
+
+def _parquet_rows(files: Sequence[Path]) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        names = [n for n in pq.read_schema(file).names if n in ("caption", "captions", "label", "class", "digit")]
+        rows += pq.read_table(file, columns=names).to_pylist() if names else [{}] * pq.read_metadata(file).num_rows
+    return rows
+
+
+def _captions(row: Mapping[str, Any], caption: str | None) -> tuple[str, ...]:
+    several = row.get("captions")
+    if isinstance(several, str):
+        several = json.loads(several) if several.startswith("[") else [several]
+    if several:
+        return tuple(str(text) for text in several)
+    return (caption,) if caption else ()

@@ -1,0 +1,308 @@
+"""The training loop: resumable to the bit, and the same whatever the micro-batch or the number of processes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffmem.engine.microbatch import is_out_of_memory
+from diffmem.engine.progress import Progress
+from diffmem.errors import IncompatibleRun, IncompleteRun, UsageError
+from diffmem.models.target import Target
+from diffmem.randomness import seed_of
+from diffmem.runs.atomic import write_atomic
+from diffmem.training.batch import Batch, Latents, Samples
+from diffmem.training.captions import CaptionDraw, captions_of
+from diffmem.training.card import model_card
+from diffmem.training.checkpoint import State, load_state, load_weights, save_state
+from diffmem.training.data import TrainingSet, load_training_set
+from diffmem.training.duplication import Order, repeated, weights
+from diffmem.training.model import Trainable, prepare_model
+from diffmem.training.objective import noisy, target
+from diffmem.training.plan import FREE, TrainPlan
+from diffmem.training.selection import unique_images
+
+PLAN = "plan.json"
+LOG = "log.json"
+
+
+@dataclass
+class TrainResult:
+    """A finished training run.
+
+    Attributes:
+        folder: where everything is.
+        saved: the pipeline folder, or the adapter.
+        log: settings, losses, seconds, versions.
+        target: the trained model, ready to be audited.
+    """
+
+    folder: Path
+    saved: Path
+    log: dict[str, Any]
+    target: Target
+    notes: list[str] = field(default_factory=list)
+
+
+def train(
+    plan: TrainPlan, out: str | Path, *, data: TrainingSet | None = None, target: Target | None = None,
+    device: str | None = None, silent: bool = True,
+) -> TrainResult:  # fmt: skip
+    """Train a model as a plan says; the same call goes on where an earlier one stopped.
+
+    Args:
+        plan: see `TrainPlan`.
+        out: folder of the run.
+        data: the images, instead of reading `plan.data.images`.
+        target: the base model, instead of opening `plan.model.base`; it is changed.
+        device: where to train; default: a GPU where there is one.
+        silent: no progress on stderr.
+
+    Raises:
+        IncompleteRun: stopped (Ctrl-C) or out of disk; everything up to the last checkpoint is kept.
+        IncompatibleRun: the folder holds another plan or other data.
+        DataError, UsageError, ModelError: what was found, what was expected, what to do.
+    """
+    return Trainer(plan, Path(out), data, target, device, silent).run()
+
+
+class Trainer:
+    """One training run at work."""
+
+    def __init__(
+        self, plan: TrainPlan, out: Path, data: TrainingSet | None, target: Target | None, device: str | None,
+        silent: bool,
+    ) -> None:  # fmt: skip
+        from accelerate import Accelerator
+
+        self.plan, self.out = plan, out
+        self.accelerator = Accelerator(mixed_precision=plan.optimizer.precision, cpu=device == "cpu")
+        self.silent = silent or not self.accelerator.is_main_process
+        self.data = data if data is not None else load_training_set(plan.data.images, plan.data.limit)
+        self.notes = [f"{len(self.data.unreadable)} pictures could not be read"] if self.data.unreadable else []
+        if plan.changes.deduplicate:
+            self.data, removed = unique_images(self.data)
+            self.notes.append(f"{removed} near-duplicates were left out")
+        self.target = target if target is not None else open_base(plan.model.base, str(self.accelerator.device))
+        self._record_plan()
+        self.model: Trainable = prepare_model(plan.model, self.target, plan.seed)
+        self.denoiser = self.target.need_denoiser()
+        self.samples = self._samples()
+        self.parameters = list(self.model.parameters.values())
+        self._build_optimizer()
+        self.log: dict[str, Any] = {"loss": [], "grad_norm": [], "left_out": 0, "seconds": 0.0}
+        self.step = 0
+        self.micro_batch = plan.optimizer.micro_batch or plan.optimizer.batch
+
+    def _record_plan(self) -> None:
+        """Refuse a folder with another run; write the plan of a new one."""
+        settings = self.plan.model_dump(mode="json")
+        for name in FREE:
+            section, _, key = name.rpartition(".")
+            (settings[section] if section else settings).pop(key)
+        facts = {"plan": settings, "data": self.data.fingerprint, "model": self.target.fingerprint}
+        file = self.out / PLAN
+        if file.exists():
+            there = json.loads(file.read_text())
+            differing = [k for k in facts if there.get(k) != facts[k]]
+            if differing:
+                raise IncompatibleRun(
+                    f"'{self.out}' holds another training run (its {' and '.join(differing)} differ): give another --out."
+                )
+        elif self.accelerator.is_main_process:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, json.dumps(facts, indent=1).encode())
+        self.accelerator.wait_for_everyone()
+
+    def _samples(self) -> Samples:
+        plan = self.plan
+        ids = [image.id for image in self.data.images]
+        draw = None
+        if self.denoiser.conditional:
+            tokenizer = getattr(self.model.pipeline, "tokenizer", None)
+            captions = captions_of(self.data, plan.data, tokenizer, plan.seed)
+            several = (
+                repeated(ids, plan.duplication, plan.seed) if plan.duplication.regime == "dup_image" else frozenset()
+            )
+            lacking = [ids[i] for i in several if len(captions[i]) < 2]
+            if lacking:
+                raise UsageError(
+                    f"duplication.regime = 'dup_image' repeats images under different captions, but {len(lacking)} of "
+                    f"{len(several)} repeated images have only one ({lacking[0]}): give them a list (captions)."
+                )
+            draw = CaptionDraw(captions, several, plan.data, plan.changes, tokenizer)
+        elif plan.data.captions != "none":
+            raise UsageError("This model takes no prompts; set data.captions = 'none'.")
+        order = Order(weights(ids, plan.duplication, plan.seed), plan.seed)
+        return Samples(plan, self.denoiser, order, Latents(self.denoiser, self.data, plan.data.flip), draw)
+
+    def _build_optimizer(self) -> None:
+        from diffusers.optimization import get_scheduler
+        from diffusers.training_utils import EMAModel
+
+        settings = self.plan.optimizer
+        optimizer = torch.optim.AdamW(self.parameters, lr=settings.rate, weight_decay=settings.weight_decay)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.schedule = get_scheduler(
+            settings.schedule, optimizer, num_warmup_steps=settings.warm_up, num_training_steps=settings.steps
+        )
+        self.average = EMAModel(self.parameters, decay=settings.ema, foreach=True) if settings.ema else None
+
+    def run(self) -> TrainResult:
+        """Train what is left, then write the model."""
+        self._resume()
+        steps = self.plan.optimizer.steps
+        for module in self.model.modules.values():
+            module.train()
+        before, started = self.log["seconds"], time.perf_counter()
+        try:
+            with Progress(steps, "training", unit="steps", done=self.step, silent=self.silent) as bar:
+                while self.step < steps:
+                    loss, norm = self._step()
+                    self.step += 1
+                    self.log["loss"].append(round(loss, 6))
+                    self.log["grad_norm"].append(round(norm, 6))
+                    self.log["seconds"] = before + time.perf_counter() - started
+                    bar.note(f"loss {sum(self.log['loss'][-50:]) / len(self.log['loss'][-50:]):.4f}")
+                    bar.advance()
+                    if self.step % self.plan.checkpoint_every == 0 and self.step < steps:
+                        self._save()
+        except KeyboardInterrupt:
+            self._save()
+            raise IncompleteRun(f"Stopped after step {self.step} of {steps}; the same command goes on.") from None
+        return self._finish()
+
+    def _step(self) -> tuple[float, float]:
+        """One optimizer step; memory that runs out halves the micro-batch and the step is made again."""
+        while True:
+            try:
+                return self._attempt()
+            except RuntimeError as problem:
+                if not is_out_of_memory(problem) or self.micro_batch == 1 or self.accelerator.num_processes > 1:
+                    raise
+                self.micro_batch = max(1, self.micro_batch // 2)
+                self.optimizer.zero_grad()
+                self.notes.append(f"out of memory: the micro-batch was halved to {self.micro_batch}")
+
+    def _attempt(self) -> tuple[float, float]:
+        size = self.plan.optimizer.batch
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        # Dropout is the one thing drawn from the global state; named by the step it is the same after a resume.
+        torch.manual_seed(seed_of(self.plan.seed, "training", "dropout", self.step, rank))
+        places = range(self.step * size, (self.step + 1) * size)[rank::processes]
+        total = 0.0
+        left_out = 0
+        for part in _parts(places, self.micro_batch):
+            losses, kept = self._losses(self.samples.batch(part))
+            left_out += int((~kept).sum())
+            loss = (losses * kept).sum() / size
+            self.accelerator.backward(loss)
+            total += float(loss.detach())
+        self._share_gradients()
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.plan.optimizer.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.step(self.parameters)
+        self.log["left_out"] += left_out
+        return float(self.accelerator.reduce(torch.tensor(total), "sum")), float(norm)
+
+    def _losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean squared error of each sample, [B], and which samples count, [B]."""
+        denoiser = self.denoiser
+        alpha, sigma = denoiser.schedule.alpha_sigma(batch.t)
+        device = self.accelerator.device
+        x0, noise, t = batch.x0.to(device), batch.noise.to(device), batch.t.to(device)
+        x = noisy(x0, noise, alpha, sigma)
+        with self.accelerator.autocast():
+            output = denoiser.forward(x, t, batch.cond)
+        wanted = target(denoiser.prediction, x0, noise, alpha, sigma)
+        losses = (output.float() - wanted).square().flatten(1).mean(1)
+        kept = torch.ones(len(x), dtype=torch.bool, device=device)
+        limit = self.plan.changes.drop_score_difference
+        if limit is not None and denoiser.conditional:
+            # Wen et al. 2024: a sample whose prompt steers this strongly is being memorized; leave it out.
+            with torch.no_grad(), self.accelerator.autocast():
+                without = denoiser.forward(x, t, denoiser.null().expand(len(x)))
+            strength = (output.detach().float() - without.float()).flatten(1).norm(dim=1)
+            kept = (strength <= limit) | batch.unconditional.to(device)
+        return losses, kept
+
+    def _share_gradients(self) -> None:
+        """Sum the gradients of all processes: each holds its part of one mean."""
+        if self.accelerator.num_processes == 1:
+            return
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "sum")
+        start = 0
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = flat[start : start + gradient.numel()].view_as(gradient)
+            start += gradient.numel()
+
+    def _resume(self) -> None:
+        state = load_state(self.out)
+        if state is None:
+            return
+        load_weights(self.model.parameters, state.weights)
+        self.optimizer.load_state_dict(state.parts["optimizer"])
+        self.schedule.load_state_dict(state.parts["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(state.parts["average"])
+            self.average.to(self.accelerator.device)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state.parts["scaler"])
+        self.step, self.log = state.step, dict(state.log)
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            parts = {
+                "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
+                "average": self.average.state_dict() if self.average is not None else None,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            }  # fmt: skip
+            save_state(self.out, State(self.step, self.model.parameters, parts, self.log))
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self) -> TrainResult:
+        for module in self.model.modules.values():
+            module.eval()
+        self._save()
+        if self.average is not None:
+            self.average.copy_to(self.parameters)
+        saved = self.out / ("lora" if self.plan.model.method == "lora" else "model")
+        if self.accelerator.is_main_process:
+            self.model.save(self.out)
+            from diffmem.runs.provenance import provenance
+
+            self.log |= {
+                "steps": self.step, "images": len(self.data), "data": self.data.fingerprint,
+                "plan": self.plan.model_dump(mode="json"), "notes": self.notes,
+                "parameters": sum(p.numel() for p in self.parameters),
+                "processes": self.accelerator.num_processes, "device": str(self.accelerator.device),
+                "provenance": provenance().model_dump(mode="json"),
+            }  # fmt: skip
+            write_atomic(self.out / LOG, json.dumps(self.log, indent=1).encode())
+            write_atomic(self.out / "README.md", model_card(self.plan, self.log, self.target.name).encode())
+        self.accelerator.wait_for_everyone()
+        self.target._fingerprint = None  # its weights are others now
+        return TrainResult(self.out, saved, self.log, self.target, self.notes)
+
+
+def open_base(base: str, device: str) -> Target:
+    """The base model: a folder, a hub id, or a bundled testbed; always in float32."""
+    from diffmem.testbeds.names import bundled_path
+
+    return Target.from_pretrained(bundled_path(base) or base, device=device, name=base)
+
+
+def _parts(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(places), size):
+        yield places[start : start + size]
