@@ -137,11 +137,11 @@ def test_a_lora_in_peft_format_loads_into_stable_diffusion_too(loras, tmp_path):
 
 
 def test_clear_refusals(loras, tmp_path, monkeypatch):
-    file = loras["text-unet"][1]
+    file, pipe = loras["text-unet"][1], tiny_sd()
 
     def refuses(lora, match):
         with pytest.raises(ModelError, match=match):
-            load_lora(tiny_sd(), lora)
+            load_lora(pipe, lora)
 
     refuses(tmp_path, "holds no .safetensors file")
     (tmp_path / "x.bin").write_bytes(b"x")
