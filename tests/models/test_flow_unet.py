@@ -1,5 +1,6 @@
 """UNet pipelines whose scheduler goes straight from image to noise: schedule, times and samples are the scheduler's."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -11,8 +12,9 @@ from diffusers import (
 )
 from tests.tiny import tiny_ddpm, tiny_sd
 
-from diffmem.errors import ModelError
+from diffmem.errors import ModelError, UsageError
 from diffmem.models.families._schedulers import is_flow, prediction_of, schedule_of
+from diffmem.models.generation import Sampling
 from diffmem.models.ode import sample
 from diffmem.models.target import Target
 from diffmem.scores.score_difference import score_difference
@@ -149,3 +151,14 @@ def test_mixes_without_meaning_are_refused():
             prediction_of(flow_scheduler(**settings))
     assert prediction_of(flow_scheduler(prediction_type="epsilon")) == "epsilon"
     assert prediction_of(flow_scheduler(prediction_type="sample")) == "x0"
+
+
+def test_only_samplers_that_know_flow_may_replace_the_pipelines_own():
+    target = Target.from_pipeline(flow_sd())
+    own, other = (target.generate(["a"], [0], 0, Sampling(steps=10, scheduler=s))[0] for s in (None, "unipc"))
+    assert np.abs(np.asarray(own, float) - np.asarray(other, float)).mean() < 10
+    with pytest.raises(UsageError, match=r"dpm\+\+, unipc"):
+        target.generate(["a"], [0], 0, Sampling(steps=4, scheduler="euler"))
+    target.pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(UsageError, match="leave it out"):
+        target.generate(["a"], [0], 0, Sampling(steps=4, scheduler="dpm++"))

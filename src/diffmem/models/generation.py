@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffmem.errors import ModelError, UsageError
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.families._schedulers import is_flow
 from diffmem.randomness import gaussian, seed_of
 
 SCHEDULERS = {
@@ -75,7 +76,7 @@ def prepared(pipeline: Any, sampling: Sampling) -> Iterator[Any]:
     pipeline.set_progress_bar_config(disable=True)
     try:
         if sampling.scheduler is not None:
-            pipeline.scheduler = _built(sampling.scheduler, before.config)
+            pipeline.scheduler = _built(sampling.scheduler, before)
         yield pipeline
     finally:
         pipeline.scheduler = before
@@ -85,12 +86,22 @@ def prepared(pipeline: Any, sampling: Sampling) -> Iterator[Any]:
             pipeline._progress_bar_config = bar
 
 
-def _built(name: str, config: Any) -> Any:
+def _built(name: str, own: Any) -> Any:
     import diffusers
 
     if name not in SCHEDULERS:
         raise UsageError(f"Unknown scheduler {name!r}; available: {', '.join(SCHEDULERS)}.")
-    return getattr(diffusers, SCHEDULERS[name]).from_config(config, **_EXTRA.get(name, {}))
+    if is_flow(own):
+        # Others would read a velocity as noise and give noise, without a word.
+        able = [
+            n for n, c in SCHEDULERS.items() if "use_flow_sigmas" in inspect.signature(getattr(diffusers, c)).parameters
+        ]
+        if name not in able or not own.config.get("use_flow_sigmas"):
+            instead = f" or choose one of {', '.join(able)}" if own.config.get("use_flow_sigmas") else ""
+            raise UsageError(
+                f"The scheduler {name!r} cannot sample this flow model ({type(own).__name__}): leave it out{instead}."
+            )
+    return getattr(diffusers, SCHEDULERS[name]).from_config(own.config, **_EXTRA.get(name, {}))
 
 
 def generate(
