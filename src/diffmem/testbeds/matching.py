@@ -53,11 +53,12 @@ class References:
         self.groups: tuple[str, ...] = tuple(groups)
         self._pixels = np.asarray(pictures, np.float64).reshape(len(groups), -1)
         self._masks = np.asarray(masks, bool).reshape(len(groups), -1)
+        self._own = self._weighted(self._masks)
 
     def match(self, images: npt.NDArray[np.floating[Any]]) -> Matches:
         """The nearest groups of images [N, ...] in [−1, 1]."""
         flat = np.asarray(images, np.float64).reshape(len(images), -1)
-        own = self._distances(flat, self._masks)
+        own = _distances(flat, *self._own)
         nearest = own.argmin(1)
         rows = np.arange(len(flat))
         first = own[rows, nearest]
@@ -66,14 +67,19 @@ class References:
         # A template is near on its background; its rival is measured on the same pixels, or the ratio means nothing.
         for group in np.unique(nearest[~self._masks[nearest].all(1)]):
             chosen = np.flatnonzero(nearest == group)
-            rivals = self._distances(flat[chosen], self._masks & self._masks[group])
+            rivals = _distances(flat[chosen], *self._weighted(self._masks & self._masks[group]))
             rivals[:, group] = np.inf
             second[chosen] = rivals.min(1)
         return Matches(first, second, nearest)
 
-    def _distances(self, flat: Doubles, masks: npt.NDArray[np.bool_]) -> Doubles:
-        """RMS difference of every image [N, P] to every group on the group's mask [G, P]: [N, G]."""
+    def _weighted(self, masks: npt.NDArray[np.bool_]) -> tuple[Doubles, Doubles, Doubles]:
+        """For masks [G, P]: as weights [G, P], the pictures under them [G, P], and those pictures' squares [G]."""
         weights = masks.astype(np.float64)
         pictures = self._pixels * weights
-        squares = flat**2 @ weights.T - 2 * flat @ pictures.T + (pictures**2).sum(1)
-        return np.asarray(np.sqrt(np.maximum(squares, 0) / weights.sum(1)), np.float64)
+        return weights, pictures, (pictures**2).sum(1)
+
+
+def _distances(flat: Doubles, weights: Doubles, pictures: Doubles, norms: Doubles) -> Doubles:
+    """RMS difference of every image [N, P] to every group on the group's mask [G, P]: [N, G]."""
+    squares = flat**2 @ weights.T - 2 * flat @ pictures.T + norms
+    return np.asarray(np.sqrt(np.maximum(squares, 0) / weights.sum(1)), np.float64)
