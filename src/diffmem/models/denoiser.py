@@ -12,6 +12,7 @@ from diffmem.errors import ModelError
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.parameterization import Prediction, convert
 from diffmem.models.schedule import Schedule
+from diffmem.models.soft_prompt import SoftPrompt
 
 
 class Denoiser(ABC):
@@ -99,6 +100,10 @@ class Denoiser(ABC):
         """Times as a float64 CPU tensor [size]."""
         times = torch.as_tensor(t, dtype=torch.float64).reshape(-1).cpu()
         return times.expand(size) if len(times) == 1 else times
+
+    def soft_prompt(self) -> SoftPrompt:
+        """The family's way to encode prompts that are fitted by gradient; ModelError where there is none."""
+        raise ModelError(f"The family {self.family} has no way to fit a prompt through its text encoder.")
 
     def generation_arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
         """How the family's pipeline is told the prompts (class-conditional ones take labels)."""
