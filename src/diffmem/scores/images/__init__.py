@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 IMAGE_SCORES: Registry[type[ImageScore]] = Registry(
     "image-scores",
     {
+        "invmm": "diffmem.scores.images.invmm.score:InvMM",
         "loss": "diffmem.scores.images.membership.loss:Loss",
         "pia": "diffmem.scores.images.membership.pia:PIA",
         "secmi": "diffmem.scores.images.membership.secmi:SecMI",
