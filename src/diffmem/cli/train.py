@@ -44,6 +44,8 @@ def train(
     from diffmem.training.loop import train as run
 
     result = run(settings, folder, device=device, silent=quiet or json)
+    if not result.main:
+        return 0
     losses = result.log["loss"]
     summary = {
         "saved": str(result.saved), "steps": result.log["steps"], "images": result.log["images"],

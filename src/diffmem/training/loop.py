@@ -17,6 +17,7 @@ from diffmem.errors import IncompatibleRun, IncompleteRun, UsageError
 from diffmem.models.target import Target
 from diffmem.randomness import seed_of
 from diffmem.runs.atomic import write_atomic
+from diffmem.runs.provenance import provenance
 from diffmem.training.batch import Batch, Latents, Samples
 from diffmem.training.captions import CaptionDraw, captions_of
 from diffmem.training.card import model_card
@@ -41,6 +42,7 @@ class TrainResult:
         saved: the pipeline folder, or the adapter.
         log: settings, losses, seconds, versions.
         target: the trained model, ready to be audited.
+        main: whether this process speaks for all.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class TrainResult:
     log: dict[str, Any]
     target: Target
     notes: list[str] = field(default_factory=list)
+    main: bool = True
 
 
 def train(
@@ -278,22 +281,19 @@ class Trainer:
         if self.average is not None:
             self.average.copy_to(self.parameters)
         saved = self.out / ("lora" if self.plan.model.method == "lora" else "model")
+        self.log |= {
+            "steps": self.step, "images": len(self.data), "data": self.data.fingerprint,
+            "plan": self.plan.model_dump(mode="json"), "notes": self.notes,
+            "parameters": sum(p.numel() for p in self.parameters), "processes": self.accelerator.num_processes,
+            "device": str(self.accelerator.device), "provenance": provenance().model_dump(mode="json"),
+        }  # fmt: skip
         if self.accelerator.is_main_process:
             self.model.save(self.out)
-            from diffmem.runs.provenance import provenance
-
-            self.log |= {
-                "steps": self.step, "images": len(self.data), "data": self.data.fingerprint,
-                "plan": self.plan.model_dump(mode="json"), "notes": self.notes,
-                "parameters": sum(p.numel() for p in self.parameters),
-                "processes": self.accelerator.num_processes, "device": str(self.accelerator.device),
-                "provenance": provenance().model_dump(mode="json"),
-            }  # fmt: skip
             write_atomic(self.out / LOG, json.dumps(self.log, indent=1).encode())
             write_atomic(self.out / "README.md", model_card(self.plan, self.log, self.target.name).encode())
         self.accelerator.wait_for_everyone()
         self.target._fingerprint = None  # its weights are others now
-        return TrainResult(self.out, saved, self.log, self.target, self.notes)
+        return TrainResult(self.out, saved, self.log, self.target, self.notes, self.accelerator.is_main_process)
 
 
 def open_base(base: str, device: str) -> Target:
