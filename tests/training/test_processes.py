@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-
 from tests.tiny import tiny_sd
 
 PLAN = """
@@ -60,4 +59,4 @@ def test_two_processes_give_the_weights_of_one(tmp_path):
         processes = json.loads((tmp_path / name / "log.json").read_text())["processes"]
         assert processes == len(weights)
     for name, value in weights["one"].items():
-        torch.testing.assert_close(value, weights["two"][name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(value, weights["two"][name], rtol=1e-2, atol=1e-4)
