@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 IMAGE_SCORES: Registry[type[ImageScore]] = Registry(
     "image-scores",
     {
+        "vgr": "diffmem.scores.images.vgr.default:VGR",
+        "vgr-bottom": "diffmem.scores.images.vgr.bottom:VGRBottom",
+        "vgr-subspace": "diffmem.scores.images.vgr.subspace:VGRSubspace",
+        "vgr-trace": "diffmem.scores.images.vgr.trace:VGRTrace",
+        "vgr-likelihood": "diffmem.scores.images.vgr.likelihood:VGRLikelihood",
+        "vgr-exact": "diffmem.scores.images.vgr.exact:VGRExact",
+        "vgr-paper": "diffmem.scores.images.vgr.paper:VGRPaper",
         "invmm": "diffmem.scores.images.invmm.score:InvMM",
         "loss": "diffmem.scores.images.membership.loss:Loss",
         "pia": "diffmem.scores.images.membership.pia:PIA",
