@@ -54,6 +54,7 @@ class MicroBatches:
             except Exception as problem:
                 if len(batch) > 1:
                     if is_out_of_memory(problem):
+                        problem.__traceback__ = None  # it holds the failed batch's tensors, which are to be freed now
                         self._halve(len(batch))
                     else:
                         alone_until = start + len(batch)
