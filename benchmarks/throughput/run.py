@@ -155,7 +155,8 @@ def main():
     report = {
         "rows": [row for name in names for row in measure(name, options)], "prompts": options.prompts, "draws": 1,
         "scores": SCORES, "repeats": options.repeats, "device": options.device, "dtype": options.dtype or "float32",
-        "threads": 1, "clock": "cpu time" if options.device == "cpu" else "wall", "median_slowest_fastest": "prompts_per_second", "median_lowest_highest": "share_of_bare",
+        "threads": 1, "clock": "cpu time" if options.device == "cpu" else "wall",
+        "median_slowest_fastest": "prompts_per_second", "median_lowest_highest": "share_of_bare",
         "provenance": provenance().model_dump(),
     }  # fmt: skip
     options.out.write_text(json.dumps(report, indent=1) + "\n")
