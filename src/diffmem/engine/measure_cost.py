@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffmem.engine.microbatch import is_out_of_memory
 from diffmem.errors import ScoreRefused
@@ -16,6 +15,7 @@ from diffmem.models.denoiser import Denoiser
 from diffmem.models.meter import Nfe
 from diffmem.randomness import gaussian
 from diffmem.scores.images.base import ImageScore
+from diffmem.scores.images.vgr.precision import forward_mode
 
 _DIRECTIONS = 4
 
@@ -81,7 +81,7 @@ def seconds_per_evaluation(denoiser: Denoiser, batch: int, wanted: Nfe) -> Nfe |
             return forward(x)
 
     def tangents() -> torch.Tensor:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+        with forward_mode(denoiser.device):
             moved: torch.Tensor = torch.func.vmap(lambda v: torch.func.jvp(forward, (x,), (v,))[1])(directions)
             return moved
 

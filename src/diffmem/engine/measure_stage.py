@@ -114,7 +114,10 @@ class Measurer:
             for part, mine in found:
                 for block in self._blocks([t for t in mine if todo[t.id]]):
                     for row in self._block(part, block, todo):
-                        self._write(writer, row, clock, bar)
+                        if row is None:
+                            writer.flush()
+                        else:
+                            self._write(writer, row, clock, bar)
         with suppress(OSError):  # there was none, or other processes keep states in it
             (self.run.path / "state").rmdir()
         if shard is None:
@@ -137,7 +140,8 @@ class Measurer:
 
     def _block(
         self, part: MeasuredSet, block: list[TargetImage], todo: Mapping[str, list[ImageScore]]
-    ) -> Iterator[tuple[dict[str, Any], Path | None]]:
+    ) -> Iterator[tuple[dict[str, Any], Path | None] | None]:
+        """Rows, and None before work that may take long: what is there must not wait for it in memory."""
         for target in block:
             if target.problem is not None:
                 for score in todo[target.id]:
@@ -153,6 +157,7 @@ class Measurer:
         for score in self.runnable:
             mine = [target for target in sound if target.id in items and score in todo[target.id]]
             if mine:
+                yield None
                 yield from self.worker.work(score, mine, [items[target.id] for target in mine])
 
     def _items(

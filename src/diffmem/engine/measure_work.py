@@ -19,6 +19,8 @@ from diffmem.models.denoiser import Denoiser
 from diffmem.models.meter import Nfe
 from diffmem.scores.images.base import BatchImageScore, ImageItem, ImageResult, ImageScore
 
+BATCH_NFE = 32_768
+"""Network evaluations in one batch, at most (but one image at least)."""
 Written = tuple[dict[str, Any], Path | None]
 
 
@@ -58,7 +60,9 @@ class Worker:
         self, score: BatchImageScore, items: Sequence[ImageItem], bench: RunBench
     ) -> Iterator[tuple[ImageResult, float]]:
         started = time.perf_counter()
-        batches = MicroBatches(self.batch, self._halved)
+        # A batch is what an interruption can lose and what progress waits for: so many evaluations, not so many images.
+        each = max(1.0, score.estimate(self.denoiser).total)
+        batches = MicroBatches(min(self.batch, max(1, int(BATCH_NFE // each))), self._halved)
         for part, results in batches.run(items, lambda some: score.compute(self.denoiser, some, bench.seed)):
             seconds, started = time.perf_counter() - started, time.perf_counter()
             if isinstance(results, Exception):

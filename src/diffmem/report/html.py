@@ -16,6 +16,7 @@ from diffmem.errors import DataError
 from diffmem.report import prose
 from diffmem.report.charts import histogram_chart, interval_chart, roc_chart, scale_chart
 from diffmem.report.digest import build_digest, write_digest
+from diffmem.report.measure_section import measures_section
 from diffmem.report.pictures import Pictures
 from diffmem.report.redaction import Embedded, Redaction, embed, hide_prompts
 from diffmem.report.shape import Digest, PairDigest
@@ -69,7 +70,7 @@ def render(folder: Path, digest: Digest, redact: Redaction = "none", hash_prompt
     pictures = _embed_all(folder, digest, redact)
     shown = hide_prompts(digest) if hash_prompts else digest
     for share in (1, 2, 4, 8, 16, 64, 256):
-        page = _page(_fewer(shown, share), shown, pictures, redact, hash_prompts)
+        page = _page(folder, _fewer(shown, share), shown, pictures, redact, hash_prompts)
         if len(page.encode("utf-8", errors="backslashreplace")) <= LIMIT:
             return page
     raise DataError(f"The report of this run would be larger than {LIMIT / 1e6:.0f} MB; its digest.json holds it all.")
@@ -119,7 +120,12 @@ def _sides(opened: Pictures, pair: PairDigest, redact: Redaction) -> tuple[Side,
 
 
 def _page(
-    digest: Digest, whole: Digest, pictures: dict[str, tuple[Side, Side]], redact: Redaction, hash_prompts: bool
+    folder: Path,
+    digest: Digest,
+    whole: Digest,
+    pictures: dict[str, tuple[Side, Side]],
+    redact: Redaction,
+    hash_prompts: bool,
 ) -> str:
     source = files("diffmem.report")
     style = (source / "style.css").read_text(encoding="utf-8")
@@ -142,6 +148,7 @@ def _page(
         d=digest, whole=whole, pictures=pictures, redact=redact, hashed=hash_prompts, statistic=statistic,
         policy=policy, style=Markup(style), script=Markup(script), plan=_flat(digest.plan),
         run_name=Path(digest.run).resolve().name,
+        measures=measures_section(folder, digest.measures, environment, redact),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from PIL import Image
 from pydantic import JsonValue
 
+from diffmem.report.measure_shape import MeasuredImage, MeasuresDigest
 from diffmem.report.shape import Digest, Text
 
 Redaction = Literal["none", "blur", "hash"]
@@ -79,6 +80,27 @@ def _without_words(plan: dict[str, JsonValue]) -> dict[str, JsonValue]:
     }
 
 
+def _without_captions(measures: MeasuresDigest | None) -> MeasuresDigest | None:
+    """The measures without captions, which are prompts too, and without texts that may repeat one."""
+    if measures is None:
+        return None
+
+    def bare(images: tuple[MeasuredImage, ...]) -> tuple[MeasuredImage, ...]:
+        return tuple(image.model_copy(update={"caption": None}) for image in images)
+
+    scores = tuple(
+        score.model_copy(
+            update={
+                "top": bare(score.top),
+                "bottom": bare(score.bottom),
+                "reason": HIDDEN if score.reason else None,
+            }
+        )
+        for score in measures.scores
+    )
+    return measures.model_copy(update={"scores": scores})
+
+
 def hide_prompts(digest: Digest) -> Digest:
     """The digest with every prompt replaced by its hash, and without texts that may repeat one.
 
@@ -127,7 +149,7 @@ def hide_prompts(digest: Digest) -> Digest:
     return digest.model_copy(
         update={
             "galleries": galleries, "scores": scores, "checks": checks,
-            "table": digest.table.model_copy(update={"rows": rows}),
+            "table": digest.table.model_copy(update={"rows": rows}), "measures": _without_captions(digest.measures),
             "plan": _without_words(digest.plan),
             "commands": tuple((*command[:2], "…") for command in digest.commands),
         }
