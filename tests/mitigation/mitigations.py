@@ -6,10 +6,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from tests.tiny import tiny_sd
+from tests.tiny import picture, tiny_sd
 from tests.tiny_families import FAMILIES
 
 from diffmem.mitigation import MITIGATIONS
+from diffmem.mitigation.amg import Amg
 from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
@@ -24,15 +25,31 @@ def backwards(prompt):
     return prompt[::-1]
 
 
+STRONG = {
+    "rewrite": f"function={__name__}:backwards", "sail": "sharpness=0.0001,candidates=2,steps=2", "amg": "threshold=-1",
+    "prss": "pull=0,candidates=2", "wen": "pull=0.001,steps=3", "anisotropy": "target=-1,steps=3",
+    "han-sample": "pull=0.0001,lr=0.1,steps=3",
+}  # fmt: skip
+
+
 def strong(name):
-    """The method with parameters that change the image of a network with random weights."""
-    settings = {"rewrite": f":function={__name__}:backwards"}
-    return parse_mitigation(name + settings.get(name, ""))
+    """The method with parameters that change the image of a network with random weights, in few steps."""
+    return built(f"{name}:{STRONG.get(name, '')}")
 
 
 def neutral(name):
     parts = ",".join(f"{k}={v}" for k, v in MITIGATIONS.get(name).neutral.items())
-    return parse_mitigation(f"{name}:{parts}")
+    return built(f"{name}:{parts}")
+
+
+def built(text):
+    made = parse_mitigation(text)
+    return Amg(made.settings, pictures()) if made.name == "amg" else made
+
+
+@lru_cache
+def pictures():
+    return tuple(picture(seed) for seed in range(6))
 
 
 @lru_cache

@@ -62,12 +62,13 @@ class AnisotropyMitigation(EmbeddingMitigation):
         high, low = Moment(denoiser, x, call.first_time, call.record), Moment(denoiser, x, low_time, call.record)
         low_unconditional = denoiser.convert(low.unconditional, x, low_time, "epsilon")
 
-        def loss(values: Values, rows: torch.Tensor) -> torch.Tensor:
+        def loss(values: Values, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             moved, at = with_embeddings(cond.select(rows), values), rows.to(x.device)
             pull = high.norm(high.conditional(moved, rows), rows) * high.factor
             low_conditional = denoiser.convert(low.conditional(moved, rows), x[at], low_time, "epsilon")
             cosine = alignment(*pair_of(low_conditional, low_unconditional[at], "unconditional-difference"), over)
-            return settings.weights[0] * pull + settings.weights[1] * cosine
+            measure = settings.weights[0] * pull + settings.weights[1] * cosine
+            return measure, measure
 
         end = descend(
             embeddings, loss, lr=settings.lr, steps=settings.steps, target=settings.target,

@@ -12,7 +12,7 @@ import torch
 from diffmem.errors import MitigationRefused
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.calls import Call
-from diffmem.mitigation.steering import RowFinder
+from diffmem.mitigation.steering import RowFinder, own_evaluation
 from diffmem.models.denoiser import Denoiser
 
 
@@ -100,6 +100,9 @@ class _Rows:
         self.conditional: torch.Tensor = torch.zeros(0, dtype=torch.bool)
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if own_evaluation():  # another mitigation looks at the network as it is
+            self.conditional = torch.zeros(0, dtype=torch.bool)
+            return
         _, _, conditioning = self.denoiser.read_call(args, kwargs)
         self.conditional = torch.tensor(self.finder.conditional_rows(conditioning))
 
@@ -132,12 +135,12 @@ class _Edited:
         if mask is not None:
             logits = logits + mask.unflatten(0, (size, attn.heads))
         where = self.rows.conditional.to(logits.device)
-        if bool(where.any()):
+        if len(where) and bool(where.any()):
             content = self.rows.tokens.to(logits.device)
             logits[where] = self.mitigation.edit(logits[where], content)
         weights = logits.flatten(0, 1).softmax(-1).to(value.dtype)
         attended = attn.batch_to_head_dim(weights @ value)
-        hidden_states = attn.to_out[1](attn.to_out[0](attended))
+        result: torch.Tensor = attn.to_out[1](attn.to_out[0](attended))
         if attn.residual_connection:
-            hidden_states = hidden_states + residual
-        return hidden_states / attn.rescale_output_factor
+            result = result + residual
+        return result / float(attn.rescale_output_factor)

@@ -27,7 +27,7 @@ class Attenuation(AttentionMitigation):
         name="attenuation",
         level="attention",
         summary="tokens of the prompt that draw unusual attention in the early blocks draw less of it",
-        formula="m_j = max_q l_qj, z_j = (m_j - mean m) / std m per head over the prompt's tokens; z_j > theta: l_j -= (1 - s) |l_j|",
+        formula="m_j = max_q l_qj, z = (m - mean m) / std m per head over the prompt's tokens; z_j > theta: l_j -= (1 - s) |l_j|",
         reference="GUARD, ICML 2026, arXiv 2603.00133 (CA; there l_j is multiplied by s, which raises negative logits)",
         cost="none",
         memory="the attention weights (no fused attention)",

@@ -44,7 +44,6 @@ def thousandths(denoiser: Denoiser, t: float) -> float:
 def early_scale(call: Call, scale: float, until: float) -> Callable[[Step], Decision]:
     """Another guidance scale while t > until (thousandths of the training time), then the pipeline's own."""
     everyone = torch.ones(call.size, dtype=torch.bool)
-    call.record.items += [{"scale": scale, "until": until}] * call.size
 
     def decide(step: Step) -> Decision:
         if thousandths(call.denoiser, step.t) <= until:

@@ -42,4 +42,5 @@ class OppositeGuidance(GuidanceMitigation):
 
     def steering(self, call: Call) -> Callable[[Step], Decision]:
         """The early scale."""
+        call.record.items += [{"scale": self.settings.scale, "until": self.settings.until}] * call.size
         return early_scale(call, self.settings.scale, self.settings.until)

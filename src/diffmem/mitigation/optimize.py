@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 
 Values = dict[str, torch.Tensor]
-Loss = Callable[[Values, torch.Tensor], torch.Tensor]
-"""(values of the rows at work, their indices [n]) -> losses [n]; row i may depend on row i of the values only."""
+Loss = Callable[[Values, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""(values of the rows at work, their indices [n]) -> (losses [n], what is held against the target [n]).
+
+Row i of both may depend on row i of the values only.
+"""
 
 
 @dataclass(frozen=True)
@@ -18,10 +21,10 @@ class Descent:
 
     Attributes:
         values: the tensors, [B, ...].
-        first: loss at the start, [B].
-        last: the last loss that was computed, [B]; where the steps ran out it precedes the last step.
+        first: what is held against the target, at the start, [B].
+        last: the last that was computed, [B]; where the steps ran out it precedes the last step.
         steps: steps taken, [B].
-        reached: whether the loss fell to the target, [B].
+        reached: whether it fell to the target, [B].
     """
 
     values: Values
@@ -49,8 +52,8 @@ def descend(
     """AdamW (Loshchilov & Hutter 2019) with beta = (.9, .999) from `start`, stopping each sample at its target.
 
     All samples start together, so a sample has taken as many steps as any other that is still at work, and what it
-    does is what it would do alone. A sample whose loss is at most `target` is left as it is from then on; its loss is
-    not computed again.
+    does is what it would do alone. A sample that has come to `target` or below is left as it is from then on; its loss
+    is not computed again.
 
     Args:
         start: tensors [B, ...], not changed.
@@ -77,14 +80,14 @@ def descend(
         at = rows.to(device)
         leaves = {name: v[at].detach().requires_grad_() for name, v in values.items()}
         with torch.enable_grad():
-            losses = loss(leaves, rows)
+            losses, measure = loss(leaves, rows)
             # torch.autograd.grad leaves nothing behind on the network's parameters, unlike backward().
             found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
         gradients = {
             name: torch.zeros_like(leaf) if g is None else g
             for (name, leaf), g in zip(leaves.items(), found, strict=True)
         }
-        last[rows] = losses.detach().float().cpu()
+        last[rows] = measure.detach().float().cpu()
         first = torch.where(first.isnan(), last, first)
         reached |= last <= target
         taken += (~reached).long() * torch.isin(torch.arange(size), rows).long()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +111,14 @@ def steered(call: Call, decide: Callable[[Step], Decision]) -> Iterator[None]:
     steering.finish()
 
 
+_own: ContextVar[bool] = ContextVar("own", default=False)
+
+
+def own_evaluation() -> bool:
+    """Whether a mitigation, and not the pipeline, is calling the network just now."""
+    return _own.get()
+
+
 class _Steering:
     def __init__(self, call: Call, decide: Callable[[Step], Decision]) -> None:
         self.denoiser, self.decide, self.finder = call.denoiser, decide, RowFinder(call)
@@ -117,6 +126,8 @@ class _Steering:
         self.waiting: tuple[float, torch.Tensor] | None = None
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if own_evaluation():
+            return None
         x, t, conditioning = self.denoiser.read_call(args, kwargs)
         raw = output[0] if isinstance(output, tuple) else output.sample
         time = float(torch.as_tensor(t).reshape(-1)[0])
@@ -150,7 +161,11 @@ class _Steering:
 
     def _decide(self, x: torch.Tensor, time: float, conditional: torch.Tensor, unconditional: torch.Tensor) -> Decision:
         branches = [self.denoiser.read_output(raw).detach().clone().float() for raw in (conditional, unconditional)]
-        decision = self.decide(Step(self.index, time, x.detach(), *branches))
+        token = _own.set(True)
+        try:
+            decision = self.decide(Step(self.index, time, x.detach(), *branches))
+        finally:
+            _own.reset(token)
         self.index += 1
         return None if decision is None or not bool(decision[1].any()) else decision
 

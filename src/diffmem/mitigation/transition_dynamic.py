@@ -28,7 +28,7 @@ class TransitionDynamic(GuidanceMitigation):
         name="transition-dynamic",
         level="guidance",
         summary="no guidance until the score difference has passed its first local minimum, per image",
-        formula="w = 1 until g_{k-2} > g_{k-1} < g_k, g_k = ||f_k(c) - f_k(empty)||_2, then the guidance scale (Jain et al., DTP)",
+        formula="w = 1 until g_{k-2} > g_{k-1} < g_k, g_k = ||f_k(c) - f_k(empty)||_2, then the scale (Jain et al., DTP)",
         reference="Jain et al., CVPR 2025, arXiv 2411.16738",
         cost="none",
         memory="three norms",
@@ -45,7 +45,7 @@ class TransitionDynamic(GuidanceMitigation):
         """Norms and transitions per image: the released code takes one norm over the batch."""
         norms: list[torch.Tensor] = []
         closed = torch.ones(call.size, dtype=torch.bool)
-        notes = [{"transition": None} for _ in range(call.size)]
+        notes: list[dict[str, float | None]] = [{"transition": None} for _ in range(call.size)]
         call.record.items += notes
 
         def decide(step: Step) -> Decision:
@@ -53,7 +53,7 @@ class TransitionDynamic(GuidanceMitigation):
             if len(norms) >= 3:
                 minimum = (norms[-3] > norms[-2]) & (norms[-2] < norms[-1])
                 for image in (closed & minimum).nonzero()[:, 0].tolist():
-                    notes[image]["transition"] = step.t  # type: ignore[assignment]
+                    notes[image]["transition"] = step.t
                 closed.logical_and_(~minimum)
             return step.guided(self.settings.before), closed.clone()
 

@@ -42,4 +42,5 @@ class TransitionStatic(GuidanceMitigation):
 
     def steering(self, call: Call) -> Callable[[Step], Decision]:
         """The early scale."""
+        call.record.items += [{"scale": self.settings.before, "until": self.settings.until}] * call.size
         return early_scale(call, self.settings.before, self.settings.until)

@@ -55,8 +55,9 @@ class Wen(EmbeddingMitigation):
             return {}
         moment = Moment(call.denoiser, call.noise(), call.first_time, call.record)
 
-        def loss(values: Values, rows: torch.Tensor) -> torch.Tensor:
-            return moment.norm(moment.conditional(with_embeddings(cond.select(rows), values), rows), rows)
+        def loss(values: Values, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            norm = moment.norm(moment.conditional(with_embeddings(cond.select(rows), values), rows), rows)
+            return norm, norm
 
         target = settings.norm if settings.norm is not None else settings.pull / moment.factor
         end = descend(
