@@ -120,6 +120,7 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
         checks=checks(check, manifest, counted, described, images, copies),
         methods=used_methods(list(scores), copies, measures) if methods else (),
         limits=limits(copies, images, measures, bool(prompts.listed)),
+        against=read_fact(folder, "against"),
     )  # fmt: skip
 
 
