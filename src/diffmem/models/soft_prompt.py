@@ -18,18 +18,20 @@ class SoftPrompt(Protocol):
         vocabulary: tokens to choose from.
         forbidden: tokens that cannot stand inside a prompt (begin, end).
         modules: the text encoders.
+        needs_captions: whether every image must have a caption, for the encoders that take no soft prompt.
     """
 
     rows: int
     vocabulary: int
     forbidden: tuple[int, ...]
     modules: list[torch.nn.Module]
+    needs_captions: bool
 
     def encode(self, probabilities: torch.Tensor, captions: Sequence[str | None]) -> Conditioning:
         """Probabilities [B, rows', vocabulary], rows' <= rows, as a conditioning of B rows, with gradient.
 
         Each row is the mean of the embedding table under its probabilities; a one-hot row is that token, and one-hot
-        rows give exactly the encoding of their text. `captions` go to encoders that take no soft prompt, if any.
+        rows give exactly the encoding of their text. `captions` go to the other encoders.
         """
 
     def text(self, tokens: Sequence[int]) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from diffmem.errors import ModelError
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.families._pipeline import LatentDenoiser
 from diffmem.models.families._schedulers import flow_schedule
+from diffmem.models.families._soft_prompts import ClipSoftPrompt
 from diffmem.models.families._texts import cut_off, quiet
 
 
@@ -57,6 +59,30 @@ class SD3(LatentDenoiser):
             prompt=list(prompts), prompt_2=None, prompt_3=None, device=self.device, num_images_per_prompt=1,
             do_classifier_free_guidance=guidance,
         )  # fmt: skip
+
+    def soft_prompt(self) -> ClipSoftPrompt:
+        """Fitted prompts through the first encoder (CLIP-L); the others get the image's caption, as Ma et al. do."""
+
+        def assemble(outputs: list[Any], captions: Sequence[str | None]) -> Conditioning:
+            with torch.no_grad():
+                known = self.encode_prompts([caption or "" for caption in captions])
+            embeddings, pooled = known.tensors["encoder_hidden_states"], known.tensors["pooled_projections"]
+            fitted, short = outputs[0].hidden_states[-2].to(embeddings.dtype), outputs[0][0].to(pooled.dtype)
+            tokens, width = fitted.shape[1:]
+            first = torch.cat([fitted, embeddings[:, :tokens, width:]], 2)
+            return Conditioning(
+                {
+                    "encoder_hidden_states": torch.cat([first, embeddings[:, tokens:]], 1),
+                    "pooled_projections": torch.cat([short, pooled[:, short.shape[1] :]], 1),
+                },
+                len(embeddings),
+            )
+
+        if self.pipeline.text_encoder is None:
+            raise ModelError(
+                "This pipeline was loaded without its first text encoder, through which prompts are fitted."
+            )
+        return ClipSoftPrompt([(self.pipeline.tokenizer, self.pipeline.text_encoder)], assemble, needs_captions=True)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """The transformer's velocity; t in the scheduler's units (1000 at pure noise)."""

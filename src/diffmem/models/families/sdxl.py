@@ -9,6 +9,7 @@ import torch
 
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.families._pipeline import LatentDenoiser, network_times
+from diffmem.models.families._soft_prompts import ClipSoftPrompt
 from diffmem.models.families._texts import cut_off, quiet
 
 
@@ -57,6 +58,17 @@ class SDXL(LatentDenoiser):
             len(embeddings),
             cut,
         )
+
+    def soft_prompt(self) -> ClipSoftPrompt:
+        """Fitted prompts: the same tokens through the tables of both text encoders."""
+
+        def assemble(outputs: list[Any], captions: Sequence[str | None]) -> Conditioning:
+            embeddings = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+            return self._conditioning(embeddings, outputs[1][0], (None,) * len(embeddings))
+
+        pipeline = self.pipeline
+        both = [(pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2)]
+        return ClipSoftPrompt(both, assemble)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """The UNet's output."""

@@ -10,6 +10,7 @@ import torch
 from diffmem.errors import ModelError
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.families._pipeline import LatentDenoiser, network_times
+from diffmem.models.families._soft_prompts import ClipSoftPrompt
 from diffmem.models.families._texts import cut_off, quiet
 
 
@@ -53,6 +54,14 @@ class TextUNet(LatentDenoiser):
         return Conditioning(
             {"encoder_hidden_states": embeddings}, len(prompts), cut_off(self.pipeline.tokenizer, prompts)
         )
+
+    def soft_prompt(self) -> ClipSoftPrompt:
+        """Fitted prompts through the one text encoder."""
+
+        def assemble(outputs: list[Any], captions: Sequence[str | None]) -> Conditioning:
+            return Conditioning({"encoder_hidden_states": outputs[0][0]}, len(outputs[0][0]))
+
+        return ClipSoftPrompt([(self.pipeline.tokenizer, self.pipeline.text_encoder)], assemble)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """The UNet's output."""

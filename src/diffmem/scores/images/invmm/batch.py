@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from diffmem.models.denoiser import Denoiser
 
 NOT_REACHED = -1000.0
-MOST_SKIPPED = 4
+MOST_SKIPPED = 2
 
 
 class Batch:
@@ -51,8 +51,10 @@ class Batch:
         """Begin images, or continue those that were interrupted; those that the prior reproduces leave with 0."""
         new = []
         for item in items:
-            saved = self._bench.load(item.id)
-            if saved is not None:
+            saved, missing = self._bench.load(item.id), self._prompts.missing(item)
+            if missing is not None:
+                yield ImageResult(item.id, None, None, components={"status": "error", "steps": 0}, error=missing)
+            elif saved is not None:
                 self.jobs.append(Inversion.load(item, saved, self._denoiser.device))
             else:
                 first = self._prompts.first_logits()
@@ -122,7 +124,7 @@ class Batch:
         """Whether the loss says that a check would fail: it has not fallen since the last failed one as far as the gap asks.
 
         The loss is a square of what the similarity falls by: to halve the distance 1 - similarity the loss must fall to
-        a quarter. Half of that (on the log scale) is asked for, since both are noisy, and a check is made after four
+        a quarter. Half of that (on the log scale) is asked for, since both are noisy, and a check is made after two
         skipped ones in any case.
         """
         if not self._settings.skip or job.checked is None or job.skipped >= MOST_SKIPPED:

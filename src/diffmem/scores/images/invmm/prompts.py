@@ -44,7 +44,8 @@ class Prompts:
     """
 
     def __init__(self, denoiser: Denoiser, settings: Settings) -> None:
-        self._null = denoiser.null()
+        null = denoiser.null()
+        self._null = Conditioning({name: value.detach() for name, value in null.tensors.items()}, len(null))
         self._mode, self._rows = settings.prompt, settings.rows
         self.soft: SoftPrompt | None = denoiser.soft_prompt() if settings.prompt == "invert" else None
 
@@ -67,6 +68,15 @@ class Prompts:
     def fixed(self, item: ImageItem) -> Conditioning:
         """The condition without a fitted prompt: the item's own, or none."""
         return item.condition if self._mode == "caption" else self._null
+
+    def missing(self, item: ImageItem) -> str | None:
+        """Why no prompt can be fitted to this image, or None."""
+        if self.soft is None or not self.soft.needs_captions or item.caption is not None:
+            return None
+        return (
+            "This model's prompt is fitted through one of its text encoders; the others need the image's caption, which "
+            "is missing. Give captions, or measure with prompt=null."
+        )
 
     def to_fit(self, jobs: Sequence[Inversion], logits: torch.Tensor | None, seed: int) -> Conditioning:
         """Conditions of one step, one row per image; logits [B, rows, V] with gradient, drawn anew at every step."""

@@ -1,0 +1,227 @@
+"""The parts of InvMM against brute force and the paper's table."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tests.scores.test_invmm import Bench, items_of, pictures
+
+from diffmem.errors import ScoreRefused, UsageError
+from diffmem.models.families.callable import CallableDenoiser
+from diffmem.models.schedule import DiscreteSchedule, FlowSchedule
+from diffmem.scores.images.invmm.check import Checker, Question
+from diffmem.scores.images.invmm.objective import draw_times, reconstruction_losses, update_weight
+from diffmem.scores.images.invmm.refine import bisect, strip, thinned
+from diffmem.scores.images.invmm.settings import InvMMParameters, settings_for
+from diffmem.scores.images.invmm.similarity import SuccessTest, calibrated_beta, default_beta, descriptor_of, to_image
+from diffmem.scores.images.invmm.state import Inversion, kl_to_prior
+from diffmem.scores.spec import parse_image_score
+from diffmem.testbeds.closed_form import empirical_bayes
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_divergence_is_torch_s():
+    mu, log_var = random(3, 2, 5), random(3, 2, 5, seed=1)
+    normal = torch.distributions.Normal
+    theirs = torch.distributions.kl_divergence(normal(mu, (0.5 * log_var).exp()), normal(0.0, 1.0))
+    torch.testing.assert_close(kl_to_prior(mu, log_var), theirs.flatten(1).mean(1))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v", "flow"])
+@pytest.mark.parametrize("clamp", [None, 2.0])
+def test_the_loss_is_the_error_of_x0(prediction, clamp):
+    flow = prediction == "flow"
+    model = empirical_bayes(
+        random(3, 1, 2, 2), prediction=prediction, schedule=FlowSchedule() if flow else DiscreteSchedule.linear()
+    )
+    x0, mu, log_var = random(2, 1, 2, 2, seed=1), random(2, 1, 2, 2, seed=2), random(2, 1, 2, 2, seed=3)
+    times, z = torch.tensor([[30.0, 900.0], [500.0, 999.0]], dtype=torch.float64), random(2, 2, 1, 2, 2, seed=4)
+    got = reconstruction_losses(model, x0, mu, log_var, model.null().expand(2), times, z, clamp)
+    for i in range(2):
+        errors = []
+        for j in range(2):
+            alpha, sigma = model.schedule.at(float(times[i, j]))
+            n = mu[i] + (0.5 * log_var[i]).exp() * z[i, j]
+            eps = model.predict((alpha * x0[i] + sigma * n)[None], float(times[i, j]), model.null(), "epsilon")[0]
+            weight = (sigma / alpha) ** 2 if clamp is None else min((sigma / alpha) ** 2, clamp)
+            errors.append(weight * float((n - eps).square().mean()))
+        assert float(got[i]) == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+def test_adam_is_torch_s_for_images_that_join_at_different_times():
+    model = empirical_bayes(pictures(2))
+    jobs = [Inversion.begin(item, 1.0, torch.device("cpu"), None) for item in items_of(model, pictures(2))]
+    theirs = [torch.zeros(1, 4, 4, requires_grad=True) for _ in jobs]
+    optimizers = [torch.optim.Adam([value], lr=0.1) for value in theirs]
+    for step in range(6):
+        for k, job in enumerate(jobs[: 1 if step < 3 else 2]):
+            gradient = random(1, 4, 4, seed=10 * step + k).float()
+            job.adam({"mu": gradient}, 0.1)
+            theirs[k].grad = gradient
+            optimizers[k].step()
+    assert [job.step for job in jobs] == [6, 3]
+    for job, value in zip(jobs, theirs, strict=True):
+        torch.testing.assert_close(job.values["mu"], value.detach())
+
+
+def test_lambda_grows_every_step_and_is_halved_where_nothing_improves():
+    model = empirical_bayes(pictures(1))
+    given_ = InvMMParameters(mode="paper", every=2, growth=0.5)
+    settings = settings_for(model, given_)
+    (item,) = items_of(model, pictures(1))
+    job = Inversion.begin(item, settings.weight, torch.device("cpu"), None)
+    found = []
+    # Means of the window at steps 2, 4, 6: 4, 2.5 (improved), 2.4999 (did not).
+    for step, loss in enumerate([4, 4, 1, 1, 2.49985, 2.49985], 1):
+        job.step, job.window = step, [*job.window, loss]
+        update_weight(job, settings)
+        found.append(job.weight)
+    assert found == [1.5, 2.5, 3.0, 4.0, 4.5, 2.5]
+
+
+def test_the_settings_of_the_paper():
+    def table(model):
+        s = settings_for(model, InvMMParameters(mode="paper"))
+        assert (s.weight, s.improvement, s.relative, s.window, s.steps, s.clamp) == (1, 1e-3, False, 100, 2000, None)
+        assert not (s.skip or s.one_first or s.spread_times)
+        return s.noises, s.every, s.growth, s.sampler_steps, s.guidance, s.prompt, s.rows
+
+    def model(**more):
+        return CallableDenoiser(lambda x, t, c: x, (1, 4, 4), **more)
+
+    latent, text = {"encode_images": lambda x: x}, {"encode": lambda prompts: torch.zeros(len(prompts), 2)}
+    assert table(model()) == (32, 50, 1e-4, 200, (1.0,), "null", 75)
+    assert table(model(**latent)) == (16, 10, 5e-4, 50, (1.0,), "null", 75)
+    scales = tuple(float(g) for g in range(1, 8))
+    assert table(model(**latent, **text)) == (16, 50, 1e-3, 50, scales, "invert", 75)
+    flow = {"schedule": FlowSchedule(), "prediction": "flow"}
+    assert table(model(**latent, **text, **flow)) == (16, 50, 1e-3, 50, scales[:5], "invert", 75)
+
+
+def test_times_are_stratified_over_the_sampler_s_range_or_uniform():
+    model = empirical_bayes(pictures(1))
+    fast, paper = (settings_for(model, InvMMParameters(mode=m, noises=5)) for m in ("fast", "paper"))
+    low, high = (f(model.schedule.sampling_times(20)) for f in (min, max))
+    edges = np.linspace(low, high, 6)
+    for step in range(20):
+        times = draw_times(model, fast, 0, "a", step)
+        assert (np.searchsorted(edges, times.numpy() + 0.5) - 1 == np.arange(5)).sum() >= 3
+        assert (times >= low).all() and (times <= high).all() and (times == times.round()).all()
+    many = torch.cat([draw_times(model, paper, 0, "a", step) for step in range(400)])
+    assert many.min() >= 0 and many.max() <= 999
+    assert many.mean() == pytest.approx(499.5, abs=20)
+    flow = empirical_bayes(pictures(1), prediction="flow", schedule=FlowSchedule())
+    assert (draw_times(flow, paper, 0, "a", 0) > 0).all()
+    assert not torch.equal(draw_times(model, fast, 0, "a", 0), draw_times(model, fast, 0, "b", 0))
+
+
+def test_similarity_is_one_minus_the_distance():
+    descriptor = descriptor_of("l2-tiled", "", (1, 4, 4))
+    test = SuccessTest(descriptor, 0.9)
+    target = torch.zeros(1, 4, 4)
+    images = torch.stack([target, target + 0.2, torch.full((1, 4, 4), torch.nan)])
+    found = test.similarity(["a"] * 3, [target] * 3, images)
+    assert found == pytest.approx([1, 0.9, -1], abs=0.005)
+    assert default_beta("l2-tiled") == 0.925
+    assert default_beta("sscd") == 0.5
+    assert descriptor_of("l2-tiled", "", (3, 70, 130)).recipe["side"] == 64
+    with pytest.raises(UsageError, match="no weights"):
+        descriptor_of("l2-tiled", "x", (1, 4, 4))
+
+
+def test_a_calibrated_threshold_is_the_nearest_neighbours_quantile():
+    images = pictures(200)
+    descriptor = descriptor_of("l2-tiled", "", (1, 4, 4))
+    beta = calibrated_beta(list(images), descriptor, 0.05)
+    flat = np.stack([np.asarray(to_image(x), np.float64).ravel() / 255 for x in images])
+    distance = np.sqrt(((flat[:, None] - flat) ** 2).mean(2)) + 9 * np.eye(200)
+    assert np.mean(1 - distance.min(1) >= beta) == pytest.approx(0.05, abs=0.01)
+    with pytest.raises(UsageError, match="at least 20"):
+        calibrated_beta(list(images[:10]), descriptor, 0.05)
+
+
+def checker(model, test, **more):
+    settings = settings_for(model, InvMMParameters(sampler_steps=3, **more))
+    return Checker(model, test, settings, "ddim", 4, 5, 0)
+
+
+def counting(model):
+    """The model as a function that counts the rows it is asked for."""
+    rows = []
+
+    def fn(x, t, tensors):
+        rows.append(len(x))
+        return model.forward(x, t, model.null().expand(len(x)))
+
+    return CallableDenoiser(fn, (1, 4, 4), schedule=model.schedule), rows
+
+
+@pytest.mark.parametrize("one_first", [True, False])
+def test_checking_one_sample_first_decides_the_same_and_costs_what_it_says(one_first):
+    images = pictures(3)
+    model, rows = counting(empirical_bayes(images, weights=torch.tensor([1.0, 1e-9, 1e-9]), dtype=torch.float32))
+    test = SuccessTest(descriptor_of("l2-tiled", "", (1, 4, 4)), 0.9)
+    jobs = [Inversion.begin(item, 1.0, torch.device("cpu"), None) for item in items_of(model, images)]
+    answers = checker(model, test, one_first=one_first).ask([Question(job, [model.null()]) for job in jobs])
+    assert [a.passed for a in answers] == [True, False, False]
+    assert [len(a.images) for a in answers] == ([4, 1, 1] if one_first else [4, 4, 4])
+    assert sum(rows) == sum(job.nfe.forward for job in jobs) == 3 * sum(len(a.images) for a in answers)
+
+
+class Threshold:
+    """A checker that passes from some scale on."""
+
+    def __init__(self, at):
+        self.at, self.asked = at, []
+
+    def ask(self, questions):
+        from diffmem.scores.images.invmm.check import Answer
+
+        self.asked.append([q.scale for q in questions])
+        return [Answer(q.scale >= self.at[q.job], 0.5) for q in questions]
+
+
+@given(st.lists(st.floats(-0.5, 1.0), min_size=1, max_size=4), st.integers(0, 6), st.booleans())
+def test_bisection_finds_the_least_passing_scale(at, halvings, from_prior):
+    jobs = [object() for _ in at]
+    fake = Threshold(dict(zip(jobs, at, strict=True)))
+    passed = [(job, [], fake.ask([Question(job, [])])[0]) for job in jobs]
+    for threshold, (scale, answer) in zip(at, bisect(fake, passed, halvings, from_prior), strict=True):
+        assert answer.passed
+        assert max(threshold, 0) <= scale <= max(threshold, 0) + 0.5**halvings
+        if from_prior:
+            assert (scale == 0) == (threshold <= 0)
+
+
+def test_pictures_and_traces():
+    grey = strip(torch.zeros(1, 8, 8), [torch.ones(1, 8, 8)] * 3)
+    from diffmem.data.png import decode_png
+
+    assert decode_png(grey).size == (4 * 66 + 2, 64)
+    assert decode_png(strip(torch.zeros(3, 512, 512), [])).size == (260, 256)
+    assert isinstance(to_image(torch.full((3, 4, 4), torch.nan)), Image.Image)
+    rows = [[i] for i in range(1000)]
+    assert len(thinned(rows)) == 100 and thinned(rows)[0] == [0] and thinned(rows)[-1] == [999]
+
+
+def test_specs_and_refusals():
+    score = parse_image_score("invmm:guidance=2,beta=0.9")
+    assert score.settings.guidance == (2.0,)
+    assert parse_image_score(score.label).parameters == score.parameters
+    assert parse_image_score("invmm:guidance=1/2").settings.guidance == (1.0, 2.0)
+    assert score.high_means == "less memorized"
+    with pytest.raises(UsageError, match="mode"):
+        parse_image_score("invmm:mode=quick")
+    ends_at_zero = DiscreteSchedule(torch.linspace(1, 0, 10))
+    with pytest.raises(ScoreRefused, match="alpha = 0"):
+        score.check(CallableDenoiser(lambda x, t, c: x, (1, 4, 4), schedule=ends_at_zero))
+    score.check(CallableDenoiser(lambda x, t, c: x, (1, 4, 4), schedule=ends_at_zero, prediction="v"))
+
+
+def test_no_images_no_results():
+    assert list(parse_image_score("invmm").run(empirical_bayes(pictures(1)), [], Bench(4))) == []
