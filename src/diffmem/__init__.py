@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffmem.engine.score_prompts import score
     from diffmem.models.target import Target
     from diffmem.scores import SCORES
+    from diffmem.serving.guard import guard
 
 __version__ = "0.1.0"
 
@@ -23,13 +24,14 @@ _PUBLIC = {
     "SCORES": "diffmem.scores",
     "Target": "diffmem.models.target",
     "audit": "diffmem.engine.audit",
+    "guard": "diffmem.serving.guard",
     "load_images": "diffmem.data.images",
     "load_prompts": "diffmem.data.prompts",
     "measure": "diffmem.engine.measure",
     "score": "diffmem.engine.score_prompts",
 }
 
-__all__ = ["SCORES", "Target", "__version__", "audit", "load_images", "load_prompts", "measure", "score"]
+__all__ = ["SCORES", "Target", "__version__", "audit", "guard", "load_images", "load_prompts", "measure", "score"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,1 @@
+"""A guard in front of a pipeline in service."""

@@ -1,0 +1,89 @@
+"""What the guard decided about each image, as a record that a log can keep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from diffmem.errors import DiffmemError
+
+Outcome = Literal["passed", "logged", "mitigated", "reseeded", "refused"]
+
+_log = logging.getLogger("diffmem.guard")
+
+
+@dataclass
+class Attempt:
+    """One way that was tried for a flagged image.
+
+    Attributes:
+        action: "generate", "mitigate" or "reseed".
+        value: the score of what the network was then given; None where the score cannot see the change.
+        match: statistic of the nearest training image, higher = more alike; None without an index.
+        train_id: that training image.
+        accepted: whether the image was given out.
+        why: what decided.
+    """
+
+    action: str
+    value: float | None = None
+    match: float | None = None
+    train_id: str | None = None
+    accepted: bool = False
+    why: str = ""
+
+
+@dataclass
+class Decision:
+    """The record of one image.
+
+    Attributes:
+        time: UTC, ISO 8601.
+        prompt_sha: SHA-256 of the prompt, never the prompt itself; of the embeddings where no text was given.
+        score, value, threshold: what was computed and held against what.
+        flagged: whether value >= threshold, or the image matched a training image.
+        outcome: what the caller got.
+        attempts: what was tried, in order.
+        nfe: network evaluations beyond a bare generation's.
+        seconds: time beyond it, of the whole call that the image was part of.
+    """
+
+    prompt_sha: str
+    score: str
+    value: float | None
+    threshold: float
+    flagged: bool
+    outcome: Outcome = "passed"
+    attempts: list[Attempt] = field(default_factory=list)
+    nfe: float = 0.0
+    seconds: float = 0.0
+    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def log(self) -> None:
+        """One line of JSON to the logger `diffmem.guard`: warning if flagged, else info."""
+        _log.log(logging.WARNING if self.flagged else logging.INFO, json.dumps(self.as_dict(), sort_keys=True))
+
+
+class GenerationRefused(DiffmemError):
+    """The guard gave no image; `decisions` says why."""
+
+    def __init__(self, decisions: list[Decision]) -> None:
+        self.decisions = decisions
+        refused = sum(d.outcome == "refused" for d in decisions)
+        super().__init__(
+            f"{refused} of {len(decisions)} images were refused: their prompts make this model reproduce training images. "
+            "Change the prompt."
+        )
+
+
+def prompt_sha(text: str) -> str:
+    """SHA-256 of a prompt, hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
