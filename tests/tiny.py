@@ -114,3 +114,35 @@ def picture(seed, noise=0.0):
         pixels = np.asarray(image) + np.random.default_rng(seed + 1).normal(0, 255 * noise, (16, 16, 3))
         image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
     return image
+
+
+LORA_TARGETS = ["to_k", "to_v", "to_q"]
+
+
+def network_of(pipe):
+    """The denoising network of a pipeline."""
+    return pipe.components.get("unet") or pipe.transformer
+
+
+def random_lora(pipe, folder, rank=2):
+    """A random LoRA as diffusers saves it, or, where it has no saver, peft's names under the component's."""
+    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    net = network_of(pipe)
+    part = "unet" if "unet" in pipe.components else "transformer"
+    inject_adapter_in_model(
+        LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=False, target_modules=LORA_TARGETS), net
+    )
+    with torch.no_grad():
+        for name, weight in net.named_parameters():
+            if "lora_" in name:
+                weight.normal_(0, 1)
+    state = get_peft_model_state_dict(net)
+    if hasattr(pipe, "save_lora_weights"):
+        pipe.save_lora_weights(folder, **{f"{part}_lora_layers": state})
+    else:
+        folder.mkdir()
+        save_file({f"{part}.{k}": v for k, v in state.items()}, folder / "pytorch_lora_weights.safetensors")
+    return folder / "pytorch_lora_weights.safetensors", net

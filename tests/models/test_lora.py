@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.tiny import tiny_ddpm, tiny_ldm, tiny_sd
+from tests.tiny import LORA_TARGETS, network_of, random_lora, tiny_ddpm, tiny_ldm, tiny_sd
 from tests.tiny_families import FAMILIES
 
 from diffmem.errors import ModelError
@@ -14,32 +14,6 @@ from diffmem.models.lora import load_lora, lora_name
 from diffmem.models.target import Target
 
 MAKERS = {"text-unet": tiny_sd, **FAMILIES, "pixel-unet": tiny_ddpm, "latent-unet": tiny_ldm}
-TARGETS = ["to_k", "to_v", "to_q"]
-
-
-def network_of(pipe):
-    return pipe.components.get("unet") or pipe.transformer
-
-
-def random_lora(pipe, folder, rank=2):
-    """A random LoRA as diffusers saves it, or, where it has no saver, peft's names under the component's."""
-    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
-
-    torch.manual_seed(1)
-    net = network_of(pipe)
-    part = "unet" if "unet" in pipe.components else "transformer"
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=False, target_modules=TARGETS), net)
-    with torch.no_grad():
-        for name, weight in net.named_parameters():
-            if "lora_" in name:
-                weight.normal_(0, 1)
-    state = get_peft_model_state_dict(net)
-    if hasattr(pipe, "save_lora_weights"):
-        pipe.save_lora_weights(folder, **{f"{part}_lora_layers": state})
-    else:
-        folder.mkdir()
-        save_file({f"{part}.{k}": v for k, v in state.items()}, folder / "pytorch_lora_weights.safetensors")
-    return folder / "pytorch_lora_weights.safetensors", net
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +92,7 @@ def test_peft_folders_and_their_alpha(loras, tmp_path):
         place.mkdir()
         weights = {"base_model.model." + k.removeprefix("transformer."): v for k, v in load_file(file).items()}
         save_file(weights, place / "adapter_model.safetensors")
-        LoraConfig(r=2, lora_alpha=alpha, target_modules=TARGETS).save_pretrained(place)
+        LoraConfig(r=2, lora_alpha=alpha, target_modules=LORA_TARGETS).save_pretrained(place)
         assert json.loads((place / "adapter_config.json").read_text())["lora_alpha"] == alpha
         pipe = Target.from_pretrained(folder, lora=place).pipeline
         layer = pipe.transformer.transformer_blocks[0].attn1.to_k

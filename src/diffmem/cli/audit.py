@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -34,6 +35,9 @@ def audit(
     fail_if: Annotated[
         tuple[str, ...], Parameter(help='exit with 1 if this holds of the findings, e.g. "copies>0"; may be repeated')
     ] = (),
+    against_base: Annotated[
+        bool, Parameter(negative="", help="with --lora: audit the base too, and say what leaks with the LoRA only")
+    ] = False,
     redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of images in the report")] = "none",
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
@@ -47,6 +51,7 @@ def audit(
         model: pipeline folder, hub id, or testbed:digits.
         typed: prompts typed here, instead of --prompts FILE.
     """
+    from diffmem.cli.against import comparison_dict, print_comparison
     from diffmem.cli.estimates import add, estimate_generation, estimate_scoring, print_estimate
     from diffmem.cli.gates import check_gates, parse_gate
     from diffmem.cli.output import emit_json, note
@@ -60,6 +65,8 @@ def audit(
 
     if not 0 < false_positives < 1:
         raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
+    if against_base and target.lora is None:
+        raise UsageError("--against-base compares a LoRA with its base: give the LoRA with --lora FILE.")
     if work.shard is not None:
         raise UsageError("An audit is not sharded; shard its score and generate verbs over the same --out instead.")
     for gate in fail_if:
@@ -67,29 +74,43 @@ def audit(
     wanted = parse_scores(scores or DEFAULT_SCORES)
     listed, how = prompts.load(typed), sampling.sampling()
     folder = None if work.dry_run else need(out, "--out", "the audit needs a run directory")
-    opened = target.open(model)
     if work.dry_run:
+        opened = target.open(model)
         scoring = Scoring(draws=draws, seed=work.seed, noise=noise, micro_batch=micro_batch)
         making = Generation(draws=images, seed=work.seed, batch=batch, sampling=how)
         cost = add(
             estimate_scoring(opened, wanted, len(listed), scoring), estimate_generation(opened, len(listed), making)
         )
-        print_estimate(cost, work.json)
+        print_estimate(add(cost, cost) if against_base else cost, work.json)
         return 0
-    result = run_audit(
-        opened, listed, train, heldout=heldout, out=folder, scores=wanted, draws=draws, images=images, seed=work.seed,
-        noise=noise, sampling=how, descriptor=copies.descriptor, descriptor_options=copies.options(target.allow_pickle),
-        matching=Matching(statistic=statistic, false_positives=false_positives), micro_batch=micro_batch, batch=batch,
-        retry_errors=work.retry_errors, redact=redact, silent=work.quiet or work.json,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "heldout": heldout, "out": folder, "scores": wanted, "draws": draws, "images": images, "seed": work.seed,
+        "noise": noise, "sampling": how, "descriptor": copies.descriptor,
+        "descriptor_options": copies.options(target.allow_pickle),
+        "matching": Matching(statistic=statistic, false_positives=false_positives), "micro_batch": micro_batch,
+        "batch": batch, "retry_errors": work.retry_errors, "redact": redact, "silent": work.quiet or work.json,
+    }  # fmt: skip
+    if against_base:
+        from diffmem.engine.against import audit_against
+
+        base = replace(target, lora=None)
+        both = audit_against(lambda: base.open(model), lambda: target.open(model), listed, train, **settings)
+        result, comparison = both.lora, both.comparison
+    else:
+        result, comparison = run_audit(target.open(model), listed, train, **settings), None
     noted = [*result.scoring.notes, *(result.generation.notes if result.generation else []), *result.notes]
     for text in dict.fromkeys(noted):
         note(text)
     summary = result.summary()
+    if comparison is not None:
+        summary["against"] = comparison_dict(comparison)
     if work.json:
         emit_json(summary)
     else:
         print_summary(summary)
+        if comparison is not None:
+            print_comparison(comparison)
+            note(f"the comparison is {both.page}")
         note(f"the report is {result.report}")
     check_gates(fail_if, summary)
     return 0

@@ -32,6 +32,7 @@ class ModelOptions:
         """The model: a folder, a hub id, a well-known model's alias, or `testbed:NAME` for a bundled one."""
         from diffmem.cli.output import note
         from diffmem.models.known import resolve
+        from diffmem.models.lora import lora_name
         from diffmem.models.target import Target
         from diffmem.testbeds.names import bundled_path
 
@@ -39,9 +40,10 @@ class ModelOptions:
         source = bundled or resolve(model)
         if bundled is None and source != model:
             note(f"{model} is {source}")
+        tuned = "" if self.lora is None else f"+{lora_name(self.lora)}"
         return Target.from_pretrained(
             source, device=self.device, dtype=self.dtype, revision=self.revision, lora=self.lora,
-            allow_pickle=self.allow_pickle, offload=self.offload, name=model if bundled else None,
+            allow_pickle=self.allow_pickle, offload=self.offload, name=model + tuned if bundled else None,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from diffmem.engine.labels import given_labels, measured_labels
 from diffmem.errors import DataError, UsageError
 from diffmem.evaluation.bootstrap import auroc_interval, tpr_interval
-from diffmem.evaluation.paired import compare_paired
+from diffmem.evaluation.paired import compare_paired, mean_difference
 from diffmem.evaluation.roc import tpr_at_fpr
 from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore
@@ -81,7 +81,7 @@ def evaluate_run(folder: Path, how: Labels = "given", rate: float = 0.01, seed: 
     """
     run = read_scores(folder)
     labels = labels_of(folder, run.prompts, how)
-    groups = _groups(run.prompts)
+    groups = prompt_groups(run.prompts)
     rows = []
     for score, values in run.values.items():
         positives = [p for p in values if labels.get(p, {}).get("label") is True]
@@ -106,7 +106,7 @@ def compare_runs(
     common = [p for p, row in one.prompts.items() if two.prompts.get(p, {}).get("text") == row["text"]]
     if not common:
         raise UsageError(f"'{first}' and '{second}' have no prompt in common (same id and text).")
-    groups = _groups({p: one.prompts[p] for p in common})
+    groups = prompt_groups({p: one.prompts[p] for p in common})
     rows = [row for row in [_compare_copies(first, second, common, groups, seed)] if row is not None]
     try:
         labels = labels_of(first, one.prompts, how)
@@ -152,16 +152,10 @@ def _compare_copies(
     if not shared:
         return None
     shares = np.array([[e[p]["copies"] / e[p]["images"] for e in (one, two)] for p in shared])
-    difference = shares[:, 0] - shares[:, 1]
-    numbers = np.unique([groups[p] for p in shared], return_inverse=True)[1]
-    sums, counts = np.bincount(numbers, difference), np.bincount(numbers)
-    rng = np.random.default_rng(seed)
-    picked = rng.integers(0, len(sums), (2000, len(sums)))
-    replicates = sums[picked].sum(1) / counts[picked].sum(1)
-    low, high = np.quantile(replicates, [0.025, 0.975])
+    difference, low, high = mean_difference(shares[:, 0], shares[:, 1], [groups[p] for p in shared], seed)
     return {
         "what": "share of images called copies", "first": float(shares[:, 0].mean()), "second": float(shares[:, 1].mean()),
-        "difference": float(difference.mean()), "low": float(low), "high": float(high), "p_value": None,
+        "difference": difference, "low": low, "high": high, "p_value": None,
         "reason": None, "prompts": len(shared),
     }  # fmt: skip
 
@@ -209,7 +203,8 @@ def _tiers(prompts: Mapping[str, dict[str, Any]], negatives: Sequence[str]) -> d
     return tiers if len(tiers) <= 20 else {"all": tiers["all"]}
 
 
-def _groups(prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+def prompt_groups(prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Prompt id -> number of its group of near-duplicate texts."""
     numbers = near_duplicate_groups([row["text"] for row in prompts.values()])
     return {p: int(number) for p, number in zip(prompts, numbers, strict=True)}
 

@@ -105,6 +105,31 @@ def compare_paired(
     return _compare_tpr(one, two, rate, level, seed, replicates)
 
 
+def mean_difference(
+    first: ArrayLike, second: ArrayLike, groups: ArrayLike, seed: int = 0, level: float = 0.95, replicates: int = 2000
+) -> tuple[float, float, float]:
+    """Mean of first - second over prompts, and its percentile interval from resampling clusters of prompts.
+
+    Args:
+        first: one value per prompt, [P].
+        second: the same of the other, [P].
+        groups: [P] near-duplicate groups, resampled as wholes.
+        seed: of the resampling.
+        level: coverage of the interval, in (0, 1).
+        replicates: bootstrap replicates.
+
+    Returns:
+        (difference, low, high). With one group the interval has no width: there is nothing to resample.
+    """
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    numbers = np.unique(np.asarray(groups), return_inverse=True)[1]
+    sums, counts = np.bincount(numbers, difference), np.bincount(numbers)
+    picked = np.random.default_rng(seed).integers(0, len(sums), (replicates, len(sums)))
+    means = sums[picked].sum(1) / counts[picked].sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(difference.mean()), float(low), float(high)
+
+
 def _compare_auroc(one: Sample, two: Sample, level: float, seed: int, replicates: int) -> Comparison:
     def value(positives: Floats, negatives: Floats) -> float:
         return float(auroc(positives, negatives) or 0.0)
