@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diffmem.data.images import load_images
     from diffmem.data.prompts import load_prompts
+    from diffmem.engine.against import audit_lora
     from diffmem.engine.audit import audit
     from diffmem.engine.measure import measure
     from diffmem.engine.score_prompts import score
@@ -24,6 +25,7 @@ _PUBLIC = {
     "SCORES": "diffmem.scores",
     "Target": "diffmem.models.target",
     "audit": "diffmem.engine.audit",
+    "audit_lora": "diffmem.engine.against",
     "guard": "diffmem.serving.guard",
     "load_images": "diffmem.data.images",
     "load_prompts": "diffmem.data.prompts",
@@ -31,7 +33,18 @@ _PUBLIC = {
     "score": "diffmem.engine.score_prompts",
 }
 
-__all__ = ["SCORES", "Target", "__version__", "audit", "guard", "load_images", "load_prompts", "measure", "score"]
+__all__ = [
+    "SCORES",
+    "Target",
+    "__version__",
+    "audit",
+    "audit_lora",
+    "guard",
+    "load_images",
+    "load_prompts",
+    "measure",
+    "score",
+]
 
 
 def __getattr__(name: str) -> object:
