@@ -6,6 +6,7 @@ Sections, each resumable image by image (rows are kept in result.json and not me
   membership     loss, PIA, SecMI on the same groups, and the shift check
   settings       guidance, sampler, sampling steps on the plants at the edge of memorization (5 and 10 copies)
   training       models trained for fewer steps (--short STEPS=FOLDER, made by diffmem.testbeds.digits.train)
+  prompt         the caption is not given but fitted: which of its words come back
   speed          batched, one at a time, without skipped checks, with whole checks, without early stopping
 
     python benchmarks/invmm/run.py [--sections text unconditional ...] [--short 800=DIR] [--out result.json]
@@ -130,7 +131,7 @@ class Benchmark:
                     of[item.id] = group
         started, cpu = time.perf_counter(), time.process_time()
         for result in score.run(denoiser, items, Bench(batch)):
-            components = {k: v for k, v in result.components.items() if k not in ("trace", "prompt", "beta")}
+            components = {k: v for k, v in result.components.items() if k not in ("trace", "beta") and v is not None}
             row = {"section": section, "model": name, "spec": spec, "group": of[result.id], "id": result.id}
             value = None if result.value is None or np.isinf(result.value) else result.value
             row |= {"value": value, "evidence": result.evidence, "nfe": result.nfe.total} | components
@@ -172,6 +173,17 @@ class Benchmark:
         for name, more in SETTINGS.items():
             self.measure("settings", "text", f"invmm:steps={STEPS},{more}", {"plant 5": 4, "plant 10": 4}, name=name)
 
+    def prompt(self):
+        spec = f"invmm:prompt=invert,steps={STEPS},guidance=2,rows=6"
+        self.measure("prompt", "text", spec, {"plant 50": 4, "plant 20": 4, "hard": 4})
+        captions = {name: text for rows in self.images.groups.values() for name, _, text in rows}
+        for row in self.report["rows"]:
+            if row["section"] == "prompt":
+                words = set(captions[row["id"]].lower().split())
+                row["caption"], row["words_found"] = captions[row["id"]], len(words & set(row["prompt"].split()))
+                row["words"] = len(words)
+        self.save()
+
     def training(self, short):
         for steps, folder in short.items():
             groups = {f"plant {count}": 6 for count in COUNTS}
@@ -198,7 +210,7 @@ class Benchmark:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = ("text", "unconditional", "membership", "settings", "speed", "training")
+    sections = ("text", "unconditional", "membership", "settings", "prompt", "speed", "training")
     parser.add_argument("--sections", nargs="+", choices=sections, default=sections)
     parser.add_argument("--short", nargs="*", default=[], metavar="STEPS=FOLDER")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("result.json"))

@@ -8,7 +8,9 @@ from tests.scores.test_invmm import Bench
 from diffmem.errors import ModelError, ScoreRefused
 from diffmem.models.target import Target
 from diffmem.scores.images.base import ImageItem
-from diffmem.scores.images.invmm.prompts import gumbel_softmax
+from diffmem.scores.images.invmm.prompts import Prompts, gumbel_softmax
+from diffmem.scores.images.invmm.settings import InvMMParameters, settings_for
+from diffmem.scores.images.invmm.state import Inversion
 from diffmem.scores.spec import parse_image_score
 
 MAKERS = {"text-unet": tiny.tiny_sd, "sdxl": tiny_families.sdxl, "sd3": tiny_families.sd3}
@@ -81,6 +83,24 @@ def test_families_that_cannot_say_so():
     with pytest.raises(ScoreRefused, match="prompt=caption"):
         parse_image_score("invmm:prompt=invert").check(denoiser)
     parse_image_score("invmm").check(denoiser)
+
+
+def test_the_likeliest_tokens_are_tried_only_in_fast_mode():
+    denoiser = Target.from_pipeline(tiny.tiny_sd()).denoiser
+    item = ImageItem("i", torch.zeros(3, 16, 16), torch.zeros(4, 8, 8), None, denoiser.null())
+    for mode, count in (("fast", 2), ("paper", 1)):
+        prompts = Prompts(denoiser, settings_for(denoiser, InvMMParameters(mode=mode, prompt="invert", rows=3)))
+        logits = prompts.first_logits()
+        logits[:, 5] = 3.0
+        job = Inversion.begin(item, 1.0, torch.device("cpu"), logits)
+        conditions = prompts.to_check(job, 0)
+        assert len(conditions) == count
+        with torch.no_grad():
+            soft = denoiser.soft_prompt()
+            exact = soft.encode(one_hot(soft, [5, 5, 5]), [None]).tensors["encoder_hidden_states"]
+        assert torch.equal(conditions[-1].tensors["encoder_hidden_states"], exact) == (mode == "fast")
+        barred = gumbel_softmax(prompts._allowed(logits), torch.rand(logits.shape))
+        assert barred[:, list(soft.forbidden)].max() == 0
 
 
 def test_gumbel_softmax_draws_as_the_logits_say():

@@ -44,7 +44,7 @@ def reconstruction_losses(
     noises: torch.Tensor,
     clamp: float | None,
 ) -> torch.Tensor:
-    """E_{t, n ~ q} mean_dims (x0_hat(alpha x0 + sigma n, t, c) - x0)^2, n = mu + exp(log_var / 2) z (Ma et al., eq. 6).
+    """E_{t, n ~ q} mean_dims (x0_hat(alpha x0 + sigma n, t, c) - x0)^2, n = mu + exp(log_var / 2) z.
 
     In epsilon this is (sigma/alpha)^2 |n - eps_hat|^2, up to 2.5e4 at the noisiest times, which samplers hardly visit;
     `clamp` bounds that factor.
@@ -60,7 +60,8 @@ def reconstruction_losses(
         clamp: most (sigma/alpha)^2, or None.
 
     Returns:
-        [B], non-negative, squared units of x0. Cost: N NFE per image, and their backward pass.
+        [B], non-negative, squared units of x0. Cost: N NFE per image, and their backward pass. Source: arXiv 2405.05846,
+        the first term of the objective.
     """
     count, number = times.shape
     n = mu[:, None] + (0.5 * log_var).exp()[:, None] * noises

@@ -46,13 +46,8 @@ class Prompts:
     def __init__(self, denoiser: Denoiser, settings: Settings) -> None:
         null = denoiser.null()
         self._null = Conditioning({name: value.detach() for name, value in null.tensors.items()}, len(null))
-        self._mode, self._rows = settings.prompt, settings.rows
+        self._mode, self._rows, self._hard = settings.prompt, settings.rows, settings.hard
         self.soft: SoftPrompt | None = denoiser.soft_prompt() if settings.prompt == "invert" else None
-
-    @property
-    def ways(self) -> int:
-        """Conditions that a check tries: an inverted prompt as drawn and as its likeliest tokens, else one."""
-        return 2 if self.soft is not None else 1
 
     @property
     def modules(self) -> list[torch.nn.Module]:
@@ -87,13 +82,16 @@ class Prompts:
         return self.soft.encode(drawn, [job.item.caption for job in jobs])
 
     def to_check(self, job: Inversion, seed: int) -> list[Conditioning]:
-        """The conditions that a check of one image tries, `ways` of one row each; the drawn prompt's noise is fixed."""
+        """The conditions that a check of one image tries, one row each; the drawn prompt's noise is fixed."""
         if self.soft is None:
             return [self.fixed(job.item)]
         logits = self._allowed(job.values["logits"])
         drawn = gumbel_softmax(logits, self._uniform(job, seed, "check").to(logits.device))
-        hard = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits)
-        return [self.soft.encode(rows[None], [job.item.caption]) for rows in (drawn, hard)]
+        tried = [drawn]
+        if self._hard:
+            tried.append(torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits))
+        with torch.no_grad():
+            return [self.soft.encode(rows[None], [job.item.caption]) for rows in tried]
 
     def text(self, job: Inversion) -> str | None:
         """The likeliest tokens as text; None where no prompt is fitted."""

@@ -25,7 +25,7 @@ class InvMM(ImageScore):
         summary="least divergence from the prior at which the noise reproduces the image every time; 0 = the prior does",
         formula=(
             "KL(N(mu, diag sigma^2) || N(0, I)) / d = mean(mu^2 + sigma^2 - log sigma^2 - 1) / 2 at the first check at "
-            "which all of 8 samples reach similarity beta; min E (x0_hat - x0)^2 + lambda KL (Ma et al., eq. 6); "
+            "which all of 8 samples reach similarity beta; min E (x0_hat - x0)^2 + lambda KL; "
             "fast mode: bisected towards the prior; infinite if never reached"
         ),
         reference="Ma et al., ICCV 2025, arXiv 2405.05846",
@@ -65,12 +65,15 @@ class InvMM(ImageScore):
             )
 
     def estimate(self, denoiser: Denoiser) -> Nfe:
-        """All steps and all checks: what an image costs that is never reached and whose every check sees all samples."""
+        """What an image costs that is never reached: all steps, all checks, each given up at its first sample.
+
+        Checks that come close cost more; images that pass leave before, and skipped checks cost nothing.
+        """
         settings = settings_for(denoiser, self.settings)
         steps = settings.steps * settings.noises
         per_sample = sum(2 if g != 1 else 1 for g in settings.guidance) * settings.sampler_steps
         per_sample *= 2 if self.settings.sampler == "heun" else 1
-        per_sample *= 2 if settings.prompt == "invert" else 1
+        per_sample *= 2 if settings.hard else 1
         checks = 2 + settings.steps // settings.every
         seen = checks + 2 * (self.settings.samples - 1) if settings.one_first else checks * self.settings.samples
         return Nfe(forward=steps + seen * per_sample, backward=2 * steps)

@@ -61,12 +61,14 @@ class Settings:
 
     Attributes:
         prompt: what the network is conditioned on.
+        hard: an inverted prompt is checked as its likeliest tokens, too, and not only as drawn.
         spread_times: times stratified over the sampler's range (else uniform over the schedule).
         improvement: xi, what counts as an improvement of the mean loss; relative if `relative`.
         window: steps of the mean loss.
     """
 
     prompt: Prompt
+    hard: bool
     steps: int
     noises: int
     every: int
@@ -109,6 +111,7 @@ def settings_for(denoiser: Denoiser, given: InvMMParameters) -> Settings:
     guided = text and prompt != "null" and denoiser.unconditional_branch
     return Settings(
         prompt=prompt,
+        hard=prompt == "invert" and not paper,
         steps=given.steps or (2000 if paper else 200),
         noises=given.noises or noises,
         every=given.every or every,
