@@ -13,7 +13,7 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["tutorial.md", "writing-a-score.md"])
+@pytest.mark.parametrize("page", ["tutorial.md", "models.md", "writing-a-score.md"])
 def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     from diffmem.scores import SCORES
 
@@ -31,12 +31,18 @@ def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
                 program, *arguments = shlex.split(line)
                 assert program == "diffmem"
                 assert (
-                    main([*arguments, *([] if arguments[0] in ("show", "compare", "evaluate") else ["--quiet"])]) == 0
+                    main(
+                        [
+                            *arguments,
+                            *([] if arguments[0] in ("show", "compare", "evaluate", "doctor") else ["--quiet"]),
+                        ]
+                    )
+                    == 0
                 ), line + "\n" + capsys.readouterr().err
     finally:
         SCORES._loaded.clear()
         SCORES._loaded.update(before)
-    assert any(tmp_path.iterdir()) or page == "writing-a-score.md"
+    assert any(tmp_path.iterdir()) or page in ("writing-a-score.md", "models.md")
 
 
 def test_the_methods_page_is_made_from_the_registry():
