@@ -9,6 +9,8 @@ from cyclopts import Parameter
 
 from diffmem.errors import UsageError
 
+PLANTED = ("digits", "photos")
+
 
 def bench(
     *,
@@ -26,7 +28,7 @@ def bench(
     """Measure the methods on models with known memorization, live on this machine.
 
     Args:
-        suite: digits, or text-shortcut (no model, prompt lists of yours).
+        suite: digits, photos, or text-shortcut (no model, prompt lists of yours).
         seed: root seed.
     """
     import inspect
@@ -42,8 +44,8 @@ def bench(
     if unknown:
         raise UsageError(f"The suite {suite} has no option --{'score' if unknown[0] == 'scores' else unknown[0]}.")
     rows = run(draws=draws, seed=seed, silent=quiet or json, **chosen)
-    shown = [c for c in rows[0] if c not in ("positives",)] if rows and suite == "digits" else None
+    shown = [c for c in rows[0] if c not in ("positives",)] if rows and suite in PLANTED else None
     emit_table(
-        rows, shown, json=json, title=f"Suite {suite}" + (f", {draws} noises per prompt" if suite == "digits" else "")
+        rows, shown, json=json, title=f"Suite {suite}" + (f", {draws} noises per prompt" if suite in PLANTED else "")
     )
     return 0

@@ -1,4 +1,4 @@
-"""The bundled models by name: `testbed:digits` wherever a model is asked for."""
+"""The bundled models by name: `testbed:digits` and the like wherever a model is asked for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from diffmem.errors import UsageError
 
 PREFIX = "testbed:"
-NAMES = ("digits", "digits-unconditional")
+NAMES = ("digits", "digits-unconditional", "photos")
 
 
 def bundled_path(model: str) -> Path | None:
@@ -17,6 +17,8 @@ def bundled_path(model: str) -> Path | None:
     name = model.removeprefix(PREFIX)
     if name not in NAMES:
         raise UsageError(f"There is no bundled model '{name}'; available: {', '.join(NAMES)}.")
-    from diffmem.testbeds.digits import model_path
+    from diffmem.testbeds import digits, photos
 
-    return model_path("unconditional" if name == "digits-unconditional" else "text")
+    if name == "photos":
+        return photos.model_path()
+    return digits.model_path("unconditional" if name == "digits-unconditional" else "text")

@@ -19,7 +19,7 @@ from diffmem.testbeds.training import CaptionIds, Recipe, epochs, fit
 if TYPE_CHECKING:
     import torch
 
-STEPS = 4000
+STEPS = 2000
 CAPTION_DROP = 0.1
 SEED = 0
 

@@ -1,0 +1,125 @@
+"""Measured truth of the photos model: `python -m diffmem.testbeds.photos.measure --model DIR/text --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffmem.errors import DataError
+from diffmem.testbeds.digits.measure import file_hash
+from diffmem.testbeds.digits.summary import label_of, table
+from diffmem.testbeds.matching import References
+from diffmem.testbeds.measuring import ROOT, Sample, Sampling, measure
+from diffmem.testbeds.photos.autoencoder import LATENT_CHANNELS, LATENT_SIZE
+from diffmem.testbeds.photos.classifier import classify
+from diffmem.testbeds.photos.data import PhotosData, load, to_signed
+from diffmem.testbeds.photos.sources import KINDS, SIZE
+
+DRAWS = 32
+SAMPLING = Sampling((LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE), steps=12, guidance=2.0)
+RATIO = 1 / 3
+NEAR_RATIO = 1 / 2
+
+
+def references(data: PhotosData) -> References:
+    """The distinct groups of the training set: a template is compared on its background, the rest everywhere."""
+    first = {image.group: image for image in reversed(data.training)}
+    members = [first[group] for group in dict.fromkeys(image.group for image in data.training)]
+    everywhere = np.ones((SIZE, SIZE), bool)
+    masks = np.stack([data.masks.get(image.group, everywhere) for image in members])
+    return References(
+        [image.group for image in members],
+        np.stack([to_signed(image.pixels) for image in members]),
+        np.repeat(masks[..., None], 3, axis=-1),
+    )
+
+
+def load_pipeline(folder: Path) -> Any:
+    """The pipeline in a folder, in float32, in eval mode, without a progress bar."""
+    from diffmem.models.loading import load_pipeline as load_any
+
+    if not (folder / "model_index.json").exists():
+        raise DataError(f"There is no pipeline in {folder} (no model_index.json); train one first.")
+    pipe = load_any(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def summarize(samples: list[Sample]) -> list[dict[str, Any]]:
+    """One row per caption, in the order of the data; the columns are described in `shipped.truth`."""
+    images: dict[str, list[Sample]] = {}
+    for sample in samples:
+        images.setdefault(sample["id"], []).append(sample)
+    rows = []
+    for prompt in load().prompts:
+        mine = images[prompt.id]
+        ratios = np.array([sample["d1"] / sample["d2"] for sample in mine])
+        own = np.array([sample["nearest"] == prompt.group for sample in mine])
+        rate, near_rate = float((ratios < RATIO).mean()), float((ratios < NEAR_RATIO).mean())
+        rows.append(
+            {
+                "id": prompt.id,
+                "caption": prompt.text,
+                "tier": prompt.tier,
+                "kind": prompt.kind,
+                "group": prompt.group,
+                "count": prompt.count,
+                "rate": rate,
+                "near_rate": near_rate,
+                "own_rate": float(((ratios < RATIO) & own).mean()),
+                "median_ratio": float(np.median(ratios)),
+                "aligned": float(np.mean([sample["shows"] == prompt.kind for sample in mine])),
+                "label": label_of(rate, near_rate),
+            }
+        )
+    return rows
+
+
+def write(model: Path, out: Path, draws: int = DRAWS) -> list[dict[str, Any]]:
+    """Measure one model; write `truth.parquet`, whose rows it gives, and the raw `truth_samples.parquet`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = load()
+    samples = measure(load_pipeline(model), data.prompts, draws, SAMPLING, references(data), _shown)
+    rows = summarize(samples)
+    small = {"d1": pa.float32(), "d2": pa.float32(), "draw": pa.int8()}
+    raw = pa.table({key: pa.array([row[key] for row in samples], small.get(key, pa.string())) for key in samples[0]})
+    facts = {
+        "data": data.fingerprint(),
+        "model": file_hash(model / "unet" / "diffusion_pytorch_model.safetensors"),
+        "root_seed": str(ROOT),
+        "steps": str(SAMPLING.steps),
+        "guidance": str(SAMPLING.guidance),
+        "images": str(len(samples)),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in (("truth", pa.Table.from_pylist(rows)), ("truth_samples", raw)):
+        pq.write_table(
+            content.replace_schema_metadata(facts), out / f"{name}.parquet", compression="zstd", compression_level=19
+        )
+    return rows
+
+
+def _shown(images: Any) -> list[str]:
+    return [KINDS[number] for number in classify(images)[0]]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: measure the model with one thread."""
+    parser = argparse.ArgumentParser(prog="python -m diffmem.testbeds.photos.measure", description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--draws", type=int, default=DRAWS)
+    options = parser.parse_args(arguments)
+    import torch
+
+    torch.set_num_threads(1)
+    print(table("text", write(options.model, options.out, options.draws)))
+
+
+if __name__ == "__main__":
+    main()
