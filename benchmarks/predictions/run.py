@@ -18,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
 from diffmem.bench.planted import NEGATIVES, SCORES, caption_groups, rows_of, scored, sides
 from diffmem.evaluation.paired import compare_paired
 from diffmem.evaluation.roc import auroc
 from diffmem.models.target import Target
+from diffmem.randomness import noise_bank
 from diffmem.runs.provenance import provenance
 from diffmem.scores.needs import NoiseRatio, SamplerStep
 from diffmem.scores.spec import parse_score
@@ -43,6 +45,7 @@ def main():
     parser.add_argument("--name", help="of a model that does not ship")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--truth", type=Path)
+    parser.add_argument("--runs", type=Path, help="folder that keeps the rows, so that a second call only adds")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     if options.model is not None:
@@ -58,7 +61,7 @@ def main():
     for name, (model, file) in models.items():
         truths[name] = pq.read_table(file).to_pylist()
         facts = {k.decode(): v.decode() for k, v in pq.read_schema(file).metadata.items() if k != b"ARROW:schema"}
-        entry, values = measured(model, truths[name], options)
+        entry, values = measured(name, model, truths[name], options)
         report["models"][name] = {"truth": facts | {"labels": labels(truths[name])}, **entry}
         report["models"][name]["_values"] = values
         print(name, "done", flush=True)
@@ -77,9 +80,11 @@ def labels(truth):
     return [{"tier": t, "count": c, "label": label, "captions": n} for (t, c, label), n in sorted(counts.items())]
 
 
-def measured(model, truth, options):
+def measured(name, model, truth, options):
     """The entry of one model, and the values {score: {caption id: [draws]}} of the scores that are compared."""
-    result = scored(model, truth, "testbed:digits", SCORES, options.draws, options.seed, silent=True)
+    result = scored(
+        model, truth, "testbed:digits", SCORES, options.draws, options.seed, True, kept(options, name, "scores")
+    )
     values = {spec: result.values(parse_score(spec).label) for spec in (LOW, *RIVALS)}
     schedule = Target.from_pretrained(model).denoiser.schedule
     where = {
@@ -89,9 +94,14 @@ def measured(model, truth, options):
         "where": where,
         "rows": rows_of(truth, result, options.seed),
         "low_noise_norm_against": paired(truth, values),
-        "levels": levels(model, truth, schedule, options),
+        "steering_at_t_lo": steering(model, truth, options),
+        "levels": levels(name, model, truth, schedule, options),
     }
     return entry, values
+
+
+def kept(options, *names):
+    return None if options.runs is None else options.runs.joinpath(*names)
 
 
 def at(schedule, t):
@@ -99,11 +109,12 @@ def at(schedule, t):
     return {"t": round(t, 2), "alpha": round(alpha, 5), "sigma_over_alpha": round(sigma / alpha, 4)}
 
 
-def levels(model, truth, schedule, options):
+def levels(name, model, truth, schedule, options):
     """AUROC of norm and cosine on pure noise fed along a grid of sigma/alpha."""
     grid = [(r, what, spec.format(r)) for r in RATIOS for what, spec in GRID.items()]
+    specs = [spec for *_, spec in grid]
     result = scored(
-        model, truth, "testbed:digits", [spec for *_, spec in grid], options.draws, options.seed, silent=True
+        model, truth, "testbed:digits", specs, options.draws, options.seed, True, kept(options, name, "levels")
     )
     means = {}
     table = result.run.store.read("scores", ["prompt_id", "score", "value", "status"]).to_pylist()
@@ -120,6 +131,36 @@ def levels(model, truth, schedule, options):
             for side, ids in zip(("reproduced", "others"), sides(truth, "all"), strict=True):
                 found[ratio][f"median_norm_{side}"] = float(np.median([np.mean(values[i]) for i in ids]))
     return list(found.values())
+
+
+def steering(model, truth, options):
+    """What the prompt adds to pure noise at t_lo, in epsilon: medians over captions of its size and direction.
+
+    size: ||delta||; to_noise: cos(delta, x); to_unconditional: cos(delta, eps_u), which is the alignment; across: the same
+    with the part of eps_u along x taken out.
+    """
+    denoiser = Target.from_pretrained(model).denoiser
+    t = denoiser.schedule.time_at_ratio(0.2)
+    noises = noise_bank(options.seed, range(options.draws), denoiser.sample_shape)
+    rows = []
+    with torch.no_grad():
+        cond = denoiser.encode_prompts([row["caption"] for row in truth])
+        for x in noises:
+            u = denoiser.predict(x[None], t, denoiser.null(), "epsilon").flatten(1)
+            batches = [cond.select(range(i, min(i + 64, len(truth)))) for i in range(0, len(truth), 64)]
+            outputs = [denoiser.predict(x.expand(len(b), -1, -1, -1), t, b, "epsilon").flatten(1) for b in batches]
+            delta, noise = torch.cat(outputs) - u, x.flatten()[None]
+            across = u - (u @ noise.T) / (noise @ noise.T) * noise
+            cosines = [torch.nn.functional.cosine_similarity(v, delta) for v in (noise, u, across)]
+            rows.append(torch.stack([delta.norm(dim=1), *cosines], 1))
+    means = torch.stack(rows).mean(0).numpy()
+    number = {row["id"]: i for i, row in enumerate(truth)}
+    found = {"reproduced": sides(truth, "all")[0]} | {tier: sides(truth, tier)[1] for tier in NEGATIVES[:-1]}
+    names = ("size", "to_noise", "to_unconditional", "across")
+    return {
+        side: {n: round(float(v), 4) for n, v in zip(names, np.median(means[[number[i] for i in ids]], 0), strict=True)}
+        for side, ids in found.items()
+    }
 
 
 def paired(truth, values):

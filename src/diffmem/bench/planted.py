@@ -25,7 +25,14 @@ Truth = list[dict[str, Any]]
 
 
 def scored(
-    model: Path, truth: Truth, source: str, scores: Sequence[str], draws: int, seed: int, silent: bool
+    model: Path,
+    truth: Truth,
+    source: str,
+    scores: Sequence[str],
+    draws: int,
+    seed: int,
+    silent: bool,
+    out: Path | None = None,
 ) -> ScoreResult:
     """The scores of a testbed's captions on its model, labelled with the measured truth.
 
@@ -37,6 +44,7 @@ def scored(
         draws: noises per prompt.
         seed: root seed of the audit (a truth is measured with others).
         silent: no progress.
+        out: run directory, which the same call resumes; None for a temporary one.
     """
     from diffmem.data.prompts import Prompt, PromptList
 
@@ -45,7 +53,7 @@ def scored(
         tuple(Prompt(row["id"], row["caption"], LABELS[row["label"]], extra={"tier": row["tier"]}) for row in truth),
         source,
     )
-    return score(Target.from_pretrained(model), prompts, scores, draws=draws, seed=seed, silent=silent)
+    return score(Target.from_pretrained(model), prompts, scores, draws=draws, seed=seed, silent=silent, out=out)
 
 
 def sides(truth: Truth, tier: str) -> tuple[list[str], list[str]]:
