@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "audit": ("diffmem.cli.audit:audit", "Score prompts, generate images, find copies, say what was found."),
     "score": ("diffmem.cli.score:score", "Score prompts for memorization, without generating images."),
     "measure": ("diffmem.cli.measure:measure", "Measure, image by image, how strongly a model holds on to it."),
+    "curate": ("diffmem.cli.curate:curate", "Propose what to do with each training image, from what was measured."),
     "generate": ("diffmem.cli.generate:generate", "Generate images per prompt with recorded seeds."),
     "index": ("diffmem.cli.index:index", "Describe a training set once, for later matching."),
     "match": ("diffmem.cli.match:match", "Find the nearest training images of generated images."),

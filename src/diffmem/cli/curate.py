@@ -1,0 +1,76 @@
+"""diffmem curate: what to do with each image of a training set, from what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from diffmem.cli.options import DescriptorOptions, need
+
+COPIES = DescriptorOptions()
+
+
+def curate(
+    images: Path,
+    *,
+    run: Annotated[Path | None, Parameter(help="run directory of diffmem measure on these images")] = None,
+    out: Annotated[Path | None, Parameter(help="folder for the proposal and the modified dataset")] = None,
+    score: Annotated[str | None, Parameter(help="which measure of the run; default: the first of memorization")] = None,
+    false_positives: Annotated[
+        float, Parameter(help="held on to: above all but this share of the held-out images")
+    ] = 0.01,
+    share: Annotated[float, Parameter(help="without held-out images: this share with the highest evidence")] = 0.02,
+    alter: Annotated[
+        Literal["drop", "crop", "flip", "blur"], Parameter(help="what is done with a held image without duplicates")
+    ] = "crop",
+    recaption: Annotated[
+        str | None, Parameter(help='re-caption held images that have a caption of their own, e.g. "An image"')
+    ] = None,
+    cut: Annotated[float | None, Parameter(help="similarity of near-duplicates; default: the descriptor's")] = None,
+    write: Annotated[bool, Parameter(negative="", help="write the modified dataset too")] = False,
+    format: Annotated[Literal["folder", "parquet"], Parameter(help="of the modified dataset")] = "folder",
+    seed: Annotated[int, Parameter(help="of the places of crops")] = 0,
+    top: Annotated[int, Parameter(help="images shown")] = 15,
+    json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
+    quiet: Annotated[bool, Parameter(negative="", help="no progress")] = False,
+    copies: DescriptorOptions = COPIES,
+) -> int:
+    """Rank a training set by measured ease of reproduction and duplicates, and propose what to do with each image.
+
+    Args:
+        images: the training set: folder or parquet. It is never modified.
+    """
+    from diffmem.cli.output import emit_json, emit_table, note
+    from diffmem.copies.curation import Rule
+    from diffmem.engine.curate import curate as run_curation
+
+    made = run_curation(
+        images, need(run, "--run", "curation reads what diffmem measure found"),
+        need(out, "--out", "the proposal needs a folder"), score=score,
+        rule=Rule(false_positives=false_positives, share=share, alter=alter, recaption=recaption),
+        descriptor=copies.descriptor, descriptor_options=copies.options(), cut=cut, write=write, format=format,
+        seed=seed, silent=quiet or json,
+    )  # fmt: skip
+    if json:
+        emit_json(
+            {"score": made.score, "held": made.limit, "counts": made.counts(), "notes": made.notes,
+             "files": made.files, "dataset": made.dataset[0] if made.dataset else None,
+             "dataset_images": made.dataset[1] if made.dataset else None,
+             "images": [proposal.as_dict() for proposal in made.proposals]}
+        )  # fmt: skip
+        return 0
+    rows = [
+        {"rank": p.rank, "image": p.image_id, "value": p.value, "above held-out": p.above_heldout,
+         "near-duplicates": p.group_size, "action": p.action, "reason": p.reason}
+        for p in made.proposals if p.action != "keep"
+    ]  # fmt: skip
+    changed = f"{len(rows)} of {len(made.proposals)} images would be changed, by {made.score}"
+    emit_table(rows[:top], title=f"{changed}; the most memorized first")
+    print("  ".join(f"{action}: {number}" for action, number in made.counts().items()))
+    for text in [*made.notes, *(f"wrote {file}" for file in made.files)]:
+        note(text)
+    if made.dataset is not None:
+        note(f"wrote {made.dataset[0]} with {made.dataset[1]} images; the originals are untouched")
+    return 0
