@@ -113,7 +113,15 @@ def test_the_whole_way_from_rows_to_a_modified_dataset(measured, tmp_path):
     train, run = measured
     before = {path.name: path.read_bytes() for path in train.iterdir()}
     made = curate(train, run, tmp_path / "out", rule=Rule(alter="flip", recaption="An image"), write=True)
-    assert made.counts() == {"keep": 7, "re-caption": 5, "de-duplicate": 2}
+    found = {p.image_id: p.action for p in made.proposals}
+    assert [found[f"{i:03d}.png"] for i in range(8)] == [
+        "re-caption",
+        "keep",
+        *["re-caption"] * 4,
+        *["de-duplicate"] * 2,
+    ]
+    # A stranger is flagged as often as a held-out image: seldom, but it happens.
+    assert sum(found[f"{i:03d}.png"] == "keep" for i in range(8, 14)) >= 4
     assert {path.name: path.read_bytes() for path in train.iterdir()} == before
     place, count = made.dataset
     again = {item.id: item for item in load_images(place)}
@@ -138,7 +146,9 @@ def test_parquet_in_the_manner_of_datasets(measured, tmp_path):
     train, run = measured
     made = curate(train, run, tmp_path / "out", rule=Rule(alter="drop"), write=True, format="parquet")
     again = {item.id: item for item in load_images(made.dataset[0])}
-    assert len(again) == made.dataset[1] == 7 and again["008.png"].caption == "caption 8"
+    gone = {p.image_id for p in made.proposals if p.action != "keep"}
+    assert {f"{i:03d}.png" for i in (0, 2, 3, 4, 5, 6, 7)} <= gone and len(gone) <= 9
+    assert again.keys() == {f"{i:03d}.png" for i in range(14)} - gone and again["001.png"].caption == "caption 1"
 
 
 def test_hostile_ids_and_captions_stay_text(tmp_path):
