@@ -111,8 +111,9 @@ class Benchmark:
             self.models[model] = Target.from_pretrained(folder).denoiser
         return self.models[model]
 
-    def save(self):
-        self.report["summary"] = summary(self.report)
+    def save(self, final=False):
+        if final:
+            self.report["summary"] = summary(self.report)
         self.report["provenance"] = provenance().model_dump()
         self.path.write_text(json.dumps(self.report, indent=1) + "\n")
 
@@ -222,6 +223,7 @@ def main():
             benchmark.training(dict(pair.split("=", 1) for pair in options.short))
         else:
             getattr(benchmark, section)()
+        benchmark.save(final=True)
 
 
 if __name__ == "__main__":
