@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.scores.test_invmm import Bench, items_of, pictures
 
+from diffmem.engine.measure_bench import pack, unpack
 from diffmem.errors import ScoreRefused, UsageError
 from diffmem.models.families.callable import CallableDenoiser
 from diffmem.models.schedule import DiscreteSchedule, FlowSchedule
@@ -221,6 +222,21 @@ def test_specs_and_refusals():
     with pytest.raises(ScoreRefused, match="alpha = 0"):
         score.check(CallableDenoiser(lambda x, t, c: x, (1, 4, 4), schedule=ends_at_zero))
     score.check(CallableDenoiser(lambda x, t, c: x, (1, 4, 4), schedule=ends_at_zero, prediction="v"))
+
+
+def test_a_state_survives_the_engine_s_file(tmp_path):
+    model = empirical_bayes(pictures(2), weights=torch.tensor([1.0, 0.3]), dtype=torch.float32)
+    items, bench = items_of(model, pictures(2)[1:]), Bench(1, stop_after=12)
+    with pytest.raises(KeyboardInterrupt):
+        list(parse_image_score("invmm:every=5,noises=2,sampler_steps=4,beta=0.999").run(model, items, bench))
+    state = bench.states["i0"]
+    found = Inversion.load(items[0], unpack(pack(state), tmp_path / "x"), torch.device("cpu")).state()
+    assert found["step"] == 10
+    for kind in ("values", "first", "second"):
+        for name, value in state[kind].items():
+            assert torch.equal(found[kind].pop(name), value)
+        state[kind].clear()
+    assert found == state
 
 
 def test_no_images_no_results():
