@@ -27,6 +27,17 @@ def match(
     allow_pickle: Annotated[bool, Parameter(negative="", help="open descriptor weights that can run code")] = False,
     false_positives: Annotated[float, Parameter(help="nominal rate per image")] = 0.01,
     top: Annotated[int, Parameter(help="pairs shown")] = 20,
+    metrics: Annotated[
+        bool, Parameter(negative="", help="copying metrics of the whole set too, with intervals")
+    ] = False,
+    text_alignment: Annotated[
+        str | None, Parameter(help="with --metrics: who judges images against captions, clip:FOLDER or digits")
+    ] = None,
+    above: Annotated[
+        float | None,
+        Parameter(help="with --metrics: similarity above which images are counted; default: the descriptor's"),
+    ] = None,
+    seed: Annotated[int, Parameter(help="with --metrics: of resampling")] = 0,
     json: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -38,25 +49,39 @@ def match(
     from dataclasses import asdict
 
     from diffmem.cli.output import emit_json, emit_table, note
+    from diffmem.copies.copying_metrics import copying_metrics
+    from diffmem.copies.text_alignment import parse_alignment
     from diffmem.data.images import load_images
     from diffmem.engine.match import Matching
     from diffmem.engine.match_folders import match_images
+    from diffmem.report.copying import copying_rows
 
     if train is None:
         raise UsageError("--train is missing: give the training images or an index of them.")
     if not 0 < false_positives < 1:
         raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
+    if not metrics and (text_alignment is not None or above is not None):
+        raise UsageError("--text-alignment and --above belong to --metrics; add it.")
+    judge = None if text_alignment is None else parse_alignment(text_alignment)
     index = _index(train, copies, allow_pickle, quiet or json)
     settings = Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives)
     held = None if heldout is None else load_images(heldout)
-    found = match_images(load_images(images), index, settings, held, quiet or json)
+    listed = load_images(images)
+    found = match_images(listed, index, settings, held, quiet or json)
+    measured = copying_metrics(listed, index, alignment=judge, threshold=above, seed=seed) if metrics else None
     called = sum(row["copy"] for row in found.rows)
     if json:
-        emit_json({"matches": found.rows, "set_aside": found.set_aside, "threshold": asdict(found.threshold)})
+        extra = {} if measured is None else {"metrics": measured.as_dict()}
+        emit_json({"matches": found.rows, "set_aside": found.set_aside, "threshold": asdict(found.threshold)} | extra)
         return 0
     emit_table(found.rows[:top], title=f"{called} of {len(found.rows)} images are called copies; most alike first")
     for item in found.set_aside[:10]:
         note(f"set aside {item['image']}: {item['reason']}")
+    if measured is not None:
+        title = f"Copying metrics of {measured.generated} images against {measured.training}; 95 % intervals"
+        emit_table(copying_rows(measured), title=title)
+        for text in measured.notes:
+            note(text)
     note(_threshold_text(found.threshold.calibrated, found.threshold.note, false_positives))
     return 0
 

@@ -129,6 +129,20 @@ class ClassifierAlignment(TextAlignment):
         return np.array([np.nan if want is None else float(seen == want) for seen, want in pairs])
 
 
+def parse_alignment(text: str, device: str = "cpu") -> TextAlignment:
+    """A judge from its name on the command line: `digits`, or `clip:FOLDER` (or a hub id).
+
+    Raises:
+        UsageError: another name. ModelError: a CLIP model that cannot be opened.
+    """
+    kind, _, source = text.partition(":")
+    if kind == "clip" and source:
+        return ClipAlignment(source, device)
+    if text == "digits":
+        return digits_alignment()
+    raise UsageError(f"There is no judge of text alignment '{text}'; expected clip:FOLDER, clip:owner/name or digits.")
+
+
 def digits_alignment() -> TextAlignment:
     """The judge of the testbed `digits`: whether its classifier sees the digit that the caption names."""
     from diffmem.testbeds.digits.classifier import classify

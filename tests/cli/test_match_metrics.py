@@ -1,0 +1,74 @@
+"""match --metrics as typed."""
+
+import json
+
+import pytest
+from tests.tiny import picture
+
+from diffmem.cli.app import main
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("metrics")
+    for name in ("train", "made"):
+        (root / name).mkdir()
+    for i in range(30):
+        picture(i).save(root / "train" / f"{i:03d}.png")
+    for i in range(12):
+        picture(i if i < 6 else 700 + i, 0.01).save(root / "made" / f"{i:03d}.png")
+        (root / "made" / f"{i:03d}.txt").write_text("the digit three")
+    return root
+
+
+def run(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_metrics_as_json_and_as_a_table(folders, capsys):
+    arguments = ["match", folders / "made", "--train", folders / "train", "--metrics", "--above", "0.9"]
+    code, out, _ = run(capsys, *arguments, "--json")
+    assert code == 0
+    found = json.loads(out)["metrics"]
+    assert (found["generated"], found["training"]) == (12, 30)
+    share = found["similarity"]["generated"]["share_above"]
+    assert share["value"] == pytest.approx(0.5)
+    assert found["alignment"]["value"] is None and "no judge" in found["alignment"]["note"]
+    code, out, err = run(capsys, *arguments)
+    assert code == 0, err
+    assert "share with similarity > 0.9" in out and "no judge of text alignment" in out
+    assert "among training images" in out
+
+
+def test_the_judge_of_a_testbed_takes_its_pictures(tmp_path, capsys):
+    for name in ("train", "made"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            picture(i).convert("L").resize((8, 8)).save(tmp_path / name / f"{i}.png")
+            (tmp_path / name / f"{i}.txt").write_text("the digit three")
+    arguments = ["match", tmp_path / "made", "--train", tmp_path / "train", "--metrics", "--text-alignment", "digits"]
+    code, out, err = run(capsys, *arguments)
+    assert code == 0, err
+    assert "judged by digits classifier" in out
+
+
+def test_images_without_metrics_have_no_metrics(folders, capsys):
+    _, out, _ = run(capsys, "match", folders / "made", "--train", folders / "train", "--json")
+    assert "metrics" not in json.loads(out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--above", "0.5"], "belong to --metrics"),
+        (["--metrics", "--text-alignment", "blip"], "no judge of text alignment 'blip'"),
+        (["--metrics", "--text-alignment", "clip:nowhere"], "cannot be opened"),
+        (["--metrics", "--text-alignment", "digits"], "give images [N, 8, 8]"),
+    ],
+)
+def test_clear_errors(folders, capsys, arguments, message):
+    code, _, err = run(capsys, "match", folders / "made", "--train", folders / "train", *arguments)
+    assert code == 2
+    assert message in err
