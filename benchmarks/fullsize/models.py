@@ -143,15 +143,12 @@ MODELS = {"sd1": _sd1, "sd2": _sd2, "sdxl": _sdxl, "sd3-medium": _sd3}
 
 
 def build(name, latent, folder):
-    """Save one pipeline with random bfloat16 weights; return the parameters of its parts and its latent's shape."""
+    """Save one pipeline with random bfloat16 weights."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)  # so that float32 weights never exist
     pipeline = MODELS[name](latent)
     torch.set_default_dtype(torch.float32)
-    counts = {}
-    for part, module in pipeline.components.items():
+    for module in pipeline.components.values():
         if isinstance(module, torch.nn.Module):
             module.to(torch.bfloat16)
-            counts[part] = sum(p.numel() for p in module.parameters())
     pipeline.save_pretrained(folder)
-    return counts

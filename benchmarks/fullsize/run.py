@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import torch
 from backoff import RETURNED_AT_ONCE, SHARES, force, need
+from safetensors import safe_open
 
 from diffmem.data.reference import reference_prompts
 from diffmem.runs.manifest import read_manifest
@@ -65,7 +67,7 @@ def memory_runs_out(folder, prompts, device):
 
 
 def screen(folder, prompts, run, options):
-    """`diffmem score` as a user calls it; seconds, the kernel's own figure of peak memory, and what it printed."""
+    """`diffmem score` as a user calls it: seconds by the wall and of CPU time, the kernel's peak memory, its output."""
     command = [
         sys.executable, "-m", "diffmem.cli.app", "score", str(folder), "--prompts", str(prompts), "--out", str(run), "--json",
         "--draws", "1", "--dtype", "bfloat16", "--device", options.device, "--micro-batch", str(options.micro_batch),
@@ -78,25 +80,37 @@ def screen(folder, prompts, run, options):
     if status:
         raise SystemExit(f"diffmem score ended with {os.waitstatus_to_exitcode(status)}: {' '.join(command)}")
     seconds = time.perf_counter() - started
-    return seconds, usage.ru_maxrss * 1024, json.loads(printed.read_text())
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, json.loads(printed.read_text())
+
+
+def parameters(folder):
+    """Parameters of each part of a saved pipeline, from the headers of its files."""
+    counts = {}
+    for file in sorted(folder.glob("*/*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            sizes = (math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+            counts[file.parent.name] = counts.get(file.parent.name, 0) + sum(sizes)
+    return counts
 
 
 def dry_run(name, options):
     with tempfile.TemporaryDirectory(prefix="diffmem-fullsize-", dir=options.scratch) as scratch:
-        folder, prompts, run = Path(scratch, name), Path(scratch, "prompts.txt"), Path(scratch, "run")
+        kept = options.keep or Path(scratch)
+        folder = kept / f"{name}-{options.latent or 'full'}"
+        prompts, run = Path(scratch, "prompts.txt"), Path(scratch, "run")
         texts = [prompt.text for prompt in reference_prompts()][: options.prompts]
         prompts.write_text("\n".join(texts) + "\n")
-        started = time.perf_counter()
-        built = child("build", name, folder, options.latent or 0)
-        build_seconds = time.perf_counter() - started
-        print(f"{name}: built in {build_seconds:.0f} s, {sum(built.values()) / 1e9:.2f} billion parameters", flush=True)
-        seconds, peak, printed = screen(folder, prompts, run, options)
+        if not (folder / "model_index.json").exists():
+            child("build", name, folder, options.latent or 0)
+        built = parameters(folder)
+        print(f"{name}: {sum(built.values()) / 1e9:.2f} billion parameters", flush=True)
+        seconds, cpu, peak, printed = screen(folder, prompts, run, options)
         rows = RunStore(run).read("scores").to_pylist()
         stage = read_manifest(run).stages["score"].seconds
         evaluated = [row for row in rows if row["micro_batch"] is not None]
         report = {
             "model": name, "parameters": built, "latent": options.latent or "true size", "prompts": len(texts),
-            "build_seconds": round(build_seconds, 1), "score_command_seconds": round(seconds, 1),
+            "score_command_seconds": round(seconds, 1), "score_command_cpu_seconds": round(cpu, 1),
             "scoring_stage_seconds": round(stage, 1), "peak_rss_bytes": peak, "nfe": printed["nfe"],
             "seconds_per_nfe": round(stage / printed["nfe"]["total"], 4), "rows": len(rows),
             "rows_ok": sum(row["status"] == "ok" for row in rows), "refused": printed["refused"],
@@ -131,6 +145,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--micro-batch", type=int, default=64)
     parser.add_argument("--scratch", default=None, help="where models are saved; the temporary folder by default")
+    parser.add_argument("--keep", type=Path, default=None, help="folder where models are kept, and found again")
     parser.add_argument("--out", type=Path, default=HERE.with_name("result.json"))
     options = parser.parse_args()
     options.latent = None if options.full else options.latent

@@ -34,6 +34,7 @@ from tests.tiny_families import FAMILIES, flux
 
 SCORES = ("score-difference", "alignment")  # the defaults that read the network: together 2 evaluations per row
 TINY = {"text-unet": tiny_sd} | FAMILIES | {"flux": lambda: flux(distilled=False)}
+FEWEST = 32  # prompts of a measurement, at small micro-batches
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -115,10 +116,12 @@ def bare(network, calls, batch, count, device):
 
 def measure(name, options):
     target = target_of(name, options)
-    prompts = prompts_of(target, options.prompts)
+    listed = prompts_of(target, options.prompts)
     _ = target.fingerprint
     rows = []
     for batch in [b for b in BATCHES if b <= options.prompts]:
+        count = min(options.prompts, max(batch, FEWEST))
+        prompts = listed[:count]
         network, calls = captured_calls(target, prompts, batch)
         ours(target, prompts, batch, options.device)
         bare(network, calls, batch, batch, options.device)
@@ -127,12 +130,12 @@ def measure(name, options):
             seconds, beyond, nfe = ours(target, prompts, batch, options.device)
             mine.append(seconds)
             memory.append(beyond)
-            per_row = bare(network, calls, batch, options.prompts, options.device) / (options.prompts * len(calls))
+            per_row = bare(network, calls, batch, count, options.device) / (count * len(calls))
             plain.append(per_row * nfe)
         ratios = [p / m for p, m in zip(plain, mine, strict=True)]
         rows.append(
-            {"model": name, "micro_batch": batch, "nfe": nfe,
-             "prompts_per_second": [round(options.prompts / t, 2) for t in (statistics.median(mine), max(mine), min(mine))],
+            {"model": name, "micro_batch": batch, "prompts": count, "nfe": nfe,
+             "prompts_per_second": [round(count / t, 2) for t in (statistics.median(mine), max(mine), min(mine))],
              "bare_evaluations_per_second": round(nfe / statistics.median(plain), 2),
              "share_of_bare": [round(s, 3) for s in (statistics.median(ratios), min(ratios), max(ratios))],
              "memory_beyond_bytes": max(memory)}
