@@ -11,6 +11,7 @@ from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
     from diffmem.engine.doctor_model import ModelExam
+    from diffmem.engine.doctor_scores import ScoreFinding
     from diffmem.engine.timing import Timing
 
 MODEL = ModelOptions()
@@ -74,7 +75,7 @@ def _print(exam: ModelExam) -> None:
     emit_table([{"fact": k, "value": v} for k, v in _facts(exam.facts).items()], title="The model")
     print(f"Check    {exam.check['message']}\n")
     rows = [
-        {"score": s.score, "of a": s.measures, "state": s.state, "NFE": s.nfe, **_times(s.timing), "remark": s.reason}
+        {"score": s.score, "of a": s.measures, "state": s.state, "NFE": s.nfe, **_times(s.timing), "remark": _remark(s)}
         for s in exam.scores
     ]
     if rows:
@@ -93,6 +94,11 @@ def _print(exam: ModelExam) -> None:
             print(f"  - {text}")
         if exam.known.unconfirmed:
             print(f"  - not confirmed here: {'; '.join(exam.known.unconfirmed)}")
+
+
+def _remark(score: ScoreFinding) -> str:
+    estimated = score.timing is not None and not score.timing.runs
+    return ", ".join(text for text in (score.reason, "estimated" if estimated else "") if text)
 
 
 def _facts(facts: dict[str, Any]) -> dict[str, str]:

@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any, Literal
 
 from diffmem.engine.executor import Executor, Noises
+from diffmem.engine.measure_cost import seconds_per_evaluation
 from diffmem.engine.microbatch import describe
 from diffmem.engine.plan import nfe_per_prompt_seed, row_scores
-from diffmem.engine.timing import Timing, measure, seconds_per_nfe
+from diffmem.engine.timing import Timing, measure
 from diffmem.errors import DiffmemError
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.meter import Nfe
 from diffmem.models.target import Target
 from diffmem.scores import SCORES
 from diffmem.scores.base import SetScore, TextScore
@@ -22,6 +24,10 @@ from diffmem.scores.spec import parse_image_score, parse_score
 
 MANY = 1000
 """Prompts among which the cost of shared evaluations is divided, for the NFE that are shown."""
+
+
+BATCH = 8
+"""Images at once when evaluations are timed for an estimate."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +56,9 @@ def examine_scores(target: Target, prompts: list[str], budget: float) -> Iterato
     denoiser = target.need_denoiser()
     for name in SCORES:
         yield _guarded(name, "prompt", partial(_prompt_score, name, denoiser, prompts, budget))
-    each = seconds_per_nfe(target, 1) if list(IMAGE_SCORES) else None
+    prices = _prices(denoiser)
     for name in IMAGE_SCORES:
-        yield _guarded(name, "image", partial(_image_score, name, denoiser, each or 0.0, budget))
+        yield _guarded(name, "image", partial(_image_score, name, denoiser, prices, budget))
 
 
 def _guarded(name: str, measures: Literal["prompt", "image"], examine: Callable[[], ScoreFinding]) -> ScoreFinding:
@@ -96,6 +102,20 @@ def _prompt_score(name: str, denoiser: Denoiser, prompts: list[str], budget: flo
     return ScoreFinding(score.name, "prompt", "runs", labels, nfe, timing)
 
 
+def _prices(denoiser: Denoiser) -> Nfe | None:
+    """Seconds of one evaluation of each kind that the image scores of this model ask for, in batches of BATCH."""
+    wanted = Nfe()
+    for name in IMAGE_SCORES:
+        score = parse_image_score(name)
+        try:
+            score.check(denoiser)
+            cost = score.estimate(denoiser)
+        except DiffmemError:
+            continue  # its finding says why
+        wanted.add(cost.forward, cost.tangent, cost.backward)
+    return seconds_per_evaluation(denoiser, BATCH, wanted) if wanted.total else None
+
+
 class _Bench:
     """A workbench that keeps nothing."""
 
@@ -111,14 +131,19 @@ class _Bench:
         return None
 
 
-def _image_score(name: str, denoiser: Denoiser, each: float, budget: float) -> ScoreFinding:
+def _image_score(name: str, denoiser: Denoiser, prices: Nfe | None, budget: float) -> ScoreFinding:
     """One image is really measured where that is expected to end within the budget; otherwise it is estimated."""
     score = parse_image_score(name)
     score.check(denoiser)
-    nfe = score.estimate(denoiser).total
-    if nfe * each > budget:
-        how = f"estimated: at most {nfe:.0f} evaluations, tangents and backward passes counted, at {each:.2g} s each"
-        return ScoreFinding(score.name, "image", "runs", "", nfe, Timing(nfe * each, None, None, 0, how))
+    nfe = score.estimate(denoiser)
+    if prices is None:
+        return ScoreFinding(score.name, "image", "fails", "out of memory with a single image", nfe.total, None)
+    expected = nfe.forward * prices.forward + nfe.tangent * prices.tangent + nfe.backward * prices.backward
+    if expected > budget:
+        kinds = {"forward": nfe.forward, "tangent": nfe.tangent, "backward": nfe.backward}
+        what = ", ".join(f"{count:.0f} {kind}" for kind, count in kinds.items() if count)
+        how = f"estimated: at most {what}, each kind timed in batches of {BATCH}"
+        return ScoreFinding(score.name, "image", "runs", "", nfe.total, Timing(expected, None, None, 0, how))
     item = sample_item(denoiser)
     errors: list[str] = []
 
@@ -127,8 +152,8 @@ def _image_score(name: str, denoiser: Denoiser, each: float, budget: float) -> S
 
     timing = measure(work, 1, "one made-up image, alone", 3, budget)
     if errors:
-        return ScoreFinding(score.name, "image", "fails", errors[0], nfe, None)
-    return ScoreFinding(score.name, "image", "runs", "", nfe, timing)
+        return ScoreFinding(score.name, "image", "fails", errors[0], nfe.total, None)
+    return ScoreFinding(score.name, "image", "runs", "", nfe.total, timing)
 
 
 def sample_item(denoiser: Denoiser) -> ImageItem:
