@@ -3,6 +3,7 @@
 Sections, each resumable image by image (rows are kept in result.json and not measured twice):
   text           duplication counts, seen-once, never seen; own captions, guidance 2
   unconditional  the twin without captions
+  long           both with three times the steps: what is reached later, and what never is
   membership     loss, PIA, SecMI on the same groups, and the shift check
   settings       guidance, sampler, sampling steps on the plants at the edge of memorization (5 and 10 copies)
   training       models trained for fewer steps (--short STEPS=FOLDER, made by diffmem.testbeds.digits.train)
@@ -36,6 +37,7 @@ from diffmem.testbeds.digits.data import to_signed
 COUNTS = (2, 5, 10, 20, 50)
 STEPS = 40
 TEXT, PLAIN = f"invmm:steps={STEPS},guidance=2", f"invmm:steps={STEPS}"
+LONG = f"invmm:steps={3 * STEPS}"
 SETTINGS = {
     "guidance 1": "guidance=1", "guidance 2": "guidance=2", "guidance 4": "guidance=4",
     "10 steps": "guidance=2,sampler_steps=10", "50 steps": "guidance=2,sampler_steps=50",
@@ -153,6 +155,12 @@ class Benchmark:
         groups = {"plant 50": 10, "plant 20": 6, "generic": 14, "held out": 14}
         self.measure("unconditional", "unconditional", PLAIN, groups)
 
+    def long(self):
+        groups = {"plant 50": 10, "plant 20": 4, "generic": 10, "held out": 10}
+        self.measure("long, unconditional", "unconditional", LONG, groups)
+        groups = {"plant 2": 4, "plant 5": 4, "hard": 4}
+        self.measure("long, text", "text", f"{LONG},guidance=2", groups)
+
     def membership(self):
         groups = {f"plant {count}": 20 for count in COUNTS} | {"hard": 100, "generic": 200, "held out": 200}
         for model in ("text", "unconditional"):
@@ -211,7 +219,7 @@ class Benchmark:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = ("text", "unconditional", "membership", "settings", "prompt", "speed", "training")
+    sections = ("text", "unconditional", "membership", "settings", "prompt", "speed", "training", "long")
     parser.add_argument("--sections", nargs="+", choices=sections, default=sections)
     parser.add_argument("--short", nargs="*", default=[], metavar="STEPS=FOLDER")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("result.json"))

@@ -18,6 +18,7 @@ def summary(report):
     for section, model in (("text", "text"), ("unconditional", "unconditional")):
         found["trend with duplicates"][section] = trend([r for r in rows if r["section"] == section])
         found["separation"] += separations(rows, section, model)
+        found["separation"] += separations(rows, f"long, {section}", model, ())
     base = {r["id"]: r for r in rows if r["section"] == "settings" and r["model"] == "guidance 2"}
     for name in dict.fromkeys(r["model"] for r in rows if r["section"] == "settings"):
         some = [r for r in rows if r["section"] == "settings" and r["model"] == name]
@@ -58,16 +59,17 @@ def trend(some):
     if len(pairs) < 8 or len(set(pairs[:, 0])) < 2:
         return None
     random = np.random.default_rng(0)
-    drawn = [spearmanr(*pairs[random.integers(0, len(pairs), len(pairs))].T).statistic for _ in range(REPLICATES)]
+    resampled = (pairs[random.integers(0, len(pairs), len(pairs))] for _ in range(REPLICATES))
+    drawn = [spearmanr(*some.T).statistic for some in resampled if len(set(some[:, 0])) > 1]
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return {"images": len(pairs), "spearman": spearmanr(*pairs.T).statistic, "low": low, "high": high}
 
 
-def separations(rows, section, model):
+def separations(rows, section, model, others=("loss", "pia", "secmi")):
     """AUROC of evidence with 95 % intervals, for InvMM and the membership scores."""
     hit = memorized(model)
     specs = {r["spec"]: "invmm" for r in rows if r["section"] == section}
-    specs |= {name: name for name in ("loss", "pia", "secmi")}
+    specs |= {name: name for name in others}
     contrasts = {
         "memorized against other members": (lambda r: r["id"] in hit, lambda r: r["group"] in ("hard", "generic")),
         "members against non-members, de-duplicated": (
@@ -90,7 +92,7 @@ def separations(rows, section, model):
             if min(count, len(some) - count) >= 2:
                 area = auroc_interval(*zip(*some, strict=True))
                 found.append(
-                    {"model": model, "score": name, "contrast": contrast, "positives": count,
+                    {"model": model, "score": name, "spec": spec, "contrast": contrast, "positives": count,
                      "negatives": len(some) - count, "auroc": area.value, "low": area.low, "high": area.high}
                 )  # fmt: skip
     return found
