@@ -13,7 +13,7 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["tutorial.md", "models.md", "writing-a-score.md"])
+@pytest.mark.parametrize("page", ["tutorial.md", "models.md", "writing-a-score.md", "guard.md", "training.md"])
 def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     from diffmem.scores import SCORES
 
@@ -42,7 +42,7 @@ def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     finally:
         SCORES._loaded.clear()
         SCORES._loaded.update(before)
-    assert any(tmp_path.iterdir()) or page in ("writing-a-score.md", "models.md")
+    assert any(tmp_path.iterdir()) or page in ("writing-a-score.md", "models.md", "guard.md", "training.md")
 
 
 def test_the_methods_page_is_made_from_the_registry():
