@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.tiny import tiny_sd
+from tests.tiny import random_lora, tiny_sd
 
 from diffmem.cli.app import main
 
@@ -31,6 +31,18 @@ def test_a_folder(folder, capsys):
     assert code == 0
     for text in ("text-unet", "score-difference", "sigma/alpha = 0.2", "descriptor l2-tiled", "estimated"):
         assert text in out
+
+
+def test_with_a_lora(folder, tmp_path, capsys):
+    lora, _ = random_lora(tiny_sd(), tmp_path / "style")
+    found = []
+    for more in ([], ["--lora", lora]):
+        code, out, _ = run(capsys, "doctor", folder, "--budget", "0", "--json", *more)
+        assert code == 0
+        found.append(json.loads(out)["facts"])
+    assert found[1]["name"] == "m+style"
+    assert found[0]["fingerprint"] != found[1]["fingerprint"]
+    assert found[0]["parameters"]["unet"] < found[1]["parameters"]["unet"]
 
 
 def test_a_broken_model_gives_the_loaders_sentence(tmp_path, capsys):

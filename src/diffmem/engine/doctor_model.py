@@ -12,6 +12,7 @@ from diffmem.errors import DiffmemError
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.generation import Sampling, accepted, nfe_per_image, steps_of
 from diffmem.models.known import KnownModel, find_known
+from diffmem.models.loading import quiet_libraries
 from diffmem.models.target import Target
 from diffmem.report.doctor import Finding, examine_extras
 from diffmem.scores.needs import Moment, NoiseRatio, SamplerStep
@@ -72,15 +73,16 @@ def examine_model(target: Target, source: str | Path | None = None, budget: floa
     known = find_known(source) if source is not None else None
     known = known or find_known(str(getattr(target.pipeline, "name_or_path", "") or ""))
     prompts = [] if denoiser is None else sample_prompts(denoiser, 4)
-    return ModelExam(
-        facts=describe(target),
-        check=_check(target, prompts),
-        scores=() if denoiser is None else tuple(examine_scores(target, prompts, budget)),
-        image=_image_cost(target, prompts, budget),
-        extras=tuple(examine_extras(None if denoiser is None else denoiser.family)),
-        known=known,
-        advice=tuple(_advice(target, known)),
-    )
+    with quiet_libraries():  # pipelines repeat their notices at every image
+        return ModelExam(
+            facts=describe(target),
+            check=_check(target, prompts),
+            scores=() if denoiser is None else tuple(examine_scores(target, prompts, budget)),
+            image=_image_cost(target, prompts, budget),
+            extras=tuple(examine_extras(None if denoiser is None else denoiser.family)),
+            known=known,
+            advice=tuple(_advice(target, known)),
+        )
 
 
 def sample_prompts(denoiser: Denoiser, count: int) -> list[str]:

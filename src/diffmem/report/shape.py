@@ -249,13 +249,6 @@ class Check(_Part):
     found: str
 
 
-class Against(_Part):
-    """The audit of a base that this fine-tune was compared with: its name, and the comparison's page beside the run."""
-
-    name: str
-    page: str
-
-
 class Method(_Part):
     """A method that the run used, as its registry describes it."""
 
@@ -293,7 +286,7 @@ class Digest(_Part):
     checks: tuple[Check, ...]
     methods: tuple[Method, ...]
     limits: tuple[str, ...]
-    against: Against | None = None
+    against: dict[str, str] | None = None
 
 
 def digest_schema() -> dict[str, Any]:
