@@ -17,7 +17,7 @@ from diffmem.engine.curate_write import Format, write_dataset, write_table
 from diffmem.engine.measure_images import HELD_OUT, ModelImage, convert, image_sha
 from diffmem.engine.progress import Progress
 from diffmem.errors import DataError
-from diffmem.report.measures import MEMBERSHIP
+from diffmem.report.measures import is_membership
 from diffmem.runs.facts import read_fact
 from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore
@@ -118,7 +118,7 @@ def _evidence(folder: Path, score: str | None) -> tuple[str, dict[str, tuple[flo
     there = {row["score"] for row in rows}
     if score is None:
         able = [label for label in labels if label in there]
-        score = next((label for label in able if label.partition(":")[0] not in MEMBERSHIP), able[0])
+        score = next((label for label in able if not is_membership(label)), able[0])
     elif score not in there:
         raise DataError(f"'{folder}' holds no measures by '{score}'; it has {', '.join(sorted(there))}.")
     shas = {row["image_id"]: row["sha"] for row in store.read("targets", ["image_id", "sha", "status"]).to_pylist()}

@@ -125,13 +125,14 @@ def curves(
     found = []
     for group in groups:
         parts = [read(components[i]) for i in np.flatnonzero(group.mask)]
-        parts = [np.asarray(part, np.float64) for part in parts if part]
+        parts = [part for part in (np.asarray(p, np.float64) for p in parts if p) if np.isfinite(part).all()]
         if not parts:
             continue
         shape = parts[0].shape
-        kept = np.stack([part for part in parts if part.shape == shape and np.isfinite(part).all()] or [parts[0] * 0])
-        low, middle, high = np.quantile(kept[..., -1], [0.25, 0.5, 0.75], axis=0)
-        x = kept[0, :, 0] if kept.ndim == 3 else np.arange(1, shape[0] + 1, dtype=np.float64)
+        kept = np.stack([part for part in parts if part.shape == shape])
+        pairs = kept.ndim == 3  # (x, y); else y alone
+        low, middle, high = np.quantile(kept[..., 1] if pairs else kept, [0.25, 0.5, 0.75], axis=0)
+        x = kept[0, :, 0] if pairs else np.arange(1, shape[0] + 1, dtype=np.float64)
         found.append(
             GroupCurve(
                 name=group.name, images=len(kept), x=tuple(map(float, x)), low=tuple(map(float, low)),

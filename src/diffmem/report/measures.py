@@ -61,7 +61,7 @@ def read_measures(folder: Path, shown: int = SHOWN) -> MeasuresDigest | None:
     strips = _strips(store)
     scores = tuple(
         _score(label, [row for row in rows if row["score"] == label], targets, measured, fact, strips, shown)
-        for label in dict.fromkeys(row["score"] for row in rows)
+        for label in _in_order({row["score"] for row in rows}, fact)
     )
     form = {"L": "grey", "RGB": "RGB"}.get(fact.get("mode", ""), "")
     return MeasuresDigest(
@@ -73,6 +73,17 @@ def read_measures(folder: Path, shown: int = SHOWN) -> MeasuresDigest | None:
         latent=fact.get("space") == "latent", scores=scores, pairings=tuple(_pairings(scores, rows)),
         shift=_shift(folder), headline=_headline(len(own), len(held), scores),
     )  # fmt: skip
+
+
+def _in_order(labels: set[str], fact: dict[str, Any]) -> list[str]:
+    """Scores as they were asked for, those of membership last."""
+    asked = [*fact.get("scores", {}), *sorted(labels)]
+    return sorted(dict.fromkeys(label for label in asked if label in labels), key=is_membership)
+
+
+def is_membership(label: str) -> bool:
+    """Whether a score asks if an image was seen, rather than how strongly it is held on to."""
+    return label.partition(":")[0] in MEMBERSHIP
 
 
 def is_held_out(row: dict[str, Any]) -> bool:
@@ -124,7 +135,7 @@ def _score(
     separations = _separations(groups, evidence)
     return MeasureScore(
         score=label, summary=about.get("summary", ""), unit=about.get("unit", "none"),
-        high_means=about.get("high_means", "more memorized"), membership=label.partition(":")[0] in MEMBERSHIP,
+        high_means=about.get("high_means", "more memorized"), membership=is_membership(label),
         images=len(good), errors=len(bad), infinite=int(np.isinf(value).sum()),
         reason=_short(bad[0]["error"]) if bad else None, edges=tuple(map(float, edges)),
         groups=tuple(stats(group, value, evidence, edges) for group in groups), separations=tuple(separations),
