@@ -118,7 +118,7 @@ def test_it_refuses_a_model_without_prompts(name):
         pass
 
 
-@pytest.mark.parametrize("name", MITIGATIONS)
+@pytest.mark.parametrize("name", ["random-tokens", "wen", "han-batch", "transition-dynamic", "amg", "ren"])
 def test_several_images_per_prompt_and_negative_prompts(name):
     """The pipeline's own way of asking for several images gives what one call per image gives."""
     pipe = target().pipeline

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from diffmem.errors import UsageError
 from diffmem.mitigation.amg import Amg
+from diffmem.mitigation.calibrate import calibrated, ordinary_levels
 from diffmem.mitigation.local_index import LocalIndex
 from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.generation import Sampling
@@ -27,7 +29,7 @@ def shipped():
 
 
 @lru_cache
-def memorized(count=12):
+def memorized(count=8):
     rows = [row for row in digits.truth("text") if row["label"] == "reproduced" and row["rate"] == 1]
     return tuple(row["caption"] for row in rows[:: len(rows) // count][:count])
 
@@ -37,8 +39,9 @@ def plain():
     return images(shipped())
 
 
-def images(made):
-    pictures = made.generate(memorized(), [0] * len(memorized()), 0, SAMPLING)
+def images(made, count=8, sampling=SAMPLING):
+    captions = memorized()[:count]
+    pictures = made.generate(captions, [0] * len(captions), 0, sampling)
     return np.stack([np.asarray(p.convert("L"), np.float32) / 127.5 - 1 for p in pictures])
 
 
@@ -88,7 +91,7 @@ def test_anti_memorization_guidance_keeps_away_from_the_index():
 def test_the_noise_methods_lower_what_they_optimise():
     for text, measure in (("han-sample:lr=0.1,pull=0.2", "pull"), ("sail:candidates=1,sharpness=0.3", "sharpness")):
         with parse_mitigation(text).apply(shipped()) as record:
-            images(shipped())
+            images(shipped(), 3, Sampling(steps=5, guidance=2.0))
         assert {item["measure"] for item in record.items} == {measure}
         assert np.mean([item["after"] for item in record.items]) < np.mean([item["before"] for item in record.items])
 
@@ -143,3 +146,20 @@ def test_early_scales_equal_a_sampler_with_that_scale(text, scale, until):
     with parse_mitigation(text).apply(made):
         image = made.generate([caption], [0], 0, SAMPLING)[0]
     np.testing.assert_allclose(np.asarray(image.convert("L"), float) / 127.5 - 1, x[0, 0].clamp(-1, 1), atol=0.02)
+
+
+def test_targets_from_ordinary_prompts_leave_their_share_alone():
+    rows = [row["caption"] for row in digits.truth("text") if row["tier"] == "generic"]
+    denoiser = shipped().denoiser
+    made = calibrated(parse_mitigation("anisotropy"), denoiser, rows[:40], quantile=0.9, steps=20)
+    pulls, cosines = ordinary_levels(denoiser, rows[:40], steps=20)
+    measure = made.settings.weights[0] * pulls + made.settings.weights[1] * cosines
+    assert (measure <= made.settings.target).mean() == pytest.approx(0.9, abs=0.03)
+    wen = calibrated(parse_mitigation("wen:lr=0.1"), denoiser, rows[:40], quantile=0.9, steps=20)
+    assert wen.settings.pull == pytest.approx(np.quantile(pulls, 0.9))
+    assert wen.settings.lr == 0.1
+    memorized_pulls, memorized_cosines = ordinary_levels(denoiser, memorized(), steps=20)
+    above = made.settings.weights[0] * memorized_pulls + made.settings.weights[1] * memorized_cosines
+    assert (above > made.settings.target).mean() > 0.7
+    with pytest.raises(UsageError, match="at least 20"):
+        calibrated(parse_mitigation("wen"), denoiser, rows[:3])

@@ -1,0 +1,101 @@
+"""Targets from ordinary prompts: published ones hold for one model, and lie far off on another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+
+from diffmem.errors import MitigationRefused, UsageError
+from diffmem.mitigation.anisotropy import AnisotropyMitigation
+from diffmem.mitigation.base import Record
+from diffmem.mitigation.first_step import Moment
+from diffmem.mitigation.han_sample import HanSample
+from diffmem.mitigation.wen import Wen
+from diffmem.randomness import noise_bank
+from diffmem.scores.alignment import Alignment, AlignmentParameters, alignment, pair_of
+from diffmem.scores.combine import MINIMUM_PROMPTS, standard_weights
+
+if TYPE_CHECKING:
+    from diffmem.models.denoiser import Denoiser
+
+Optimising = TypeVar("Optimising", Wen, AnisotropyMitigation, HanSample)
+
+
+def ordinary_levels(
+    denoiser: Denoiser, prompts: Sequence[str], *, steps: int = 50, ratio: float = 0.2, seed: int = 0, batch: int = 16
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pull at the first step and cosine at low noise of prompts, on one common noise.
+
+    Args:
+        denoiser: the model.
+        prompts: [P].
+        steps: of the sampler, whose first time is looked at.
+        ratio: sigma/alpha of the low-noise time.
+        seed: names the noise.
+        batch: prompts at once.
+
+    Returns:
+        (pulls [P], cosines [P]). Cost: 2 NFE per prompt, and 2 per batch.
+    """
+    over = Alignment(AlignmentParameters()).over(denoiser)
+    noise = noise_bank(seed, [0], denoiser.sample_shape).to(denoiser.device)
+    high, low = denoiser.schedule.sampling_times(steps)[0], denoiser.schedule.time_at_ratio(ratio)
+    pulls: list[float] = []
+    cosines: list[float] = []
+    with torch.no_grad():
+        for start in range(0, len(prompts), batch):
+            cond = denoiser.encode_prompts(prompts[start : start + batch])
+            x, rows = noise.expand(len(cond), *noise.shape[1:]), torch.arange(len(cond))
+            first, last = Moment(denoiser, x, high, Record()), Moment(denoiser, x, low, Record())
+            pulls += (first.norm(first.conditional(cond, rows), rows) * first.factor).tolist()
+            unconditional = denoiser.convert(last.unconditional, x, low, "epsilon")
+            conditional = denoiser.convert(last.conditional(cond, rows), x, low, "epsilon")
+            pair = pair_of(conditional, unconditional, "unconditional-difference")
+            cosines += alignment(*pair, over).tolist()
+    return np.array(pulls), np.array(cosines)
+
+
+def calibrated(
+    mitigation: Optimising, denoiser: Denoiser, prompts: Sequence[str], *, quantile: float = 0.5, steps: int = 50
+) -> Optimising:
+    """The mitigation with a target at which that share of ordinary prompts is left alone.
+
+    The anisotropy measure also gets the weights that standardize its halves over these prompts, as the score does.
+
+    Args:
+        mitigation: wen, han-sample or anisotropy; its other parameters are kept.
+        denoiser: the model.
+        prompts: prompts whose images are not memorized, at least 20 (`data.reference.reference_prompts()`, or one's own).
+        quantile: share of these prompts at or below the target.
+        steps: of the sampler that will be used.
+
+    Raises:
+        MitigationRefused: this model cannot be mitigated so.
+        UsageError: fewer than 20 prompts, or all alike.
+    """
+    mitigation.check(denoiser)
+    if not 0 <= quantile <= 1:
+        raise UsageError(f"quantile = {quantile}; expected a share between 0 and 1.")
+    if len(prompts) < MINIMUM_PROMPTS:
+        raise UsageError(f"{len(prompts)} prompts to set a target on; expected at least {MINIMUM_PROMPTS}.")
+    settings = mitigation.settings
+    ratio = mitigation.settings.ratio if isinstance(mitigation, AnisotropyMitigation) else 0.2
+    pulls, cosines = ordinary_levels(denoiser, prompts, steps=steps, ratio=ratio)
+    if isinstance(mitigation, AnisotropyMitigation):
+        weights = standard_weights(pulls), standard_weights(cosines)
+        if weights[0] is None or weights[1] is None:
+            raise UsageError(
+                "These prompts have no spread to standardize the two halves on; give more, and different ones."
+            )
+        measure = weights[0] * pulls + weights[1] * cosines
+        changes = {"weights": (weights[0], weights[1]), "target": float(np.quantile(measure, quantile))}
+    elif isinstance(mitigation, (Wen, HanSample)):
+        changes = {"pull": float(np.quantile(pulls, quantile))}
+    else:
+        raise MitigationRefused(
+            f"{mitigation.name} has no target that could be set: calibrate wen, han-sample or anisotropy."
+        )
+    return type(mitigation)(settings.model_copy(update=changes))
