@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, SamplingOptions, WorkOptions, need
+from diffmem.cli.options import (
+    DescriptorOptions,
+    Estimate,
+    ModelOptions,
+    PromptOptions,
+    SamplingOptions,
+    WorkOptions,
+    need,
+)
 from diffmem.errors import UsageError
 
 MODEL = ModelOptions()
@@ -32,6 +40,10 @@ def audit(
     false_positives: Annotated[float, Parameter(help="nominal rate of falsely called prompts")] = 0.01,
     micro_batch: Annotated[int, Parameter(help="rows per network call when scoring")] = 64,
     batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,
+    measures: Annotated[
+        tuple[str, ...], Parameter(name="--measure", help="image scores on copied and other training images, e.g. vgr")
+    ] = (),
+    measure_images: Annotated[int, Parameter(help="training images of either kind to measure, at most")] = 64,
     fail_if: Annotated[
         tuple[str, ...], Parameter(help='exit with 1 if this holds of the findings, e.g. "copies>0"; may be repeated')
     ] = (),
@@ -59,9 +71,10 @@ def audit(
     from diffmem.engine.audit import audit as run_audit
     from diffmem.engine.generate import Generation
     from diffmem.engine.match import Matching
+    from diffmem.engine.measure_cost import estimate_measuring
     from diffmem.engine.score_rows import Scoring
     from diffmem.scores import DEFAULT_SCORES
-    from diffmem.scores.spec import parse_scores
+    from diffmem.scores.spec import parse_image_scores, parse_scores
 
     if not 0 < false_positives < 1:
         raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
@@ -71,6 +84,10 @@ def audit(
         raise UsageError("An audit is not sharded; shard its score and generate verbs over the same --out instead.")
     for gate in fail_if:
         parse_gate(gate)
+    if measure_images < 1:
+        raise UsageError(f"--measure-images is {measure_images}; expected at least 1.")
+    # `vgr,invmm` are two names; a comma behind a colon stands between parameters.
+    asked = parse_image_scores([n for text in measures for n in ([text] if ":" in text else text.split(","))])
     wanted = parse_scores(scores or DEFAULT_SCORES)
     listed, how = prompts.load(typed), sampling.sampling()
     folder = None if work.dry_run else need(out, "--out", "the audit needs a run directory")
@@ -81,6 +98,11 @@ def audit(
         cost = add(
             estimate_scoring(opened, wanted, len(listed), scoring), estimate_generation(opened, len(listed), making)
         )
+        if asked and train is not None:
+            found = estimate_measuring(
+                opened.need_denoiser(), asked, measure_images * (2 if heldout is None else 3), micro_batch
+            )
+            cost = add(cost, Estimate(0, round(found.nfe["total"]), 0, found.seconds))
         print_estimate(add(cost, cost) if against_base else cost, work.json)
         return 0
     settings: dict[str, Any] = {
@@ -89,6 +111,7 @@ def audit(
         "descriptor_options": copies.options(target.allow_pickle),
         "matching": Matching(statistic=statistic, false_positives=false_positives), "micro_batch": micro_batch,
         "batch": batch, "retry_errors": work.retry_errors, "redact": redact, "silent": work.quiet or work.json,
+        "measure": asked, "measure_images": measure_images,
     }  # fmt: skip
     if against_base:
         from diffmem.engine.against import audit_against

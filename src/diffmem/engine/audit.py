@@ -10,9 +10,10 @@ from typing import Any, Literal
 from diffmem.copies.descriptors import make_descriptor
 from diffmem.data.images import ImageSet, load_images
 from diffmem.data.prompts import PromptList, load_prompts
+from diffmem.engine.audit_measure import measure_matched
 from diffmem.engine.generate import Generation, GenerationResult, generate_stage
 from diffmem.engine.match import Matching, MatchResult, agreement_stage, build_index, match_stage
-from diffmem.engine.rundir import RunDirectory, usable
+from diffmem.engine.rundir import RunDirectory, record_model, usable
 from diffmem.engine.score_prompts import Scorer, ScoreResult
 from diffmem.engine.score_rows import Scoring
 from diffmem.errors import UsageError
@@ -25,7 +26,8 @@ from diffmem.report.summary import summarize
 from diffmem.runs.facts import read_fact, write_fact
 from diffmem.scores import DEFAULT_SCORES
 from diffmem.scores.base import Score
-from diffmem.scores.spec import parse_scores
+from diffmem.scores.images.base import ImageScore
+from diffmem.scores.spec import parse_image_scores, parse_scores
 
 
 @dataclass
@@ -76,6 +78,8 @@ def audit(
     micro_batch: int = 64,
     batch: int = 32,
     retry_errors: bool = False,
+    measure: Sequence[str | ImageScore] = (),
+    measure_images: int = 64,
     redact: Redaction = "none",
     silent: bool = True,
 ) -> AuditRun:
@@ -103,6 +107,8 @@ def audit(
         micro_batch: rows per network call when scoring.
         batch: images per pipeline call.
         retry_errors: compute rows again that ended in an error.
+        measure: image scores to run on training images: those that were copied, and as many others for comparison.
+        measure_images: how many of either kind at most (and of held-out images).
         redact: what becomes of images in the report, which republishes training images otherwise.
         silent: no progress on stderr.
 
@@ -112,10 +118,13 @@ def audit(
     """
     if train is None and heldout is not None:
         raise UsageError("Held-out images calibrate the search of a training set; give the training set too (--train).")
+    if measure and train is None:
+        raise UsageError("Images are measured among the training images; give them too (--train).")
     listed = prompts if isinstance(prompts, PromptList) else load_prompts(prompts)
     train_set = None if train is None else train if isinstance(train, ImageSet) else load_images(train)
     held = None if heldout is None else heldout if isinstance(heldout, ImageSet) else load_images(heldout)
     parsed = parse_scores(scores)
+    wanted = parse_image_scores(measure)
     scoring = Scoring(
         scores=tuple(s.label for s in parsed), draws=draws, seed=seed, noise=noise, micro_batch=micro_batch
     )
@@ -127,7 +136,7 @@ def audit(
          "match": judged.model_dump(mode="json")},
         {"model": target.fingerprint, "prompts": listed.fingerprint},
     )  # fmt: skip
-    _record_model(target, run)
+    record_model(target, run.path)
     _check(target, listed, generation.sampling, run)
     result = AuditRun(run, Scorer(target, listed, parsed, scoring, run).score(None, retry_errors, silent))
     if target.can_generate:
@@ -140,21 +149,15 @@ def audit(
             index = build_index(train_set, describe, run.path / "index" / describe.name, silent)
             result.matching = match_stage(run, judged, index, held, images, silent)
             result.pictures = write_pictures(run.path)
+            if wanted:
+                measured = measure_matched(
+                    target, run.path, train_set, held, wanted, measure_images, seed, retry_errors, silent
+                )
+                result.notes += measured.notes
     else:
         result.notes.append("this model cannot generate images, so nothing could be matched")
     result.report = write_report(run.path, redact)
     return result
-
-
-def _record_model(target: Target, run: RunDirectory) -> None:
-    denoiser = target.denoiser
-    fact = {"name": target.name, "fingerprint": target.fingerprint}
-    if denoiser is not None:
-        fact |= {
-            "family": denoiser.family, "prediction": denoiser.prediction, "space": denoiser.space,
-            "dtype": str(denoiser.dtype).removeprefix("torch."), "device": str(denoiser.device),
-        }  # fmt: skip
-    write_fact(run.path, "model", fact)
 
 
 def _check(target: Target, prompts: PromptList, sampling: Sampling, run: RunDirectory) -> None:

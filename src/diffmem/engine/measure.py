@@ -31,6 +31,7 @@ def measure(
     trained: bool | None = None,
     groups: Mapping[str, str] | None = None,
     duplicates: Mapping[str, int] | None = None,
+    only: Sequence[str] | None = None,
     limit: int | None = None,
     strict_size: bool = False,
     seed: int = 0,
@@ -51,7 +52,9 @@ def measure(
         trained: whether the model was trained on `images`; None if that is not known.
         groups: image id -> group, for the report; by default the first folder of the path.
         duplicates: image id -> how often the image was in the training set; by default equal pixels are counted.
-        limit: a random part of so many images (and held-out images); a larger one contains it.
+        only: ids of the images to be measured, instead of all.
+        limit: a random part of so many images (and held-out images); a larger one contains it. With `only` it counts for
+            held-out images.
         strict_size: images of another size or mode end with an error instead of being converted.
         seed: root seed of all randomness.
         batch: images at once at first; halved when memory runs out.
@@ -81,7 +84,7 @@ def measure(
         "strict": strict_size, "limit": limit, "seed": seed,
         "by_caption": denoiser.conditional and condition == "caption",
     }  # fmt: skip
-    sets = [MeasuredSet(load_images(images), form, trained, groups=groups, duplicates=duplicates, **options)]
+    sets = [MeasuredSet(load_images(images), form, trained, groups=groups, duplicates=duplicates, only=only, **options)]
     if heldout is not None:
         sets.append(MeasuredSet(load_images(heldout), form, False, prefix=HELD_OUT, groups=None, **options))
     run = RunDirectory(out, {"measure": settings.model_dump(mode="json")}, {"model": target.fingerprint})

@@ -133,6 +133,7 @@ class MeasuredSet:
         member: whether the model was trained on them; None if not known.
         prefix: before their ids.
         strict: images of another size or mode are not converted but refused.
+        only: ids to be measured; `limit` is then without effect.
         limit: a random part of so many images; a larger one contains it.
         seed: of that choice.
         groups: id -> group, instead of the first folder of the path.
@@ -142,15 +143,18 @@ class MeasuredSet:
 
     def __init__(
         self, images: ImageSet, form: ModelImage, member: bool | None, *, prefix: str = "", strict: bool = False,
-        limit: int | None = None, seed: int = 0, groups: Mapping[str, str] | None = None,
+        only: Sequence[str] | None = None, limit: int | None = None, seed: int = 0, groups: Mapping[str, str] | None = None,
         duplicates: Mapping[str, int] | None = None, by_caption: bool = False,
     ) -> None:  # fmt: skip
         self.images, self.form, self.member, self.prefix, self.strict = images, form, member, prefix, strict
         self._groups, self._duplicates, self._by_caption = groups or {}, duplicates, by_caption
         ids = list(images.ids)
         places: Sequence[int] = range(len(ids))
-        self.limited = limit is not None and limit < len(ids)
-        if self.limited:
+        self.limited = only is not None or (limit is not None and limit < len(ids))
+        if only is not None:
+            wanted = set(only)
+            places = [place for place, name in enumerate(ids) if name in wanted]
+        elif self.limited:
             places = sorted(sorted(places, key=lambda i: seed_of(seed, "measured images", ids[i]))[:limit])
         self.places = places
 

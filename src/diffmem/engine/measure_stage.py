@@ -17,7 +17,7 @@ from diffmem.engine.measure_shift import record_shift
 from diffmem.engine.measure_work import Worker
 from diffmem.engine.microbatch import describe
 from diffmem.engine.progress import Progress
-from diffmem.engine.rundir import RunDirectory, StageClock
+from diffmem.engine.rundir import RunDirectory, StageClock, record_model
 from diffmem.errors import IncompatibleRun, ScoreRefused
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.meter import Nfe
@@ -80,7 +80,7 @@ class Measurer:
             raise ScoreRefused(" ".join(f"{label}: {reason}" for label, reason in self.refused.items()))
         self.maker = MeasureRows(target.fingerprint, self.denoiser, settings, run.path)
         self.worker = Worker(self.denoiser, self.maker, settings, run.path / "state")
-        self._name = target.name
+        self.target = target
 
     def _accepts(self, score: ImageScore) -> bool:
         try:
@@ -208,6 +208,7 @@ class Measurer:
             writer.write_many(self.maker.target(target, None) for target in fresh if target.problem is not None)
 
     def _record_model(self) -> None:
+        record_model(self.target, self.run.path)
         denoiser, form = self.denoiser, self.sets[0].form
         about = {
             score.label: {"summary": score.about.summary, "unit": score.about.unit, "high_means": score.high_means}
@@ -215,7 +216,7 @@ class Measurer:
         }
         write_fact(
             self.run.path, "measured-model",
-            {"name": self._name, "space": denoiser.space, "conditional": denoiser.conditional,
+            {"name": self.target.name, "space": denoiser.space, "conditional": denoiser.conditional,
              "mode": form.mode, "width": form.width, "height": form.height,
              "scores": {**(read_fact(self.run.path, "measured-model") or {}).get("scores", {}), **about}},
         )  # fmt: skip

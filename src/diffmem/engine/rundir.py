@@ -9,14 +9,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffmem.data.prompts import Prompt, PromptList
 from diffmem.errors import UsageError
+from diffmem.runs.facts import write_fact
 from diffmem.runs.keys import row_key
 from diffmem.runs.manifest import Manifest, open_run, record_stage
 from diffmem.runs.provenance import provenance
 from diffmem.runs.store import RunStore
+
+if TYPE_CHECKING:
+    from diffmem.models.target import Target
 
 MAY_CHANGE = (
     "score.scores", "score.draws", "score.micro_batch", "generate.draws", "generate.batch", "match.images",
@@ -75,6 +79,18 @@ class RunDirectory:
                      "extra": json.dumps(_plain(extra), ensure_ascii=False)}
                 )  # fmt: skip
         self.store.append("prompts", rows)
+
+
+def record_model(target: Target, folder: Path) -> None:
+    """Write the fact `model`: what the run is about."""
+    denoiser = target.denoiser
+    fact = {"name": target.name, "fingerprint": target.fingerprint}
+    if denoiser is not None:
+        fact |= {
+            "family": denoiser.family, "prediction": denoiser.prediction, "space": denoiser.space,
+            "dtype": str(denoiser.dtype).removeprefix("torch."), "device": str(denoiser.device),
+        }  # fmt: skip
+    write_fact(folder, "model", fact)
 
 
 class StageClock:

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from jinja2 import Environment
 from markupsafe import Markup
-from PIL import Image
 
 from diffmem.data.png import decode_png
 from diffmem.errors import DataError
 from diffmem.report.measure_charts import curve_chart, scatter_chart, strip_chart
 from diffmem.report.measure_shape import MeasuredImage, MeasuresDigest
-from diffmem.report.redaction import Embedded, Redaction, embed
+from diffmem.report.redaction import SIDE, Embedded, Redaction, embed
 from diffmem.runs.store import RunStore
 
 BUDGET = 4_000_000
 """Bytes that the pictures of measured images may have; those beyond it are left out."""
-_SMALL = 512
+STRIP = 1024
+"""Longest side of a strip of samples."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +67,17 @@ def _pictures(folder: Path, measures: MeasuresDigest, redact: Redaction) -> dict
 def _views(
     image: MeasuredImage, images: dict[str, bytes], strips: dict[str, bytes], redact: Redaction
 ) -> tuple[View, View]:
-    return _view(images.get(image.target_key), redact), _view(strips.get(image.measure_key), redact)
+    return _view(images.get(image.target_key), redact, SIDE), _view(strips.get(image.measure_key), redact, STRIP)
 
 
-def _view(png: bytes | None, redact: Redaction) -> View:
+def _view(png: bytes | None, redact: Redaction, side: int) -> View:
     if png is None:
         return View(None, "there is no picture")
     try:
         image = decode_png(png)
     except DataError as problem:
         return View(None, str(problem))
-    if max(image.size) > _SMALL and redact == "none":  # a strip of samples: the whole of it, smaller
-        scale = _SMALL / max(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    return View(embed(image, redact), "")
+    return View(embed(image, redact, side), "")
 
 
 def _read(store: RunStore, stage: str, keys: set[str]) -> dict[str, bytes]:

@@ -55,7 +55,7 @@ def read_measures(folder: Path, shown: int = SHOWN) -> MeasuresDigest | None:
     fact = read_fact(folder, "measured-model") or {}
     held = [row for row in targets.values() if is_held_out(row)]
     own = [row for row in targets.values() if not is_held_out(row)]
-    member = {row["member"] for row in own}
+    member = {row["member"] for row in own if row["status"] == "ok"}
     trained = member.pop() if len(member) == 1 else None
     measured = "trained" if trained else "measured"
     strips = _strips(store)

@@ -33,8 +33,8 @@ class Embedded:
     look: Literal["pixels", "smooth", "blurred"]
 
 
-def embed(image: Image.Image, redact: Redaction) -> Embedded | None:
-    """The picture as the report may hold it: whole up to SIDE, a few averaged pixels, or None.
+def embed(image: Image.Image, redact: Redaction, side: int = SIDE) -> Embedded | None:
+    """The picture as the report may hold it: whole up to `side` pixels, a few averaged pixels, or None.
 
     A blurred picture keeps at most BLURRED pixels a side and at most a quarter of its own: no sharpening brings back
     what was averaged away.
@@ -42,11 +42,11 @@ def embed(image: Image.Image, redact: Redaction) -> Embedded | None:
     if redact == "hash":
         return None
     if redact == "blur":
-        side = max(1, min(BLURRED, max(image.size) // 4))
-        return _pack(_fit(image, side, Image.Resampling.BOX), "blurred")
+        few = max(1, min(BLURRED, max(image.size) // 4))
+        return _pack(_fit(image, few, Image.Resampling.BOX), "blurred")
     if max(image.size) <= SMALL:
         return _pack(image, "pixels")
-    return _pack(_fit(image, SIDE, Image.Resampling.LANCZOS), "smooth")
+    return _pack(_fit(image, side, Image.Resampling.LANCZOS), "smooth")
 
 
 def _fit(image: Image.Image, side: int, how: Image.Resampling) -> Image.Image:
