@@ -24,6 +24,7 @@ WIDTHS = (16, 32, 32)
 LATENT_CHANNELS = 4
 LATENT_SIZE = 8
 STEPS = 2000
+REFINING = 4000
 BATCH = 16
 RATE = 3e-3
 EDGES = 0.5  # weight of the error of differences between neighbouring pixels
@@ -77,31 +78,79 @@ def train(out: Path, steps: int = STEPS, seed: int = SEED) -> dict[str, Any]:
         batch = images[next(batches)]
         posterior = model.encode(batch).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=random)
-        made = model.decode(posterior.mean + posterior.std * noise).sample
-        error = (made - batch).abs().mean()
-        across = (made.diff(dim=-1) - batch.diff(dim=-1)).abs().mean()
-        down = (made.diff(dim=-2) - batch.diff(dim=-2)).abs().mean()
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        loss: torch.Tensor = error + EDGES * (across + down) + KL * divergence
-        return loss
+        return _unlike(model.decode(posterior.mean + posterior.std * noise).sample, batch) + KL * divergence
 
     log = fit([model], loss_at, Recipe(steps, BATCH, RATE))
     scale = 1 / latents_of(model, distinct()).std().item()
     model.register_to_config(scaling_factor=round(scale, 4))
-    # The stored weights are what all later steps see.
+    return _written(model, out, {"seed": seed, "edges": EDGES, "kl": KL, "images": len(images)} | log)
+
+
+def refine(folder: Path, out: Path, steps: int = REFINING, seed: int = SEED) -> dict[str, Any]:
+    """Train the decoder of an autoencoder further, its encoder frozen: pictures get sharper, latents stay what they are.
+
+    Args:
+        folder: the trained autoencoder.
+        out: folder to write; made if it does not exist.
+        steps: optimizer steps, batch 16 each.
+        seed: root seed of batches and noise.
+    """
+    import torch
+
+    images = _images()
+    model: Any = load_from(folder)
+    means, deviations = _posterior_of(model, images)
+    random = generator(seed, "training", "decoder")
+    batches = epochs(len(images), BATCH, seed)
+
+    def loss_at(step: int) -> torch.Tensor:
+        rows = next(batches)
+        noise = torch.randn(means[rows].shape, generator=random)
+        return _unlike(model.decode(means[rows] + deviations[rows] * noise).sample, images[rows])
+
+    log = fit([model.decoder], loss_at, Recipe(steps, BATCH, RATE))
+    before = json.loads((folder / "log.json").read_text())
+    return _written(model, out, {"seed": seed, "edges": EDGES, "images": len(images), "before": before} | log)
+
+
+def _unlike(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of pixels and, weighted, of differences between neighbouring pixels."""
+    across = (made.diff(dim=-1) - wanted.diff(dim=-1)).abs().mean()
+    down = (made.diff(dim=-2) - wanted.diff(dim=-2)).abs().mean()
+    return (made - wanted).abs().mean() + EDGES * (across + down)
+
+
+def _written(model: Any, out: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Store the weights in float16, which all later steps see, and the log with what these weights do; gives the log."""
+    import torch
+
     model.to(torch.float16).save_pretrained(out)
     errors = {name: round(value, 4) for name, value in reconstruction(model.to(torch.float32)).items()}
-    log = {"seed": seed, "edges": EDGES, "kl": KL, "images": len(images), "data": load().fingerprint(), **errors, **log}
+    log = {**facts, "data": load().fingerprint(), **errors}
     (out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
     return log
 
 
 def latents_of(model: Any, images: torch.Tensor) -> torch.Tensor:
     """The unscaled posterior means [N, 4, 8, 8] of images [N, 3, 32, 32] in [−1, 1]."""
+    return _posterior_of(model, images)[0]
+
+
+def _posterior_of(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     with torch.no_grad():
-        return torch.cat([model.encode(part).latent_dist.mean for part in images.split(256)])
+        found = [model.encode(part).latent_dist for part in images.split(256)]
+    return torch.cat([one.mean for one in found]), torch.cat([one.std for one in found])
+
+
+def decoded(model: Any, images: torch.Tensor) -> torch.Tensor:
+    """What the autoencoder makes of images [N, 3, 32, 32] in [−1, 1]: the best the model can show of them."""
+    import torch
+
+    with torch.no_grad():
+        return torch.cat([model.decode(part).sample for part in latents_of(model, images).split(256)]).clamp(-1, 1)
 
 
 def load_from(folder: Path) -> AutoencoderKL:
@@ -117,15 +166,10 @@ def load_from(folder: Path) -> AutoencoderKL:
 def reconstruction(model: Any) -> dict[str, float]:
     """Root-mean-square error per value on [−1, 1] of decoded against original images: distinct training, held out."""
     import numpy as np
-    import torch
 
     held_out = _tensor(np.stack([image.pixels for image in load().held_out]))
-    errors = {}
-    for name, images in (("trained_error", distinct()), ("held_out_error", held_out)):
-        with torch.no_grad():
-            made = torch.cat([model.decode(part).sample for part in latents_of(model, images).split(256)])
-        errors[name] = float(((made.clamp(-1, 1) - images) ** 2).mean().sqrt())
-    return errors
+    parts = {"trained_error": distinct(), "held_out_error": held_out}
+    return {name: float(((decoded(model, images) - images) ** 2).mean().sqrt()) for name, images in parts.items()}
 
 
 def _tensor(pixels: Any) -> torch.Tensor:
@@ -155,13 +199,17 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line: train the autoencoder with one thread and write its folder."""
     parser = argparse.ArgumentParser(prog="python -m diffmem.testbeds.photos.autoencoder", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--refine", type=Path, help="train only the decoder of the autoencoder in this folder")
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args(arguments)
     import torch
 
     torch.set_num_threads(1)
-    log = train(options.out, options.steps, options.seed)
+    if options.refine is None:
+        log = train(options.out, options.steps or STEPS, options.seed)
+    else:
+        log = refine(options.refine, options.out, options.steps or REFINING, options.seed)
     print(json.dumps({key: log[key] for key in ("steps", "seconds", "parameters", "trained_error", "held_out_error")}))
 
 

@@ -13,7 +13,7 @@ from diffmem.testbeds.digits.measure import file_hash
 from diffmem.testbeds.digits.summary import label_of, table
 from diffmem.testbeds.matching import References
 from diffmem.testbeds.measuring import ROOT, Sample, Sampling, measure
-from diffmem.testbeds.photos.autoencoder import LATENT_CHANNELS, LATENT_SIZE
+from diffmem.testbeds.photos.autoencoder import LATENT_CHANNELS, LATENT_SIZE, decoded
 from diffmem.testbeds.photos.classifier import classify
 from diffmem.testbeds.photos.data import PhotosData, load, to_signed
 from diffmem.testbeds.photos.sources import KINDS, SIZE
@@ -24,15 +24,23 @@ RATIO = 1 / 3
 NEAR_RATIO = 1 / 2
 
 
-def references(data: PhotosData) -> References:
-    """The distinct groups of the training set: a template is compared on its background, the rest everywhere."""
+def references(data: PhotosData, vae: Any) -> References:
+    """The distinct groups of the training set, as the autoencoder shows them.
+
+    What a latent model can generate is what its decoder can show, and that loses detail. A copy is therefore compared with
+    the training image after encoding and decoding, which a perfect copy of the latents equals. A template is compared
+    on its background, the rest everywhere.
+    """
+    import torch
+
     first = {image.group: image for image in reversed(data.training)}
     members = [first[group] for group in dict.fromkeys(image.group for image in data.training)]
     everywhere = np.ones((SIZE, SIZE), bool)
     masks = np.stack([data.masks.get(image.group, everywhere) for image in members])
+    pictures = torch.from_numpy(to_signed(np.stack([image.pixels for image in members]))).movedim(-1, 1)
     return References(
         [image.group for image in members],
-        np.stack([to_signed(image.pixels) for image in members]),
+        decoded(vae, pictures.contiguous()).movedim(1, -1).numpy(),
         np.repeat(masks[..., None], 3, axis=-1),
     )
 
@@ -84,13 +92,15 @@ def write(model: Path, out: Path, draws: int = DRAWS) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     data = load()
-    samples = measure(load_pipeline(model), data.prompts, draws, SAMPLING, references(data), _shown)
+    pipe = load_pipeline(model)
+    samples = measure(pipe, data.prompts, draws, SAMPLING, references(data, pipe.vae), _shown)
     rows = summarize(samples)
     small = {"d1": pa.float32(), "d2": pa.float32(), "draw": pa.int8()}
     raw = pa.table({key: pa.array([row[key] for row in samples], small.get(key, pa.string())) for key in samples[0]})
     facts = {
         "data": data.fingerprint(),
         "model": file_hash(model / "unet" / "diffusion_pytorch_model.safetensors"),
+        "autoencoder": file_hash(model / "vae" / "diffusion_pytorch_model.safetensors"),
         "root_seed": str(ROOT),
         "steps": str(SAMPLING.steps),
         "guidance": str(SAMPLING.guidance),
