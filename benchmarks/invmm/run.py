@@ -183,7 +183,7 @@ class Benchmark:
             self.measure("settings", "text", f"invmm:steps={STEPS},{more}", {"plant 5": 4, "plant 10": 4}, name=name)
 
     def prompt(self):
-        spec = f"invmm:prompt=invert,steps={STEPS},guidance=2,rows=6"
+        spec = f"invmm:prompt=invert,steps={2 * STEPS},guidance=2"
         self.measure("prompt", "text", spec, {"plant 50": 4, "plant 20": 4, "hard": 4})
         captions = {name: text for rows in self.images.groups.values() for name, _, text in rows}
         for row in self.report["rows"]:
