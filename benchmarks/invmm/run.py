@@ -117,7 +117,9 @@ class Benchmark:
         if final:
             self.report["summary"] = summary(self.report)
         self.report["provenance"] = provenance().model_dump()
-        self.path.write_text(json.dumps(self.report, indent=1) + "\n")
+        rest = json.dumps({k: v for k, v in self.report.items() if k != "rows"}, indent=1)
+        rows = ",\n".join(json.dumps(row) for row in self.report["rows"])
+        self.path.write_text(f'{rest[:-2]},\n "rows": [\n{rows}\n]}}\n')
 
     def measure(self, section, model, spec, groups, name=None, batch=16):
         """Measure so many images of each group; what is there already is left alone."""
@@ -136,8 +138,10 @@ class Benchmark:
         for result in score.run(denoiser, items, Bench(batch)):
             components = {k: v for k, v in result.components.items() if k not in ("trace", "beta") and v is not None}
             row = {"section": section, "model": name, "spec": spec, "group": of[result.id], "id": result.id}
-            value = None if result.value is None or np.isinf(result.value) else result.value
-            row |= {"value": value, "evidence": result.evidence, "nfe": result.nfe.total} | components
+            row["evidence"] = result.evidence
+            if spec.startswith("invmm"):
+                row["value"] = None if result.value is None or np.isinf(result.value) else result.value
+                row |= {"nfe": result.nfe.total} | components
             self.report["rows"].append(row)
             if spec.startswith("invmm"):
                 self.save()

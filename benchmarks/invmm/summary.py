@@ -27,6 +27,11 @@ def summary(report):
     for name in dict.fromkeys(r["model"] for r in rows if r["section"] == "training"):
         some = [r for r in rows if r["section"] == "training" and r["model"] == name]
         found["training"][name] = paired(some, full) | {"trend with duplicates": trend(some)}
+    found["prompt words found"] = {}
+    for spec, group in dict.fromkeys((r["spec"], r["group"]) for r in rows if r["section"] == "prompt"):
+        some = [r for r in rows if r["section"] == "prompt" and (r["spec"], r["group"]) == (spec, group)]
+        count = [sum(r[k] for r in some) for k in ("words_found", "words")]
+        found["prompt words found"][f"{group} | {spec}"] = {"images": len(some), "found": count[0], "of": count[1]}
     return found
 
 
@@ -35,7 +40,7 @@ def groups(rows):
     found = {}
     for row in rows:
         if row["spec"].startswith("invmm") and row["section"] != "settings":
-            found.setdefault(f"{row['section']} | {row['model']} | {row['group']}", []).append(row)
+            found.setdefault(f"{row['section']} | {row['model']} | {row['group']} | {row['spec']}", []).append(row)
     return {name: described(some) for name, some in found.items()}
 
 
