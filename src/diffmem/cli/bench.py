@@ -28,7 +28,7 @@ def bench(
     """Measure the methods on models with known memorization, live on this machine.
 
     Args:
-        suite: digits, photos, or text-shortcut (no model, prompt lists of yours).
+        suite: digits, photos, digits-images (image scores), or text-shortcut (no model, prompt lists of yours).
         seed: root seed.
     """
     import inspect
