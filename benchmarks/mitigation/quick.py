@@ -41,6 +41,7 @@ FURTHER = (
     "anisotropy:weights=1/5,target=-0.5,lr=0.1,steps=20", "transition-static:until=300", "transition-static:until=150",
     "opposite-guidance:until=300", "transition-dynamic:before=0", "han-batch:gamma=7,rounds=4,until=300",
     "han-sample:lr=0.1", "ren:start=2", "attenuation:scale=0", "prss:low=0.3,high=0.6", "prss:tokens=2,low=0.3,high=0.6",
+    "prss:function=quick:plain_words,low=0.3,high=0.6", "ren:mask=false", "ren:mask=false,start=2", "amg:dissimilarity=3",
     "amg:dissimilarity=0", "amg:despecification=0,deduplication=0",
 )  # fmt: skip
 
@@ -154,6 +155,8 @@ def compared(chosen, before, after):
         for when, images in (("before", before[part]), ("after", after[part])):
             flat = images.reshape(-1, 8, 8)
             copies = references.match(flat).copies.reshape(images.shape[:2])
+            for tier in dict.fromkeys(r["tier"] for r in rows) if name == "memorized" else ():
+                row[f"{tier}_copied_{when}"] = float(copies[[r["tier"] == tier for r in rows]].mean())
             named = np.repeat([r["digit"] for r in rows], images.shape[1])
             aligned = (digits.classify(flat)[0] == named).reshape(images.shape[:2])
             shares[when] = (copies.mean(1), aligned.mean(1))

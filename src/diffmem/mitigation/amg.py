@@ -50,7 +50,7 @@ class Amg(GuidanceMitigation):
         cost="up to 1 forward per step (the neighbour's caption, where the index has captions)",
         memory="the encoded images",
         sweep="none; lambda_t = .3 + .1 exp(-.005 t)",
-        fails_when="the image is not in the index, or a copy is shifted or recoloured: distances in x0 do not see it",
+        fails_when="not in the index; shifted or recoloured; a template, whose variants in the index are near each other",
     )
     neutral: ClassVar = {"threshold": 1.0}
     _unread: ClassVar[str] = "amg keeps away from training images and was given none"

@@ -14,12 +14,13 @@ from diffmem.mitigation.calls import Call
 from diffmem.mitigation.first_step import WEN_PULL, Moment
 from diffmem.mitigation.guidance import GuidanceMitigation
 from diffmem.mitigation.noise import norms
+from diffmem.mitigation.rewrite import imported
 from diffmem.mitigation.steering import Decision, Step
 from diffmem.mitigation.words import inserted, random_tokens
 from diffmem.models.denoiser import Denoiser
 from diffmem.randomness import generator
 
-Alternatives = Callable[[str], Sequence[str]]
+Alternatives = Callable[[str], Sequence[str] | str]
 
 
 class PrssParameters(Parameters):
@@ -35,6 +36,7 @@ class PrssParameters(Parameters):
         0.0234, ge=0, description="re-anchoring begins: root mean square difference in epsilon (3 on SD 1.4)"
     )
     high: float = Field(0.0391, gt=0, description="re-anchoring is complete: the same (5 on SD 1.4)")
+    function: str = Field("", description="package.module:name of a function from a prompt to its wordings, best first")
     seed: int = Field(0, description="root seed of the random tokens")
 
 
@@ -63,7 +65,7 @@ class Prss(GuidanceMitigation):
     def __init__(self, parameters: PrssParameters | None = None, alternatives: Alternatives | None = None) -> None:
         self.settings = parameters or PrssParameters()
         super().__init__(self.settings)
-        self._alternatives = alternatives
+        self._alternatives = alternatives or (imported(self.settings.function) if self.settings.function else None)
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuses models without a text prompt."""
@@ -144,7 +146,8 @@ class Prss(GuidanceMitigation):
 
     def _wordings(self, call: Call, prompt: str, name: tuple[str | int, ...]) -> Sequence[str]:
         if self._alternatives is not None:
-            return list(self._alternatives(prompt))
+            given = self._alternatives(prompt)
+            return [given] if isinstance(given, str) else list(given)
         found = []
         for number in range(self.settings.candidates):
             random = generator(self.settings.seed, "mitigation", self.name, number, *name)

@@ -47,7 +47,7 @@ class Rewrite(PromptMitigation):
     ) -> None:
         self.settings = parameters or RewriteParameters()
         super().__init__(self.settings)
-        self._function = function or (_imported(self.settings.function) if self.settings.function else None)
+        self._function = function or (imported(self.settings.function) if self.settings.function else None)
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuses without a function."""
@@ -71,10 +71,11 @@ def unchanged(prompt: str) -> str:
     return prompt
 
 
-def _imported(path: str) -> Callable[[str], str]:
+def imported(path: str) -> Callable[[str], Any]:
+    """A function by its name, package.module:name; UsageError if there is none."""
     module, _, name = path.partition(":")
     try:
-        function: Callable[[str], str] = getattr(importlib.import_module(module), name)
+        function: Callable[[str], Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as problem:
         raise UsageError(
             f"The function {path!r} cannot be imported ({problem}); give package.module:name."
