@@ -18,6 +18,7 @@ from diffmem.runs.store import RunStore
 from diffmem.scores.spec import parse_image_score
 from diffmem.testbeds import digits
 from diffmem.testbeds.digits.captions import shuffled
+from diffmem.testbeds.digits.data import to_bytes
 
 SCORES = (
     "loss", "pia", "secmi", "vgr-likelihood:steps=12,probes=2", "vgr-trace:steps=12,probes=2",
@@ -88,10 +89,9 @@ def _sample() -> Sample:
         "member": tuple(shuffled([image.id for image in once], 0, "bench", "member")[:MOST]),
         "heldout": tuple(shuffled([image.id for image in data.held_out], 0, "bench", "heldout")[:MOST]),
     }
-    from diffmem.testbeds.digits.data import to_bytes
-
     chosen = {name for names in kinds.values() for name in names}
-    pixels = {image.id: to_bytes(image.pixels) for image in (*data.training, *data.held_out) if image.id in chosen}
+    pixels = {image.id: to_bytes(image.pixels) for image in data.training if image.id in chosen}
+    pixels |= {image.id: to_bytes(image.pixels) for image in data.held_out if image.id in chosen}
     return Sample(pixels, kinds)
 
 

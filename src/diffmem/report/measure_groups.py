@@ -124,7 +124,7 @@ def curves(
     """Median and quartiles of a sequence over each group; images whose sequence has another length are left out."""
     found = []
     for group in groups:
-        parts = [read(components[i]) for i in np.flatnonzero(group.mask)]
+        parts = [read(components[int(i)]) for i in np.flatnonzero(group.mask)]
         parts = [part for part in (np.asarray(p, np.float64) for p in parts if p) if np.isfinite(part).all()]
         if not parts:
             continue
