@@ -9,12 +9,14 @@ from diffmem.cli.app import main
 EXPECTED = {"score", "positives", "negatives", "n_positives", "n_negatives", "auroc", "nfe_per_prompt_seed"}
 
 
-def test_the_demo_finds_what_was_planted(tmp_path, capsys):
+@pytest.mark.parametrize(("testbed", "prompts", "share"), [("photos", 100, 0.5), ("digits", 40, 0.75)])
+def test_the_demo_finds_what_was_planted(testbed, prompts, share, tmp_path, capsys):
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--prompts", "40", "--images", "2", "--json"]) == 0
+    arguments = ["--testbed", testbed, "--prompts", str(prompts), "--images", "2", "--json"]
+    assert main(["demo", "--out", str(out), *arguments]) == 0
     copies = json.loads(capsys.readouterr().out)["copies"]
     assert copies["planted"] >= 4
-    assert copies["found"] >= 0.75 * copies["planted"]
+    assert copies["found"] >= share * copies["planted"]
     assert copies["false"] <= 0.1 * copies["negatives"]
     assert copies["nominal_fpr"] == 0.01
     assert (out / "pictures" / "copies.png").stat().st_size > 1000
