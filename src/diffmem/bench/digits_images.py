@@ -21,12 +21,12 @@ from diffmem.testbeds.digits.captions import shuffled
 from diffmem.testbeds.digits.data import to_bytes
 
 SCORES = (
-    "loss", "pia", "secmi", "vgr-likelihood:steps=12,probes=2", "vgr-trace:steps=12,probes=2",
+    "loss", "pia", "secmi", "vgr-likelihood:steps=20,probes=2", "vgr-trace:steps=20,probes=2",
     "vgr-bottom:steps=25,k=8", "vgr-subspace:steps=25,k=16", "vgr-paper:steps=100,k=10", "invmm:steps=60",
 )  # fmt: skip
 """Cheap settings, so that all of them fit into minutes of one thread; `benchmarks/` has the full ones."""
 MOST, STEP = 20, 4
-SECONDS = 60.0
+SECONDS = 90.0
 CONTRASTS = {
     "memorized_vs_members": (("memorized",), ("member",)),
     "trained_vs_heldout": (("memorized", "member"), ("heldout",)),
