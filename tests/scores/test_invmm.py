@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from diffmem.data.png import decode_png
 from diffmem.models.families.callable import CallableDenoiser
 from diffmem.models.schedule import FlowSchedule
 from diffmem.scores.images.base import ImageItem
+from diffmem.scores.images.invmm.check import Checker
 from diffmem.scores.spec import parse_image_score
 from diffmem.testbeds.closed_form import empirical_bayes
 
@@ -192,6 +194,26 @@ def test_what_is_never_reached_is_checked_less_often_when_its_loss_stands_still(
     assert skipping.nfe.backward == always.nfe.backward == 2 * 4 * 60
     score = parse_image_score(QUICK)
     assert always.nfe.forward <= score.estimate(model).forward
+
+
+def test_fresh_noises_are_all_seen(monkeypatch):
+    seen, ask = [], Checker.ask
+
+    def watched(self, questions):
+        answers = ask(self, questions)
+        seen.extend((q.job.item.id, a) for q, a in zip(questions, answers, strict=True) if q.noise == "fresh")
+        return answers
+
+    monkeypatch.setattr(Checker, "ask", watched)
+    images, model = memorizer()
+    # Ids name the noises: the same image under several.
+    items = [replace(item, id=f"{item.id}{k}") for item in items_of(model, images[:1]) for k in range(12)]
+    results = measure(model, items)
+    assert len(seen) >= 8
+    for name, answer in seen:
+        assert len(answer.similarities) == 8
+        assert results[name].components["fresh_passed"] == sum(s >= 0.925 for s in answer.similarities)
+    assert any(answer.similarities[0] < 0.925 for _, answer in seen), "else giving up early would not show"
 
 
 def test_what_is_kept():

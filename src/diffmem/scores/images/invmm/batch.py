@@ -137,7 +137,10 @@ class Batch:
         fitted = self._settings.prompt == "invert"
         found = bisect(self._checker, passed, self._given.halvings, from_prior=fitted)
         fresh = self._checker.ask(
-            [Question(job, c, scale, "fresh") for (job, c, _), (scale, _) in zip(passed, found, strict=True)],
+            [
+                Question(job, c, scale, "fresh", answer.way)
+                for (job, c, _), (scale, answer) in zip(passed, found, strict=True)
+            ]
         )
         for (job, _, _), (scale, answer), again in zip(passed, found, fresh, strict=True):
             yield self._reached(job, scale, answer, again)
