@@ -207,7 +207,7 @@ def test_fresh_noises_are_all_seen(monkeypatch):
     monkeypatch.setattr(Checker, "ask", watched)
     images, model = memorizer()
     # Ids name the noises: the same image under several.
-    items = [replace(item, id=f"{item.id}{k}") for item in items_of(model, images[:1]) for k in range(12)]
+    items = [replace(item, id=f"{item.id}{k}") for item in items_of(model, images[1:2]) for k in range(12)]
     results = measure(model, items)
     assert len(seen) >= 8
     for name, answer in seen:
