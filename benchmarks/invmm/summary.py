@@ -16,7 +16,8 @@ def summary(report):
     rows = report["rows"]
     found = {"groups": groups(rows), "trend with duplicates": {}, "separation": [], "settings": {}, "training": {}}
     for section, model in (("text", "text"), ("unconditional", "unconditional")):
-        found["trend with duplicates"][section] = trend([r for r in rows if r["section"] == section])
+        for name in (section, f"long, {section}"):
+            found["trend with duplicates"][name] = trend([r for r in rows if r["section"] == name])
         found["separation"] += separations(rows, section, model)
         found["separation"] += separations(rows, f"long, {section}", model, ())
     base = {r["id"]: r for r in rows if r["section"] == "settings" and r["model"] == "guidance 2"}
