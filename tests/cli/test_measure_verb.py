@@ -75,3 +75,12 @@ def test_mistakes_end_with_two_and_a_sentence(model, images, capsys, arguments, 
 def test_a_model_that_takes_no_image_is_named_so(images, tmp_path, capsys):
     assert main(["measure", str(tmp_path), "--images", images, "--score", "toy"]) == 2
     assert "diffmem: error" in capsys.readouterr().err
+
+
+def test_methods_lists_the_scores_of_images_too(capsys):
+    assert main(["methods", "--images", "--json"]) == 0
+    assert {"vgr", "invmm", "loss", "pia", "secmi"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}
+    assert main(["methods", "loss"]) == 0
+    assert "denoising loss" in capsys.readouterr().out
+    assert main(["methods", "--images", "--markdown"]) == 0
+    assert "NFE per image" in capsys.readouterr().out

@@ -13,6 +13,7 @@ def methods(
     markdown: Annotated[bool, Parameter(negative="", help="the table as Markdown, for the README")] = False,
     page: Annotated[bool, Parameter(negative="", help="the page of methods of the documentation, Markdown")] = False,
     mitigations: Annotated[bool, Parameter(negative="", help="the mitigations instead of the scores")] = False,
+    images: Annotated[bool, Parameter(negative="", help="the scores of images (diffmem measure)")] = False,
     matrix: Annotated[bool, Parameter(negative="", help="which score runs on which family of models")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -20,7 +21,7 @@ def methods(
     from dataclasses import asdict
 
     from diffmem.cli.output import emit_json, emit_table
-    from diffmem.report.methods import all_methods, markdown_table, one_method
+    from diffmem.report.methods import all_methods, image_methods, markdown_table, one_method
 
     if page:
         from diffmem.report.methods import methods_page
@@ -63,9 +64,9 @@ def methods(
         about = one_method(name)
         emit_json(about) if json else print("\n".join(f"{key:<12} {value}" for key, value in about.items()))
         return 0
-    found = all_methods()
+    found = image_methods() if images else all_methods()
     if markdown:
-        print(markdown_table(found))
+        print(markdown_table(found, "image" if images else "prompt and noise"))
         return 0
     emit_table(
         [asdict(method) for method in found],

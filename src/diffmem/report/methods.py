@@ -19,9 +19,15 @@ def all_methods() -> list[About]:
     return [SCORES.get(name).about for name in SCORES]
 
 
+def image_methods() -> list[About]:
+    """Every registered score of images, as it describes itself."""
+    return [IMAGE_SCORES.get(name).about for name in IMAGE_SCORES]
+
+
 def one_method(name: str) -> dict[str, Any]:
-    """One method in full, with its parameters and their defaults."""
-    cls = SCORES.get(name)
+    """One method in full, a score of prompts or of images, with its parameters and their defaults."""
+    registry: Registry[Any] = IMAGE_SCORES if name in IMAGE_SCORES else SCORES
+    cls = registry.get(name)
     about = cls.about
     parameters = parameters_class(cls)
     described = {
@@ -93,9 +99,9 @@ def _described(name: str, registry: Registry[Any] = SCORES) -> Method:
     )  # fmt: skip
 
 
-def markdown_table(methods: Sequence[About]) -> str:
+def markdown_table(methods: Sequence[About], per: str = "prompt and noise") -> str:
     """The table of methods as Markdown."""
-    lines = ["| method | what it is | sees | NFE per prompt and noise | reference |", "|---|---|---|---|---|"]
+    lines = [f"| method | what it is | sees | NFE per {per} | reference |", "|---|---|---|---|---|"]
     lines += [f"| `{m.name}` | {m.summary} | {m.access} | {m.cost} | {m.reference} |" for m in methods]
     return "\n".join(lines)
 
@@ -107,20 +113,32 @@ def methods_page() -> str:
         "This page is made by `diffmem methods --page` from the scores themselves. Higher always means more memorized.\n",
         markdown_table(all_methods()) + "\n",
     ]
-    for about in all_methods():
-        fields = parameters_class(SCORES.get(about.name)).model_fields
-        parts.append(f"## {about.name}\n\n{about.summary[0].upper()}{about.summary[1:]}.\n")
-        parts.append(f"- Formula: `{about.formula}`")
-        parts.append(f"- Reference: {about.reference}")
-        parts.append(f"- Sees: {about.access}. NFE per prompt and noise: {about.cost}. Unit: {about.unit}.")
-        parts.append(f"- Fails when: {about.fails_when}.")
-        if fields:
-            listed = "; ".join(
-                f"`{n}` = `{f.default!r}`" + (f", {f.description}" if f.description else "") for n, f in fields.items()
-            )
-            parts.append(f"- Parameters: {listed}.")
-        parts.append("")
+    parts += [part for about in all_methods() for part in _described_in_full(about, SCORES, "prompt and noise")]
     from diffmem.report.moments import moments_markdown
 
     parts.append(f"## Where on the noise scale the scores look\n\n{moments_markdown()}\n")
+    parts.append(
+        "# Scores of images\n\nWhat `diffmem measure` runs, one image at a time. Values keep their own sign; the evidence "
+        "beside them is higher for more memorized images.\n"
+    )
+    parts.append(markdown_table(image_methods(), "image") + "\n")
+    parts += [part for about in image_methods() for part in _described_in_full(about, IMAGE_SCORES, "image")]
     return "\n".join(parts)
+
+
+def _described_in_full(about: About, registry: Registry[Any], per: str) -> list[str]:
+    """The paragraph of one method on the page."""
+    fields = parameters_class(registry.get(about.name)).model_fields
+    parts = [
+        f"## {about.name}\n\n{about.summary[0].upper()}{about.summary[1:]}.\n",
+        f"- Formula: `{about.formula}`",
+        f"- Reference: {about.reference}",
+        f"- Sees: {about.access}. NFE per {per}: {about.cost}. Unit: {about.unit}.",
+        f"- Fails when: {about.fails_when}.",
+    ]
+    if fields:
+        listed = "; ".join(
+            f"`{n}` = `{f.default!r}`" + (f", {f.description}" if f.description else "") for n, f in fields.items()
+        )
+        parts.append(f"- Parameters: {listed}.")
+    return [*parts, ""]
