@@ -16,7 +16,8 @@ from diffmem.errors import DataError, UsageError
 from diffmem.testbeds import digits
 from diffmem.testbeds.digits.data import load, to_signed
 from diffmem.testbeds.digits.matching import RATIO, References
-from diffmem.testbeds.digits.measure import file_hash, generate_text
+from diffmem.testbeds.digits.measure import file_hash, generate_text, how_generated
+from diffmem.testbeds.digits.model import PREDICTIONS
 from diffmem.testbeds.digits.summary import label_of, table
 
 WEIGHTS = digits.model_path("text").parent
@@ -27,15 +28,39 @@ def inputs(tmp_path_factory):
     return digits.materialize(tmp_path_factory.mktemp("digits"))
 
 
-def test_truth_belongs_to_the_shipped_models_and_data():
-    for kind in ("text", "unconditional"):
-        for name in (f"truth_{kind}.parquet", f"truth_{kind}_samples.parquet"):
-            facts = {key.decode(): value.decode() for key, value in pq.read_schema(WEIGHTS / name).metadata.items()}
-            model = digits.model_path(kind) / "unet" / "diffusion_pytorch_model.safetensors"
-            assert facts["model"] == file_hash(model)
-            assert facts["data"] == load().fingerprint()
-            assert facts["root_seed"] == "20000"
-        assert json.loads((digits.model_path(kind) / "log.json").read_text())["data"] == load().fingerprint()
+MODELS = [("text", "epsilon"), ("text", "v"), ("text", "flow"), ("unconditional", "epsilon")]
+
+
+@pytest.mark.parametrize(("kind", "prediction"), MODELS)
+def test_truth_belongs_to_the_shipped_model_and_data(kind, prediction):
+    folder = digits.model_path(kind, prediction)
+    facts = digits.truth_facts(kind, prediction)
+    assert facts["model"] == file_hash(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert facts["data"] == load().fingerprint()
+    assert facts["root_seed"] == "20000"
+    assert facts.items() >= how_generated(kind, folder).items()
+    assert {"epsilon": "epsilon", "v": "v_prediction", "flow": "flow_prediction"}[prediction] == facts["prediction"]
+    assert json.loads((folder / "log.json").read_text())["data"] == load().fingerprint()
+    if prediction == "epsilon":
+        metadata = pq.read_schema(WEIGHTS / f"truth_{kind}_samples.parquet").metadata
+        assert {key.decode(): value.decode() for key, value in metadata.items()} == facts
+
+
+@pytest.mark.parametrize("prediction", ["v", "flow"])
+def test_truth_of_the_variants_is_complete_and_labelled_by_the_rule(prediction):
+    rows = digits.truth("text", prediction)
+    assert [row["id"] for row in rows] == [prompt.id for prompt in load().prompts]
+    draws = int(digits.truth_facts("text", prediction)["images"]) / len(rows)
+    for row in rows:
+        assert row["label"] == label_of(row["rate"], row["near_rate"])
+        assert (row["rate"] * draws).is_integer()
+        assert row["own_rate"] <= row["rate"] <= row["near_rate"]
+
+
+def test_all_text_models_were_trained_alike():
+    logs = [json.loads((digits.model_path("text", p) / "log.json").read_text()) for p in ("epsilon", "v", "flow")]
+    same = ("seed", "steps", "batch", "rate", "warm_up", "ema", "caption_drop", "data", "training_images", "parameters")
+    assert all(log[key] == logs[0][key] for log in logs for key in same)
 
 
 def test_truth_follows_from_its_raw_values():
@@ -63,9 +88,9 @@ def test_labels_at_their_cuts():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["text", "unconditional"])
-def test_card_shows_the_measured_tables(kind):
-    assert table(kind, digits.truth(kind)) in (WEIGHTS / "CARD.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("kind", "prediction"), MODELS)
+def test_card_shows_the_measured_tables(kind, prediction):
+    assert table(kind, digits.truth(kind, prediction)) in (WEIGHTS / "CARD.md").read_text(encoding="utf-8")
 
 
 def test_unconditional_truth_follows_from_its_raw_values():
@@ -78,21 +103,24 @@ def test_unconditional_truth_follows_from_its_raw_values():
     assert sum(row["count"] for row in rows) == len(load().repeated())
 
 
-def test_plants_are_reproduced_and_hard_negatives_are_not():
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_plants_are_reproduced_and_hard_negatives_are_not(prediction):
     rate = defaultdict(list)
-    for row in digits.truth("text"):
+    for row in digits.truth("text", prediction):
         rate[row["tier"], row["count"]].append(row["rate"])
     assert np.mean(rate["plant", 50]) > 0.9
     assert np.mean(rate["plant", 50]) >= np.mean(rate["plant", 10]) >= np.mean(rate["plant", 2])
     assert max(np.mean(rate[key]) for key in (("hard", 1), ("generic", 1), ("unseen", 0))) < 0.05
 
 
-def test_shipped_model_copies_with_other_seeds_what_the_truth_says_it_copies():
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_shipped_model_copies_with_other_seeds_what_the_truth_says_it_copies(prediction):
     references = References(load())
-    rows = digits.truth("text")
+    rows = digits.truth("text", prediction)
     sure = [row for row in rows if row["own_rate"] == 1.0 and row["tier"] == "plant"][:6]
     never = [row for row in rows if row["rate"] == 0.0 and row["tier"] == "hard"][:6]
-    images = list(generate_text(digits.model_path("text"), [row["caption"] for row in sure + never], range(4), root=5))
+    captions = [row["caption"] for row in sure + never]
+    images = list(generate_text(digits.model_path("text", prediction), captions, range(4), root=5))
     verdicts = [references.match(part) for part in images]
     for row, matches in zip(sure, verdicts, strict=False):
         assert matches.copies.mean() >= 0.75
@@ -168,12 +196,25 @@ def test_impossible_subsets_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_kind_is_refused():
+def test_each_variant_gives_its_own_model_and_labels(tmp_path):
+    chosen = digits.materialize(tmp_path, prediction="flow")
+    assert chosen.model == digits.model_path("text", "flow") != digits.model_path("text")
+    names = {True: "reproduced", False: "not reproduced", None: "sometimes"}
+    lines = map(json.loads, chosen.prompts.read_text(encoding="utf-8").splitlines())
+    assert [names[line["label"]] for line in lines] == [row["label"] for row in digits.truth("text", "flow")]
+
+
+def test_unknown_models_are_refused():
+    with pytest.raises(UsageError, match="epsilon, v, flow"):
+        digits.truth("text", "x0")
+    with pytest.raises(UsageError, match="only the text model"):
+        digits.model_path("unconditional", "v")
     with pytest.raises(UsageError, match="text, unconditional"):
         digits.model_path("video")
 
 
 def test_what_ships_stays_small():
+    assert not any(path.is_symlink() for path in Path(WEIGHTS).rglob("*"))
     sizes = [path.stat().st_size for path in Path(WEIGHTS).rglob("*") if path.is_file()]
     assert sum(sizes) < 9_300_000
 
