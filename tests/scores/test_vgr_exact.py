@@ -76,8 +76,8 @@ def mixture(schedule):
 def test_the_log_likelihood_of_a_mixture():
     denoiser = mixture(VPSDE())
     x = denoiser.means[:2] + 0.3 * normal(2, 6, seed=3)
-    [exact, _] = found = compute(parse_image_score("vgr-likelihood:volume=exact,steps=80"), denoiser, x)
-    flow = Flow(denoiser, denoiser.null(), noise_grid(VPSDE(), 80))
+    [exact, _] = found = compute(parse_image_score("vgr-likelihood:volume=exact,steps=160"), denoiser, x)
+    flow = Flow(denoiser, denoiser.null(), noise_grid(VPSDE(), 160))
     latents = flow.to_noise(x)
     change = denoiser.log_density(x, VPSDE.t_min) - denoiser.log_density(latents, VPSDE.t_max)
     for i, result in enumerate(found):
@@ -86,7 +86,7 @@ def test_the_log_likelihood_of_a_mixture():
         # What is left is how far the latents' density is from N(0, I) at alpha_T = .0066.
         assert result.value == pytest.approx(float(denoiser.log_density(x, VPSDE.t_min)[i]), abs=0.02)
         assert result.value == result.components["log_likelihood"]
-    volume = compute(parse_image_score("vgr-exact:steps=80"), denoiser, x)[0]
+    volume = compute(parse_image_score("vgr-exact:steps=160"), denoiser, x)[0]
     assert exact.components["log_volume"] == pytest.approx(volume.value)
     assert volume.components["log_likelihood"] == pytest.approx(exact.value)
     # Enough probes determine the trace; with them the two volumes differ by quadrature only.

@@ -56,8 +56,15 @@ def push(
         chunk: directions at once; the step itself is computed once per chunk.
     """
     moved, x_next = [], x
-    for part in frames.split(chunk):
-        x_next, tangents = torch.func.vmap(lambda v: torch.func.jvp(step, (x,), (v,)), out_dims=(None, 0))(part)
+
+    def along(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        value, tangent = torch.func.jvp(step, (x,), (v,))
+        return value, tangent
+
+    # The value does not depend on the direction (out dimension None), which vmap's annotations do not foresee.
+    over = torch.func.vmap(along, out_dims=(None, 0))  # type: ignore[arg-type]
+    for part in torch.split(frames, chunk):
+        x_next, tangents = over(part)
         moved.append(tangents)
     return x_next, torch.cat(moved)
 

@@ -16,14 +16,14 @@ def peak_bytes(call: Callable[[], Any]) -> int:
     """The most bytes of new tensors that lived at one time while `call` ran."""
     with _Live() as live:
         call()
-    return live.peak
+    return int(live.peak)
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that operations make, until they are let go."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: set[int] = set()
 

@@ -165,7 +165,7 @@ def edge_volume(euler: Euler, x: torch.Tensor, frames: torch.Tensor, radius: flo
     for node, at in enumerate(euler.nodes):
         moved = euler.step(x, node, rows)
         parts = []
-        for part in frames.split(chunk):
+        for part in torch.split(frames, chunk):
             points = (x + radius * part).reshape(-1, *shape)
             parts.append(euler.step(points, node, rows.repeat(len(part))).reshape(part.shape) - moved)
         difference = torch.cat(parts).reshape(k, batch, -1).permute(1, 0, 2)
