@@ -13,7 +13,9 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["tutorial.md", "models.md", "writing-a-score.md", "guard.md", "training.md", "measuring-images.md"])
+@pytest.mark.parametrize(
+    "page", ["tutorial.md", "models.md", "writing-a-score.md", "guard.md", "training.md", "measuring-images.md"]
+)
 def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     from diffmem.scores import SCORES
 

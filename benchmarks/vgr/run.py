@@ -36,11 +36,11 @@ from diffmem.testbeds.digits.data import to_bytes
 
 SCORES = {
     "digits": (
-        "vgr-bottom", "vgr-bottom:k=8,steps=25", "vgr-likelihood", "vgr-trace", "vgr-subspace", "vgr-subspace:k=10",
-        "vgr-paper:k=10,steps=400", "vgr-exact:steps=25",
+        "vgr-bottom:k=8,steps=25", "vgr-likelihood:probes=4,steps=25", "vgr-subspace:k=16,steps=25",
+        "vgr-paper:k=16,steps=200",
     ),
     "cifar10": (
-        "vgr-bottom:k=16,steps=25", "vgr-likelihood:probes=4,steps=25", "vgr-subspace:k=16,steps=25",
+        "vgr-bottom:k=8,steps=25", "vgr-likelihood:probes=4,steps=25", "vgr-subspace:k=16,steps=25",
         "vgr-paper:k=16,steps=200",
     ),
 }  # fmt: skip
@@ -58,6 +58,7 @@ def main():
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--models", nargs="*", default=[], help="seed=FOLDER of further digits models with their truth")
     parser.add_argument("--data", type=Path, help="folder with train.parquet and heldout.parquet (CIFAR-10)")
+    parser.add_argument("--skip-digits", action="store_true", help="only CIFAR-10")
     parser.add_argument("--images", type=int, default=12, help="per group")
     parser.add_argument("--steps", type=int, default=3000, help="training steps on CIFAR-10")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("result.json"))
@@ -65,6 +66,8 @@ def main():
     torch.set_num_threads(1)
     report = json.loads(options.out.read_text()) if options.out.exists() else {"models": {}}
     jobs = {"digits-seed-0": (digits.model_path("unconditional"), digits.truth("unconditional"))}
+    if options.skip_digits:
+        jobs = {}
     for text in options.models:
         seed, _, folder = text.partition("=")
         jobs[f"digits-seed-{seed}"] = (
@@ -285,7 +288,11 @@ def draw(models, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [(n, s) for n in models for s in ("vgr-bottom", "vgr-bottom:k=16,steps=25") if s in models[n]["curves"]]
+    shown = [
+        (n, s) for n in models for s in models[n]["curves"] if s.startswith("vgr-bottom") and models[n]["curves"][s]
+    ]
+    if not shown:
+        return
     figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.6), squeeze=False, layout="constrained")
     for axis, (name, score) in zip(axes[0], shown, strict=True):
         for group, color in (("memorized", "#c0392b"), ("member", "#2e6da4"), ("heldout", "#7f8c8d")):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests import tiny_families
 from tests.mitigation.mitigations import PROMPTS, backwards, generate, prompts, target
+from tests.tiny import picture
 
 from diffmem.errors import DataError, MitigationRefused, UsageError
 from diffmem.mitigation.amg import AmgParameters
@@ -223,3 +224,34 @@ def test_the_step_is_guidance():
     step = Step(0, 1.0, torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1, 1), torch.zeros(2, 1, 1, 1))
     assert step.guided(3.0).flatten().tolist() == [3, 3]
     assert step.guided(torch.tensor([1.0, -2.0])).flatten().tolist() == [1, -2]
+
+
+def test_image_to_image_pipelines_are_mitigated_or_refused():
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    made = StableDiffusionImg2ImgPipeline(**target().pipeline.components, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    found = {}
+    for text in ("random-tokens:count=0", "random-tokens", "transition-static", "opposite-guidance", "ren"):
+        with parse_mitigation(text).apply(made):
+            found[text] = made(
+                "a red fox", image=picture(0), strength=1.0, num_inference_steps=3, output_type="np",
+                num_images_per_prompt=2, generator=torch.Generator().manual_seed(0),
+            ).images  # fmt: skip
+    plain = found.pop("random-tokens:count=0")
+    assert all(np.abs(images - plain).max() > 1e-4 for images in found.values())
+    for name in ("sail", "han-batch", "han-sample", "wen"):
+        with pytest.raises(MitigationRefused, match="`latents`"), parse_mitigation(name).apply(made):
+            made("a red fox", image=picture(0), num_inference_steps=3)
+
+
+def test_a_pull_does_not_depend_on_the_size_of_the_image():
+    pipe = target().pipeline
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    pulls = []
+    for latents in (x, x.repeat(1, 1, 2, 2)):
+        with parse_mitigation("wen:pull=1000").apply(pipe) as record:
+            side = latents.shape[-1] * 2
+            pipe("a fox", latents=latents, height=side, width=side, num_inference_steps=1, output_type="np")
+        pulls.append(record.items[0]["before"])
+    assert pulls[1] == pytest.approx(pulls[0], rel=0.5)

@@ -7,8 +7,8 @@ import pytest
 
 from diffmem.testbeds.photos.captions import STEM_ADJECTIVES, STEM_NOUNS
 from diffmem.testbeds.photos.data import UNSEEN_PER_KIND, load, to_signed
-from diffmem.testbeds.photos.placing import COUNTS, HARD_PER_KIND, ISOLATION, WHOLE
 from diffmem.testbeds.photos.places import candidates, shared
+from diffmem.testbeds.photos.placing import COUNTS, HARD_PER_KIND, ISOLATION, WHOLE
 from diffmem.testbeds.photos.sources import GREY_KINDS, KINDS, SOURCES, TINTS, picture, render
 
 SPECIFIC = ("plant", "hard", "unseen")

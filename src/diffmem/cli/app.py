@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "curate": ("diffmem.cli.curate:curate", "Propose what to do with each training image, from what was measured."),
     "generate": ("diffmem.cli.generate:generate", "Generate images per prompt with recorded seeds."),
     "index": ("diffmem.cli.index:index", "Describe a training set once, for later matching."),
+    "extract": ("diffmem.cli.extract:extract", "Find memorized images without the training set, from prompts alone."),
     "match": ("diffmem.cli.match:match", "Find the nearest training images of generated images."),
     "train": ("diffmem.cli.train:train", "Train or fine-tune with known duplication, captions and mitigations."),
     "evaluate": ("diffmem.cli.evaluate:evaluate", "AUROC and TPR of a run's scores, with intervals."),

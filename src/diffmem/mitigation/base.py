@@ -115,8 +115,9 @@ class Mitigation(ABC):
         """Mitigate every image that the target (or pipeline) generates inside the block.
 
         The pipeline is the user's own object; when the block ends, also by an exception, it is as before. While the
-        block lasts every caller of this pipeline is mitigated. Randomness is named by prompt and seed of each image,
-        so an image does not depend on what else is in the batch.
+        block lasts every caller of this pipeline is mitigated; calls must not overlap in time, as for any diffusers
+        pipeline, whose scheduler holds the state of one call. Randomness is named by prompt and seed of each image, so
+        an image does not depend on what else is in the batch.
 
         Args:
             target: a Target with a pipeline, or a diffusers pipeline.

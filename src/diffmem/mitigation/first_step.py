@@ -19,7 +19,7 @@ WEN_PULL = 0.31
 """Wen et al.'s target of 3 on Stable Diffusion 1.4 as a pull: 3 / sqrt(4 * 64 * 64) * sigma / alpha at t = 981."""
 
 
-def pull_factor(denoiser: Denoiser, t: float) -> float:
+def pull_factor(denoiser: Denoiser, t: float, elements: int | None = None) -> float:
     """What turns a norm of the difference of outputs at time t into a pull.
 
     The pull is the root mean square, per element of x0, of how far the prompt moves the prediction of the clean sample,
@@ -27,13 +27,18 @@ def pull_factor(denoiser: Denoiser, t: float) -> float:
     pull = f ||out_c - out_u||_2 / sqrt(d) with f = sigma/alpha (epsilon), sigma (v, flow), 1 (x0), sigma^2/alpha (score).
     Published norms hold for one model, one schedule and one size; pulls can be compared. It exists at alpha = 0 for the
     networks that are used there (v, flow).
+
+    Args:
+        denoiser: the model.
+        t: the time.
+        elements: d, the size of one sample; the model's own size if None.
     """
     alpha, sigma = denoiser.schedule.at(t)
     kind = denoiser.prediction
     factor = {"v": sigma, "flow": sigma, "x0": 1.0}.get(kind)
     if factor is None:
         factor = (sigma if kind == "epsilon" else sigma**2) / alpha
-    return factor / math.sqrt(math.prod(denoiser.sample_shape))
+    return factor / math.sqrt(elements or math.prod(denoiser.sample_shape))
 
 
 class Moment:
@@ -51,7 +56,7 @@ class Moment:
         with torch.no_grad():
             self.unconditional = denoiser.predict(x, t, denoiser.null())
         record.nfe.add(forward=len(x))
-        self.factor = pull_factor(denoiser, t)
+        self.factor = pull_factor(denoiser, t, x[0].numel())
 
     def conditional(self, cond: Conditioning, rows: torch.Tensor) -> torch.Tensor:
         """The network's own output with the prompts of some rows, [n, *sample_shape]; counted by the caller."""

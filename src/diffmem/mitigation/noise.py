@@ -60,7 +60,7 @@ class Pull:
     def __init__(self, call: Call) -> None:
         self.denoiser, self.record = call.denoiser, call.record
         self.t, self.cond, self.null = call.first_time, call.conditioning(), call.denoiser.null()
-        self.factor = pull_factor(self.denoiser, self.t)
+        self.factor = pull_factor(self.denoiser, self.t, call.noise()[0].numel())
 
     def difference(self, x: torch.Tensor, rows: torch.Tensor, gradient: bool = False) -> torch.Tensor:
         """(f(x, T, c) - f(x, T, empty)) * factor of some rows, [n, *sample_shape]: its norm is the pull. 2 NFE a row."""

@@ -34,9 +34,7 @@ class Sampling:
     batch: int = 160
 
 
-def generate(
-    pipe: Any, prompts: Sequence[str], draws: range, sampling: Sampling, root: int = ROOT
-) -> Iterator[Floats]:
+def generate(pipe: Any, prompts: Sequence[str], draws: range, sampling: Sampling, root: int = ROOT) -> Iterator[Floats]:
     """For each prompt in turn its images [draws, height, width, channels] in [−1, 1].
 
     Args:
@@ -52,9 +50,7 @@ def generate(
     for start in range(0, len(prompts), per_batch):
         part = prompts[start : start + per_batch]
         texts = [text for text in part for _ in draws]
-        latents = torch.stack(
-            [generation_noise(root, text, draw, sampling.shape) for text in part for draw in draws]
-        )
+        latents = torch.stack([generation_noise(root, text, draw, sampling.shape) for text in part for draw in draws])
         result = pipe(
             texts,
             num_inference_steps=sampling.steps,

@@ -1,0 +1,93 @@
+"""Extraction end to end on a model that repeats an image for one prompt and makes new ones for others."""
+
+import json
+
+import numpy as np
+import pytest
+from tests.tiny import picture
+
+from diffmem.cli.app import main
+from diffmem.engine.extract import extract_images
+from diffmem.engine.generate import Generation
+from diffmem.errors import UsageError
+from diffmem.models.target import Target
+
+
+@pytest.fixture
+def model():
+    def generate(prompts, seeds):
+        return [
+            picture(7, 0.01 + 0.0 * seed) if "memorized" in text and seed % 4 else picture(seed % 2**31)
+            for text, seed in zip(prompts, seeds, strict=True)
+        ]
+
+    return Target.from_callable(generate=generate, name="repeats")
+
+
+@pytest.fixture
+def train(tmp_path):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for i in range(30):
+        picture(i).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def test_the_repeated_image_is_extracted_and_proved(model, train, tmp_path):
+    settings = Generation(draws=40)
+    found = extract_images(
+        model, ["a memorized one", "a fox", "a hen"], settings, train, out=tmp_path / "run", edge=0.95, smallest=8
+    )
+    (row,) = found.rows
+    assert (row["rank"], row["prompt"], row["train_id"]) == (1, "a memorized one", "007.png")
+    assert row["size"] == sum(seed % 4 != 0 for seed in seeds_of(found.run, row["prompt_id"]))
+    assert row["of"] == 40 and row["exact"] and row["train_similarity"] > 0.95 and row["ratio"] < 0.2
+    assert found.prompts == 3 and found.false_edges.value < 0.01
+    folder = tmp_path / "run" / "extracted" / "0001"
+    assert json.loads((folder / "proof.json").read_text())["train_id"] == "007.png"
+    assert (folder / "generated.png").exists() and (folder / "training.png").read_bytes() != b""
+    again = extract_images(
+        model, ["a memorized one", "a fox", "a hen"], settings, out=tmp_path / "run", edge=0.95, smallest=8
+    )
+    assert [r["draws"] for r in again.rows] == [row["draws"]]
+    assert "train_id" not in again.rows[0]
+
+
+def seeds_of(run, prompt):
+    return [r["seed"] for r in run.store.read("images").to_pylist() if r["prompt_id"] == prompt]
+
+
+def test_too_few_images_for_a_clique(model):
+    with pytest.raises(UsageError, match="cannot hold a clique of 10"):
+        extract_images(model, ["a fox"], Generation(draws=9))
+
+
+def test_typed(tmp_path, capsys):
+    from tests.tiny import tiny_sd
+
+    tiny_sd().save_pretrained(tmp_path / "model")
+    arguments = [
+        "extract",
+        tmp_path / "model",
+        "a fox",
+        "a hen",
+        "--images",
+        "4",
+        "--clique",
+        "2",
+        "--steps",
+        "2",
+        "--edge",
+    ]
+    assert main([*map(str, arguments), "0.3", "--out", str(tmp_path / "run"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompts"] == 2 and found["edge"] == 0.3
+    assert all(row["size"] >= 2 for row in found["extractions"])
+    assert main([*map(str, arguments), "0.999", "--out", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr()
+    assert "0 images extracted from 2 prompts" in shown.out and "different prompts" in shown.err
+    assert main([*map(str, arguments), "0.3", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 8
+    assert main(["extract", str(tmp_path / "model"), "a fox"]) == 2
+    assert "--out is missing" in capsys.readouterr().err
+    assert np.isfinite([row["mean_similarity"] for row in found["extractions"]]).all()
