@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class ToyBatch(BatchImageScore):
     """Negative denoising error; counts how many images each call got."""
 
     about = about("toy")
-    calls: list[int] = []
+    calls: ClassVar[list[int]] = []
     fail_above: int | None = None
     poison: str | None = None
 

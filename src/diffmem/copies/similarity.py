@@ -131,11 +131,11 @@ def _statistics(values: Floats, cut: float, edges: Floats, bootstrap: Bootstrap,
         points = part[below] + (place - below) * (part[above] - part[below])
         return [float(part.mean()), float(part.std(ddof=1)) if len(part) > 1 else None, *map(float, points)]
 
-    mean, std, *percentiles = bootstrap.intervals(name, figures)
+    mean, std, p75, p90, p95 = bootstrap.intervals(name, figures)
     # Values of the background of distinct images may lie below the lowest edge; they are counted in the first bin.
     counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
     share = bootstrap.share(f"{name} share", values > cut)
-    return SimilarityStatistics(mean, std, *percentiles, share, [int(count) for count in counts])
+    return SimilarityStatistics(mean, std, p75, p90, p95, share, [int(count) for count in counts])
 
 
 def split_by_duplication(

@@ -125,7 +125,8 @@ def _search(
     store: RunStore, maker: Descriptor, smallest: int, seed: int, result: ExtractionResult, silent: bool
 ) -> list[dict[str, Any]]:
     """The extractions of all prompts, surest first. Vectors of all images lie in a temporary file, not in memory."""
-    about, found = [], []
+    about: list[Any] = []
+    found: list[Any] = []
     count = store.read("images", ["key"]).num_rows
     with tempfile.TemporaryDirectory(prefix="diffmem-") as folder:
         vectors: np.ndarray | None = None

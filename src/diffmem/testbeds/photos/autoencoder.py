@@ -79,7 +79,10 @@ def train(out: Path, steps: int = STEPS, seed: int = SEED) -> dict[str, Any]:
         posterior = model.encode(batch).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=random)
         divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        return _unlike(model.decode(posterior.mean + posterior.std * noise).sample, batch) + KL * divergence
+        loss: torch.Tensor = (
+            _unlike(model.decode(posterior.mean + posterior.std * noise).sample, batch) + KL * divergence
+        )
+        return loss
 
     log = fit([model], loss_at, Recipe(steps, BATCH, RATE))
     scale = 1 / latents_of(model, distinct()).std().item()
@@ -141,7 +144,7 @@ def _posterior_of(model: Any, images: torch.Tensor) -> tuple[torch.Tensor, torch
     import torch
 
     with torch.no_grad():
-        found = [model.encode(part).latent_dist for part in images.split(256)]
+        found = [model.encode(part).latent_dist for part in torch.split(images, 256)]
     return torch.cat([one.mean for one in found]), torch.cat([one.std for one in found])
 
 
@@ -150,7 +153,9 @@ def decoded(model: Any, images: torch.Tensor) -> torch.Tensor:
     import torch
 
     with torch.no_grad():
-        return torch.cat([model.decode(part).sample for part in latents_of(model, images).split(256)]).clamp(-1, 1)
+        return torch.cat([model.decode(part).sample for part in torch.split(latents_of(model, images), 256)]).clamp(
+            -1, 1
+        )
 
 
 def load_from(folder: Path) -> AutoencoderKL:

@@ -26,9 +26,9 @@ def extra_crops(per_kind: int) -> list[tuple[str, Pixels]]:
         wide = replace(source, sides=(source.sides[1], min(right - left, bottom - top)))
         for form, name in ((source, "near"), (wide, "wide")):
             places = islice(candidates(form, False, ROOT, "extra", name, source.kind), per_kind // 2)
-            for number, place in enumerate(places):
+            for number, at in enumerate(places):
                 tint = tint_of(source.kind, ROOT, "extra", name, source.kind, number)
-                crops.append((source.kind, render(source.kind, place, tint)))
+                crops.append((source.kind, render(source.kind, at, tint)))
     faces = [one for one in load().places.values() if one.kind == "face" and one.tier == "generic"]
     tinted = [(one.place, tint) for one in faces for tint in TINTS]
     for place, tint in shuffled(tinted, ROOT, "extra faces")[:per_kind]:

@@ -86,7 +86,7 @@ def _loaders() -> dict[str, Callable[[], Any]]:
         "cat": data.chelsea,
         "coffee": data.coffee,
         "rocket": data.rocket,
-        "motorcycle": lambda: data.stereo_motorcycle()[0],
+        "motorcycle": lambda: data.stereo_motorcycle()[0],  # type: ignore[no-untyped-call]
         "temple": lambda: load_sample_image("china.jpg"),
         "flower": lambda: load_sample_image("flower.jpg"),
         "galaxy": data.hubble_deep_field,

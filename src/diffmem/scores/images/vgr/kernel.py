@@ -58,8 +58,8 @@ def push(
     moved, x_next = [], x
 
     def along(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        value, tangent = torch.func.jvp(step, (x,), (v,))
-        return value, tangent
+        found: tuple[torch.Tensor, torch.Tensor] = torch.func.jvp(step, (x,), (v,))  # type: ignore[assignment]
+        return found
 
     # The value does not depend on the direction (out dimension None), which vmap's annotations do not foresee.
     over = torch.func.vmap(along, out_dims=(None, 0))  # type: ignore[arg-type]
