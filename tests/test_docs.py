@@ -47,8 +47,13 @@ def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     assert any(tmp_path.iterdir()) or page in ("writing-a-score.md", "models.md", "guard.md", "training.md")
 
 
-def test_the_methods_page_is_made_from_the_registry():
+def test_the_methods_page_is_made_from_the_registry(monkeypatch):
     from diffmem.report.methods import methods_page
+    from diffmem.scores import SCORES
+    from diffmem.scores.images import IMAGE_SCORES
+
+    for registry in (SCORES, IMAGE_SCORES):  # without what other tests have added
+        monkeypatch.setattr(registry, "_loaded", {})
 
     assert (DOCS / "methods.md").read_text(encoding="utf-8") == methods_page()
 

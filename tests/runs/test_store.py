@@ -52,10 +52,20 @@ def test_every_column_comes_back(tmp_path):
         "images": {"draw": 3, "seed": 2**62, "width": 8, "height": 8, "png": b"\x89PNG\x00", "status": "ok"},
         "matches": {"draw": 3, "image_key": row_key(i=1), "rank": 0, "similarity": float("inf"), "status": "ok"}
         | {"descriptor": "l2"},
+        "targets": {"image_id": "i", "sha": "ab", "member": None, "png": b"\x89PNG\x00", "status": "ok"},
+        "measures": {
+            "image_id": "i",
+            "score": "s",
+            "version": "1",
+            "value": float("inf"),
+            "evidence": -3.5,
+            "status": "ok",
+        },
     }
     assert set(rows) == set(SCHEMAS)
     for stage, part in rows.items():
-        row = {"key": row_key(stage=stage), "prompt_id": "p"} | part
+        named = {"prompt_id": "p"} if "prompt_id" in SCHEMAS[stage].names else {}
+        row = {"key": row_key(stage=stage)} | named | part
         store.append(stage, [row])
         table = store.read(stage)
         assert table.schema.equals(SCHEMAS[stage])
