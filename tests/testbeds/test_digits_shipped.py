@@ -16,9 +16,10 @@ from diffmem.errors import DataError, UsageError
 from diffmem.testbeds import digits
 from diffmem.testbeds.digits.data import load, to_signed
 from diffmem.testbeds.digits.matching import RATIO, References
-from diffmem.testbeds.digits.measure import file_hash, generate_text, how_generated
+from diffmem.testbeds.digits.measure import generate_text, how_generated
 from diffmem.testbeds.digits.model import PREDICTIONS
-from diffmem.testbeds.digits.summary import label_of, table
+from diffmem.testbeds.labels import label_of, table
+from diffmem.testbeds.measuring import file_hash
 
 WEIGHTS = digits.model_path("text").parent
 

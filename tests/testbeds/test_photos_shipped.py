@@ -11,11 +11,11 @@ from PIL import Image
 
 from diffmem.errors import DataError, UsageError
 from diffmem.testbeds import photos
-from diffmem.testbeds.digits.measure import file_hash
-from diffmem.testbeds.digits.summary import label_of, table
-from diffmem.testbeds.measuring import generate
+from diffmem.testbeds.labels import label_of, table
+from diffmem.testbeds.matching import NEAR_RATIO, RATIO
+from diffmem.testbeds.measuring import file_hash, generate
 from diffmem.testbeds.photos.data import load, to_signed
-from diffmem.testbeds.photos.measure import DRAWS, NEAR_RATIO, RATIO, SAMPLING, load_pipeline, references
+from diffmem.testbeds.photos.measure import DRAWS, SAMPLING, load_pipeline, references
 from diffmem.testbeds.photos.sources import KINDS
 
 WEIGHTS = photos.model_path().parent

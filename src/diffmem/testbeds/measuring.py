@@ -6,10 +6,12 @@ root of their own, which no audit may use.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,14 +86,33 @@ def measure(
     started = time.perf_counter()
     generated = generate(pipe, [prompt.text for prompt in prompts], range(draws), sampling)
     for number, (prompt, images) in enumerate(zip(prompts, generated, strict=True), 1):
-        matches = references.match(images)
-        # Rates are counted from these very numbers, so they are rounded here to the precision that is stored.
-        first, second = matches.first.astype(np.float32), matches.second.astype(np.float32)
-        for draw, (group, shows) in enumerate(zip(matches.nearest, shown(images), strict=True)):
-            near = {"d1": float(first[draw]), "d2": float(second[draw]), "nearest": references.groups[group]}
-            rows.append({"id": prompt.id, "draw": draw, **near, "shows": shows})
+        rows += [{"id": prompt.id, **row} for row in matched(references, images, shown(images))]
         if number % 20 == 0 or number == len(prompts):
-            seconds = time.perf_counter() - started
-            left = seconds / number * (len(prompts) - number)
-            print(f"{number}/{len(prompts)}  {seconds:.0f} s  about {left:.0f} s left", file=sys.stderr, flush=True)
+            progress(number, len(prompts), started)
     return rows
+
+
+def matched(references: References, images: Floats, shown: Sequence[Any], first_draw: int = 0) -> Iterator[Sample]:
+    """What images [N, ...] in [−1, 1] match: draw, d1, d2, nearest, shows."""
+    matches = references.match(images)
+    for number, (group, shows) in enumerate(zip(matches.nearest, shown, strict=True)):
+        # Rates are counted from these very numbers, so they are rounded here to the precision that is stored.
+        yield {
+            "draw": first_draw + number,
+            "d1": float(np.float32(matches.first[number])),
+            "d2": float(np.float32(matches.second[number])),
+            "nearest": references.groups[group],
+            "shows": shows,
+        }
+
+
+def progress(done: int, total: int, started: float) -> None:
+    """One line on stderr: how much is done, how long it took, how long the rest may take."""
+    seconds = time.perf_counter() - started
+    left = seconds / done * (total - done)
+    print(f"{done}/{total}  {seconds:.0f} s  about {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

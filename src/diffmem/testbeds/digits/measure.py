@@ -8,8 +8,6 @@ seeds have a root of their own, which no audit may use.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,18 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from diffmem.errors import DataError
-from diffmem.randomness import gaussian, generation_noise
+from diffmem.randomness import gaussian
 from diffmem.testbeds.digits.classifier import classify
 from diffmem.testbeds.digits.data import SIZE, load
 from diffmem.testbeds.digits.matching import References
 from diffmem.testbeds.digits.model import KINDS, Kind, load_text, load_unconditional
 from diffmem.testbeds.digits.summary import Sample, summarize_text, summarize_unconditional, table
+from diffmem.testbeds.measuring import ROOT, Sampling, file_hash, generate, matched, measure, progress
 
-ROOT = 20000
 DRAWS = 32
 STEPS = 20
 GUIDANCE = 2.0
-BATCH = 160
+SAMPLING = Sampling((1, SIZE, SIZE), STEPS, GUIDANCE)
 UNCONDITIONAL_SAMPLES = 8192
 
 Floats = npt.NDArray[np.float32]
@@ -48,19 +46,8 @@ def generate_text(folder: Path, prompts: list[str], draws: range, root: int = RO
     Yields:
         For each prompt in turn its images [draws, 8, 8] in [−1, 1].
     """
-    import torch
-
-    pipe: Any = load_text(folder)
-    per_batch = max(1, BATCH // len(draws))
-    for start in range(0, len(prompts), per_batch):
-        part = prompts[start : start + per_batch]
-        texts = [text for text in part for _ in draws]
-        latents = torch.stack([generation_noise(root, text, draw, (1, SIZE, SIZE)) for text in part for draw in draws])
-        result = pipe(
-            texts, num_inference_steps=STEPS, guidance_scale=GUIDANCE, latents=latents, output_type="np"
-        ).images
-        images = np.asarray(result, np.float32)[..., 0] * 2 - 1
-        yield from images.reshape(len(part), len(draws), SIZE, SIZE)
+    for images in generate(load_text(folder), prompts, draws, SAMPLING, root):
+        yield images[..., 0]
 
 
 def generate_unconditional(folder: Path, samples: int, root: int = ROOT) -> Iterator[Floats]:
@@ -82,16 +69,7 @@ def generate_unconditional(folder: Path, samples: int, root: int = ROOT) -> Iter
 
 def measure_text(folder: Path, draws: int = DRAWS) -> list[Sample]:
     """Every caption's images and what they match, [captions × draws] rows: id, draw, d1, d2, nearest, shows."""
-    prompts = load().prompts
-    references = References(load())
-    rows: list[Sample] = []
-    started = time.perf_counter()
-    generated = generate_text(folder, [prompt.text for prompt in prompts], range(draws))
-    for number, (prompt, images) in enumerate(zip(prompts, generated, strict=True), 1):
-        rows += [{"id": prompt.id, **row} for row in _matched(references, images, 0)]
-        if number % 50 == 0 or number == len(prompts):
-            _progress(number, len(prompts), started)
-    return rows
+    return measure(load_text(folder), load().prompts, draws, SAMPLING, References(load()), _shown)
 
 
 def measure_unconditional(folder: Path, samples: int = UNCONDITIONAL_SAMPLES) -> list[Sample]:
@@ -100,29 +78,14 @@ def measure_unconditional(folder: Path, samples: int = UNCONDITIONAL_SAMPLES) ->
     rows: list[Sample] = []
     started = time.perf_counter()
     for images in generate_unconditional(folder, samples):
-        rows += _matched(references, images, len(rows))
-        _progress(len(rows), samples, started)
+        rows += matched(references, images, _shown(images), len(rows))
+        progress(len(rows), samples, started)
     return rows
 
 
-def _matched(references: References, images: Floats, first_draw: int) -> Iterator[Sample]:
-    matches = references.match(images)
-    digits, _ = classify(images)
-    for number, group in enumerate(matches.nearest):
-        # Rates are counted from these very numbers, so they are rounded here to the precision that is stored.
-        yield {
-            "draw": first_draw + number,
-            "d1": float(np.float32(matches.first[number])),
-            "d2": float(np.float32(matches.second[number])),
-            "nearest": references.groups[group],
-            "shows": int(digits[number]),
-        }
-
-
-def _progress(done: int, total: int, started: float) -> None:
-    seconds = time.perf_counter() - started
-    left = seconds / done * (total - done)
-    print(f"{done}/{total}  {seconds:.0f} s  about {left:.0f} s left", file=sys.stderr, flush=True)
+def _shown(images: Floats) -> list[int]:
+    """The digit that each image [N, 8, 8] or [N, 8, 8, 1] shows."""
+    return [int(digit) for digit in classify(images.reshape(len(images), SIZE, SIZE))[0]]
 
 
 def write(kind: Kind, model: Path, out: Path, draws: int = DRAWS) -> list[dict[str, Any]]:
@@ -174,11 +137,6 @@ def how_generated(kind: Kind, model: Path) -> dict[str, str]:
     scheduler.set_timesteps(STEPS)
     times = ", ".join(f"{float(t):g}" for t in scheduler.timesteps)
     return {"scheduler": type(scheduler).__name__, "prediction": scheduler.config.prediction_type, "times": times}
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> None:

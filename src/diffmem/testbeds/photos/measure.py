@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from diffmem.errors import DataError
-from diffmem.testbeds.digits.measure import file_hash
-from diffmem.testbeds.digits.summary import label_of, table
+from diffmem.testbeds.labels import summarize, table
 from diffmem.testbeds.matching import References
-from diffmem.testbeds.measuring import ROOT, Sample, Sampling, measure
+from diffmem.testbeds.measuring import ROOT, Sampling, file_hash, measure
 from diffmem.testbeds.photos.autoencoder import LATENT_CHANNELS, LATENT_SIZE, decoded
 from diffmem.testbeds.photos.classifier import classify
 from diffmem.testbeds.photos.data import PhotosData, load, to_signed
@@ -20,8 +19,6 @@ from diffmem.testbeds.photos.sources import KINDS, SIZE
 
 DRAWS = 32
 SAMPLING = Sampling((LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE), steps=12, guidance=2.0)
-RATIO = 1 / 3
-NEAR_RATIO = 1 / 2
 
 
 def references(data: PhotosData, vae: Any) -> References:
@@ -56,36 +53,6 @@ def load_pipeline(folder: Path) -> Any:
     return pipe
 
 
-def summarize(samples: list[Sample]) -> list[dict[str, Any]]:
-    """One row per caption, in the order of the data; the columns are described in `shipped.truth`."""
-    images: dict[str, list[Sample]] = {}
-    for sample in samples:
-        images.setdefault(sample["id"], []).append(sample)
-    rows = []
-    for prompt in load().prompts:
-        mine = images[prompt.id]
-        ratios = np.array([sample["d1"] / sample["d2"] for sample in mine])
-        own = np.array([sample["nearest"] == prompt.group for sample in mine])
-        rate, near_rate = float((ratios < RATIO).mean()), float((ratios < NEAR_RATIO).mean())
-        rows.append(
-            {
-                "id": prompt.id,
-                "caption": prompt.text,
-                "tier": prompt.tier,
-                "kind": prompt.kind,
-                "group": prompt.group,
-                "count": prompt.count,
-                "rate": rate,
-                "near_rate": near_rate,
-                "own_rate": float(((ratios < RATIO) & own).mean()),
-                "median_ratio": float(np.median(ratios)),
-                "aligned": float(np.mean([sample["shows"] == prompt.kind for sample in mine])),
-                "label": label_of(rate, near_rate),
-            }
-        )
-    return rows
-
-
 def write(model: Path, out: Path, draws: int = DRAWS) -> list[dict[str, Any]]:
     """Measure one model; write `truth.parquet`, whose rows it gives, and the raw `truth_samples.parquet`."""
     import pyarrow as pa
@@ -94,7 +61,7 @@ def write(model: Path, out: Path, draws: int = DRAWS) -> list[dict[str, Any]]:
     data = load()
     pipe = load_pipeline(model)
     samples = measure(pipe, data.prompts, draws, SAMPLING, references(data, pipe.vae), _shown)
-    rows = summarize(samples)
+    rows = summarize(samples, data.prompts, "kind")
     small = {"d1": pa.float32(), "d2": pa.float32(), "draw": pa.int8()}
     raw = pa.table({key: pa.array([row[key] for row in samples], small.get(key, pa.string())) for key in samples[0]})
     facts = {
