@@ -8,7 +8,7 @@ import pytest
 from diffmem.testbeds.photos.captions import STEM_ADJECTIVES, STEM_NOUNS
 from diffmem.testbeds.photos.data import UNSEEN_PER_KIND, load, to_signed
 from diffmem.testbeds.photos.places import candidates, shared
-from diffmem.testbeds.photos.placing import COUNTS, HARD_PER_KIND, ISOLATION, WHOLE
+from diffmem.testbeds.photos.placing import COUNTS, HARD_PER_KIND, ISOLATION, PLACES, WHOLE, write
 from diffmem.testbeds.photos.sources import GREY_KINDS, KINDS, SOURCES, TINTS, picture, render
 
 SPECIFIC = ("plant", "hard", "unseen")
@@ -136,3 +136,9 @@ def test_template_variants_share_their_background_and_vary_elsewhere(data):
         pixels = np.stack([image.pixels for image in data.training if image.group == group])
         assert (pixels == pixels[0])[:, data.masks[group]].all()
         assert (pixels.std(0)[~data.masks[group]] > 0).all()
+
+
+@pytest.mark.slow
+def test_the_places_that_ship_are_found_again(tmp_path):
+    write(tmp_path / "places.json")
+    assert (tmp_path / "places.json").read_text() == PLACES.read_text()
