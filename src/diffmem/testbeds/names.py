@@ -7,7 +7,7 @@ from pathlib import Path
 from diffmem.errors import UsageError
 
 PREFIX = "testbed:"
-NAMES = ("digits", "digits-unconditional", "photos")
+NAMES = ("digits", "digits-v", "digits-flow", "digits-unconditional", "photos")
 
 
 def bundled_path(model: str) -> Path | None:
@@ -21,4 +21,6 @@ def bundled_path(model: str) -> Path | None:
 
     if name == "photos":
         return photos.model_path()
-    return digits.model_path("unconditional" if name == "digits-unconditional" else "text")
+    kind = "unconditional" if name == "digits-unconditional" else "text"
+    variant = name.removeprefix("digits-")
+    return digits.model_path(kind, variant if variant in ("v", "flow") else "epsilon")
