@@ -205,6 +205,14 @@ def test_each_variant_gives_its_own_model_and_labels(tmp_path):
     assert [names[line["label"]] for line in lines] == [row["label"] for row in digits.truth("text", "flow")]
 
 
+def test_every_variant_has_a_name_that_commands_take():
+    for name, folder in (("digits", "text"), ("digits-v", "text-v"), ("digits-flow", "text-flow")):
+        assert bundled_path(f"testbed:{name}") == WEIGHTS / folder
+        assert (WEIGHTS / folder / "model_index.json").exists()
+    with pytest.raises(UsageError, match="digits-flow"):
+        bundled_path("testbed:digits-x0")
+
+
 def test_unknown_models_are_refused():
     with pytest.raises(UsageError, match="epsilon, v, flow"):
         digits.truth("text", "x0")
