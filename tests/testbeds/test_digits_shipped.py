@@ -20,6 +20,7 @@ from diffmem.testbeds.digits.measure import generate_text, how_generated
 from diffmem.testbeds.digits.model import PREDICTIONS
 from diffmem.testbeds.labels import label_of, table
 from diffmem.testbeds.measuring import file_hash
+from diffmem.testbeds.names import bundled_path
 
 WEIGHTS = digits.model_path("text").parent
 
