@@ -72,3 +72,21 @@ def test_clear_errors(folders, capsys, arguments, message):
     code, _, err = run(capsys, "match", folders / "made", "--train", folders / "train", *arguments)
     assert code == 2
     assert message in err
+
+
+def test_an_index_grows_by_parts_and_is_searched_as_one(folders, tmp_path, capsys):
+    more = tmp_path / "more"
+    more.mkdir()
+    for i in range(6, 12):
+        picture(700 + i).save(more / f"more-{i}.png")
+    index = tmp_path / "index"
+    assert run(capsys, "index", folders / "train", "--out", index, "--json")[0] == 0
+    code, out, err = run(capsys, "index", more, "--out", index, "--append", "--json")
+    assert code == 0, err
+    assert json.loads(out)["images"] == 36
+    code, out, _ = run(capsys, "match", folders / "made", "--train", index, "--json")
+    nearest = {row["image"]: row["train_id"] for row in json.loads(out)["matches"]}
+    assert nearest["003.png"] == "003.png" and nearest["009.png"] == "more-9.png"
+    code, _, err = run(capsys, "index", more, "--out", index, "--append")
+    assert code == 2 and "in the index already" in err
+    assert run(capsys, "index", more, "--out", tmp_path / "none", "--append")[0] == 2

@@ -18,6 +18,9 @@ def index(
     out: Annotated[Path | None, Parameter(help="folder of the index")] = None,
     copies: DescriptorOptions = COPIES,
     allow_pickle: Annotated[bool, Parameter(negative="", help="open descriptor weights that can run code")] = False,
+    append: Annotated[
+        bool, Parameter(negative="", help="add these images to the index in --out, as another part")
+    ] = False,
     column: Annotated[str | None, Parameter(help="the image column of a parquet file")] = None,
     json: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
@@ -30,12 +33,15 @@ def index(
     from diffmem.cli.output import emit_json, note
     from diffmem.copies.descriptors import make_descriptor
     from diffmem.data.images import load_images
-    from diffmem.engine.match import build_index
+    from diffmem.engine.match import append_images, build_index, open_index
 
     folder = need(out, "--out", "the index needs a folder")
     listed = load_images(images, column)
-    descriptor = make_descriptor(copies.descriptor, listed, **copies.options(allow_pickle))
-    built = build_index(listed, descriptor, folder, quiet or json)
+    if append:
+        built = append_images(listed, open_index(folder, copies.options(allow_pickle)), quiet or json)
+    else:
+        descriptor = make_descriptor(copies.descriptor, listed, **copies.options(allow_pickle))
+        built = build_index(listed, descriptor, folder, quiet or json)
     problems = [{"id": name, "problem": text} for name, text in built.problems.items()]
     summary = {"images": len(built), "descriptor": built.about["name"], "recipe": built.about["recipe"],
                "duplicates": len(built) - len(built.duplicates().first), "problems": problems, "folder": str(folder)}  # fmt: skip

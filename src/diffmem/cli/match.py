@@ -89,16 +89,11 @@ def match(
 def _index(train: Path, copies: DescriptorOptions, allow_pickle: bool, silent: bool) -> CopyIndex:
     from diffmem.copies import index_files
     from diffmem.copies.descriptors import make_descriptor
-    from diffmem.copies.index import CopyIndex
     from diffmem.data.images import load_images
-    from diffmem.engine.match import build_index
+    from diffmem.engine.match import build_index, open_index
 
     if train.is_dir() and index_files.exists(train):
-        about = CopyIndex.load(train).about
-        if about["name"] == "l2-tiled":
-            fitted = {key: about["recipe"][key] for key in ("side", "channels")}
-            return CopyIndex.load(train, make_descriptor("l2-tiled", **fitted))
-        return CopyIndex.load(train, make_descriptor(about["name"], **copies.options(allow_pickle)))
+        return open_index(train, copies.options(allow_pickle))
     listed = load_images(train)
     descriptor = make_descriptor(copies.descriptor, listed, **copies.options(allow_pickle))
     return build_index(listed, descriptor, None, silent)

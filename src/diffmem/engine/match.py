@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffmem.copies.agreement import agreement
 from diffmem.copies.calibration import CopyThreshold, calibrate
+from diffmem.copies.descriptors import make_descriptor
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
@@ -57,6 +58,25 @@ def build_index(images: ImageSet, descriptor: Descriptor, folder: Path | None, s
     """Describe a training set, with progress; an interrupted index in its folder goes on."""
     with Progress(len(images), "describing", unit="training images", silent=silent) as bar:
         return CopyIndex.build(images, descriptor, folder, progress=bar.advance)
+
+
+def append_images(images: ImageSet, index: CopyIndex, silent: bool = True) -> CopyIndex:
+    """Add another set of images to an index, with progress; memory is bounded by one part."""
+    with Progress(len(images), "describing", unit="training images", silent=silent) as bar:
+        index.append(images, progress=bar.advance)
+    return index
+
+
+def open_index(folder: Path, options: Mapping[str, Any] | None = None) -> CopyIndex:
+    """An index on disk with the descriptor that made it, so that images can be searched and added.
+
+    Args:
+        folder: of the index.
+        options: of the descriptor's class (weights, ...); l2-tiled takes its own from the index.
+    """
+    about = CopyIndex.load(folder).about
+    fitted = {key: about["recipe"][key] for key in ("side", "channels")} if about["name"] == "l2-tiled" else options
+    return CopyIndex.load(folder, make_descriptor(about["name"], **(fitted or {})))
 
 
 def match_stage(
