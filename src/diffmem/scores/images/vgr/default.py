@@ -1,4 +1,9 @@
-"""vgr: the estimator that is used unless another is asked for."""
+"""vgr: the estimator that is used unless another is asked for.
+
+It is vgr-bottom: on three training seeds of the digits testbed it put every memorized image above every other trained one
+with 8 of 64 directions, where the released procedure with 16 did not, and it alone followed how often an image is
+reproduced (benchmarks/vgr).
+"""
 
 from __future__ import annotations
 
