@@ -44,6 +44,8 @@ SCORES = {
         "vgr-paper:k=16,steps=200",
     ),
 }  # fmt: skip
+FULL = ("vgr-subspace:steps=25",)
+"""With --full, on seed 0: all directions (k = d = 64)."""
 PRIOR = "+prior"
 CONTRASTS = {
     "memorized_vs_members": (("memorized",), ("member",)),
@@ -59,6 +61,7 @@ def main():
     parser.add_argument("--models", nargs="*", default=[], help="seed=FOLDER of further digits models with their truth")
     parser.add_argument("--data", type=Path, help="folder with train.parquet and heldout.parquet (CIFAR-10)")
     parser.add_argument("--skip-digits", action="store_true", help="only CIFAR-10")
+    parser.add_argument("--full", action="store_true", help="on the digits model of seed 0 also all 64 directions")
     parser.add_argument("--images", type=int, default=12, help="per group")
     parser.add_argument("--steps", type=int, default=3000, help="training steps on CIFAR-10")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("result.json"))
@@ -75,7 +78,8 @@ def main():
         )  # fmt: skip
     for name, (folder, truth) in jobs.items():
         pixels, groups, hits = digits_images(truth, options.images)
-        entry = measured(options.work / name, Target.from_pretrained(folder), pixels, groups, hits, SCORES["digits"])
+        scores = SCORES["digits"] + (FULL if options.full and name == "digits-seed-0" else ())
+        entry = measured(options.work / name, Target.from_pretrained(folder), pixels, groups, hits, scores)
         report["models"][name] = entry | {"samples": sum(row["hits"] for row in truth)}
         keep(report, options)
     if options.data is not None:
@@ -86,7 +90,7 @@ def main():
 
 
 def keep(report, options):
-    report |= {"images_per_group": options.images, "provenance": provenance().model_dump(mode="json")}
+    report |= {"provenance": provenance().model_dump(mode="json")}
     report["together"] = together(report["models"])
     options.out.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     draw(report["models"], options.out.with_suffix(".png"))
