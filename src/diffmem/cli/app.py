@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "extract": ("diffmem.cli.extract:extract", "Find memorized images without the training set, from prompts alone."),
     "match": ("diffmem.cli.match:match", "Find the nearest training images of generated images."),
     "train": ("diffmem.cli.train:train", "Train or fine-tune with known duplication, captions and mitigations."),
+    "lab": ("diffmem.cli.lab:lab", "Train a grid of duplication, captions and mitigations; measure what is copied."),
     "evaluate": ("diffmem.cli.evaluate:evaluate", "AUROC and TPR of a run's scores, with intervals."),
     "calibrate": ("diffmem.cli.calibrate:calibrate", "Set a score's threshold at a stated false-positive rate."),
     "compare": ("diffmem.cli.compare:compare", "Compare two runs on the same prompts, paired."),

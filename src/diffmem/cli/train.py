@@ -30,8 +30,8 @@ def train(
 
     settings = load_plan(plan, TrainPlan)
     settings = settings.model_copy(
-        update={"data": settings.data.model_copy(update={"images": _beside(plan, settings.data.images)}),
-                "model": settings.model.model_copy(update={"base": _beside(plan, settings.model.base)})}
+        update={"data": settings.data.model_copy(update={"images": beside(plan, settings.data.images)}),
+                "model": settings.model.model_copy(update={"base": beside(plan, settings.model.base)})}
     )  # fmt: skip
     if dry_run:
         data = load_training_set(settings.data.images, settings.data.limit)
@@ -60,7 +60,7 @@ def train(
     return 0
 
 
-def _beside(plan: Path, source: str) -> str:
+def beside(plan: Path, source: str) -> str:
     """A relative path in a plan, if there is such a file beside the plan; names and hub ids stay as they are."""
     beside = plan.parent / source
     return str(beside) if not Path(source).is_absolute() and beside.exists() else source

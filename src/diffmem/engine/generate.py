@@ -92,18 +92,19 @@ def image_key(target: Target, prompt: Prompt, draw: int, settings: Generation) -
 
 def generate_stage(
     target: Target,
-    prompts: PromptList,
+    prompts: Sequence[Prompt],
     settings: Generation,
     run: RunDirectory,
     shard: tuple[int, int] | None = None,
     retry_errors: bool = False,
     silent: bool = True,
+    work: Sequence[tuple[Prompt, int]] | None = None,
 ) -> GenerationResult:
-    """The stage itself, in an open run directory."""
+    """The stage itself, in an open run directory; `work` names (prompt, draw) pairs instead of `settings.draws` of each."""
     mine = [p for p in prompts if in_shard(p, shard)]
     run.record_prompts(mine)
     done = run.store.finished("images", retry_errors)
-    work = [(p, d) for p in mine for d in range(settings.draws)]
+    work = [(p, d) for p in mine for d in range(settings.draws)] if work is None else work
     todo = [(p, d) for p, d in work if image_key(target, p, d, settings) not in done]
     result = GenerationResult(run)
 

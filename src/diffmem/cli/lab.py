@@ -1,0 +1,92 @@
+"""diffmem lab: train a grid of duplication, captions and mitigations; generate, measure, compare."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from diffmem.cli.options import need
+
+
+def lab(
+    plan: str,
+    *,
+    out: Annotated[Path | None, Parameter(help="folder of the lab; the same command goes on in it")] = None,
+    data: Annotated[Path | None, Parameter(help="training images, instead of the plan's data.images")] = None,
+    shard: Annotated[
+        str | None, Parameter(help="I/N: only this part of the trainings; the last call goes without")
+    ] = None,
+    device: Annotated[str | None, Parameter(help="cpu or cuda; default: a GPU where there is one")] = None,
+    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="pictures on the page")] = "none",
+    json: Annotated[bool, Parameter(negative="")] = False,
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="", help="list cells and trainings, and stop")] = False,
+) -> int:
+    """Train a grid of duplication, captions and mitigations; generate, measure, compare; one page with table and plots.
+
+    Args:
+        plan: a TOML file, or the name of a plan that ships: digits, gpu.
+    """
+    from diffmem.cli.output import emit_json, emit_table, note
+    from diffmem.engine.rundir import parse_shard
+    from diffmem.lab.cell import training_name
+    from diffmem.lab.page import write_page
+    from diffmem.lab.plan import LabPlan, cells_of
+    from diffmem.lab.run import Lab
+    from diffmem.training.plan import load_plan
+
+    file = _file(plan)
+    settings = _placed(load_plan(file, LabPlan), file, data)
+    cells = cells_of(settings)
+    if dry_run:
+        listed: list[dict[str, Any]] = [
+            {"duplication": c.duplication, "captions": c.captions, "mitigation": c.mitigation, "seed": c.seed,
+             "training": training_name(c.training)}
+            for c in cells
+        ]  # fmt: skip
+        trainings = len({row["training"] for row in listed})
+        emit_table(listed, json=json, title=f"{len(cells)} cells, {trainings} trainings")
+        return 0
+    folder = need(out, "--out", "a lab needs a folder")
+    work = Lab(settings, folder, device, quiet or json)
+    result = work.run(parse_shard(shard))
+    page = write_page(work, result, redact)
+    if json:
+        emit_json(result.rows)
+        return 0
+    emit_table([{name: row[name] for name in _SHOWN} for row in result.rows], title=f"{len(result.rows)} cells")
+    for text in result.notes:
+        note(text)
+    if result.missing:
+        note(f"{result.missing} cells are not done yet; the same command without --shard goes on")
+    print(f"report: {page}")
+    return 0
+
+
+_SHOWN = (
+    "duplication", "captions", "mitigation", "seed", "n_images", "similarity_mean", "similarity_p95", "share_copied",
+    "alignment", "quality", "status",
+)  # fmt: skip
+
+
+def _file(plan: str) -> Path:
+    """The plan's file: as typed, or one that ships."""
+    shipped = Path(str(files("diffmem.lab") / "plans" / f"{plan}.toml"))
+    return shipped if shipped.exists() and not Path(plan).exists() else Path(plan)
+
+
+def _placed(settings: Any, file: Path, data: Path | None) -> Any:
+    """Relative paths of the plan are relative to its file; `data` replaces the training images."""
+    from diffmem.cli.train import beside
+
+    train = settings.train
+    images = str(data) if data is not None else beside(file, train.data.images)
+    model = train.model.model_copy(update={"base": beside(file, train.model.base)})
+    train = train.model_copy(update={"data": train.data.model_copy(update={"images": images}), "model": model})
+    measure = settings.measure
+    if measure.heldout is not None:
+        measure = measure.model_copy(update={"heldout": beside(file, measure.heldout)})
+    return settings.model_copy(update={"train": train, "measure": measure})

@@ -1,0 +1,1 @@
+"""The copying lab: a grid of duplication, captions and mitigations, trained, generated, measured and compared."""
