@@ -18,10 +18,22 @@ def calibrate(
     model: str,
     *,
     out: Annotated[Path | None, Parameter(help="JSON file for the threshold")] = None,
-    score: Annotated[str, Parameter(help="a row-wise score: name[:key=value,...]")] = "score-difference",
+    score: Annotated[
+        str | None,
+        Parameter(
+            help="a row-wise score: name[:key=value,...]; default: score-difference, over the first half of the steps "
+            "for generation"
+        ),
+    ] = None,
     rate: Annotated[float, Parameter(help="nominal false-positive rate")] = 0.01,
-    draws: Annotated[int, Parameter(help="noises per prompt")] = 4,
-    noise: Literal["bank", "per-prompt"] = "bank",
+    draws: Annotated[int | None, Parameter(help="noises per prompt; default: 4")] = None,
+    noise: Literal["bank", "per-prompt"] | None = None,
+    regime: Annotated[
+        Literal["before", "generation"],
+        Parameter(help="score prompts before generation, or images at the first steps of their own (for the guard)"),
+    ] = "before",
+    steps: Annotated[int | None, Parameter(help="generation: of the calls to come; default: the pipeline's")] = None,
+    guidance: Annotated[float | None, Parameter(help="generation: of the calls to come, likewise")] = None,
     reference: Annotated[
         Path | None, Parameter(help="prompts of which none is memorized; default: captions that come with diffmem")
     ] = None,
@@ -29,7 +41,7 @@ def calibrate(
     target: ModelOptions = MODEL,
     work: WorkOptions = WORK,
 ) -> int:
-    """Calibrate a threshold on reference prompts; use it with diffmem score --threshold FILE.
+    """Calibrate a threshold on reference prompts, for diffmem score --threshold FILE or for a guard.
 
     Args:
         model: pipeline folder, hub id, or testbed:digits.
@@ -46,10 +58,23 @@ def calibrate(
         raise UsageError(f"--rate is {rate}; expected a rate between 0 and 1.")
     file = need(out, "--out", "the threshold needs a file")
     listed = reference_prompts() if reference is None else load_prompts(reference)
-    found = calibrate_score(
-        target.open(model), listed, score, rate=rate, draws=draws, seed=work.seed, noise=noise, out=run,
-        silent=work.quiet or work.json,
-    )  # fmt: skip
+    chosen = target.open(model)
+    if regime == "generation":
+        from diffmem.serving.own_calibration import calibrate_during
+
+        for name, value in (("--draws", draws), ("--noise", noise), ("--run", run)):
+            if value is not None:
+                raise UsageError(
+                    f"{name} belongs to the regime 'before': a generation has one noise, its own. Leave it out."
+                )
+        found = calibrate_during(chosen, listed, score, rate, steps=steps, guidance=guidance, seed=work.seed)
+    elif steps is not None or guidance is not None:
+        raise UsageError("--steps and --guidance belong to --regime generation: before it they play no part.")
+    else:
+        found = calibrate_score(
+            chosen, listed, score or "score-difference", rate=rate, draws=4 if draws is None else draws, seed=work.seed,
+            noise=noise or "bank", out=run, silent=work.quiet or work.json,
+        )  # fmt: skip
     write_atomic(file.absolute(), json.dumps(found.as_dict(), indent=1, allow_nan=False).encode())
     threshold = found.threshold
     if work.json:
@@ -63,7 +88,7 @@ def calibrate(
             f"{percent(threshold.realised_fpr)} of the {threshold.n_reference} reference prompts themselves (95 % interval "
             f"for new ones {percent(threshold.realised_low)} to {percent(threshold.realised_high)})"
         )
-    if found.rule is None and draws > 1:
+    if found.rule is None and threshold.draws > 1:
         note("no early-exit rule: it takes more reference prompts at this rate")
     if threshold.note and threshold.value is not None:
         note(threshold.note)

@@ -32,6 +32,8 @@ EMBEDDINGS = {
 
 _TEXTS = ("prompt", "prompt_2", "prompt_3")
 _NEGATIVE_TEXTS = tuple(f"negative_{name}" for name in _TEXTS)
+_IMAGES = ("image", "mask_image", "control_image")
+"""Starting points of image-to-image pipelines: one for all prompts, or one per prompt."""
 _TENSORS = tuple({*EMBEDDINGS.values(), *(f"negative_{name}" for name in EMBEDDINGS.values())})
 
 
@@ -85,6 +87,15 @@ def _layered(cls: type, layers: list[Layer]) -> type:
     return type(cls.__name__, (cls,), {"__call__": call, "_diffmem_layers": layers, **same})
 
 
+def _repeated(images: Any, copies: int, whole: bool) -> Any:
+    """A list or batch of images, `copies` times: a b a b (whole) or a a b b; a single image is for all rows."""
+    if isinstance(images, list | tuple):
+        return list(images) * copies if whole else [image for image in images for _ in range(copies)]
+    if isinstance(images, torch.Tensor) and images.ndim > 3:
+        return torch.cat([images] * copies) if whole else images.repeat_interleave(copies, 0)
+    return images
+
+
 class Call:
     """The arguments of one call with one row per image.
 
@@ -112,6 +123,11 @@ class Call:
         for name in _TENSORS:
             if arguments.get(name) is not None:
                 arguments[name] = arguments[name].repeat_interleave(copies, 0)
+        for name in _IMAGES:
+            if arguments.get(name) is not None and copies > 1:
+                # diffusers repeats starting points as a whole and control images one by one.
+                whole = "strength" in self.parameters and name != "control_image"
+                arguments[name] = _repeated(arguments[name], copies, whole)
         for name in (*_TEXTS, "class_labels"):
             value = arguments.get(name)
             if value is not None:

@@ -119,6 +119,16 @@ def own_evaluation() -> bool:
     return _own.get()
 
 
+@contextmanager
+def own_evaluations() -> Iterator[None]:
+    """Mark what is evaluated inside as no evaluation of the pipeline's."""
+    token = _own.set(True)
+    try:
+        yield
+    finally:
+        _own.reset(token)
+
+
 class _Steering:
     def __init__(self, call: Call, decide: Callable[[Step], Decision]) -> None:
         self.denoiser, self.decide, self.finder = call.denoiser, decide, RowFinder(call)
@@ -161,11 +171,8 @@ class _Steering:
 
     def _decide(self, x: torch.Tensor, time: float, conditional: torch.Tensor, unconditional: torch.Tensor) -> Decision:
         branches = [self.denoiser.read_output(raw).detach().clone().float() for raw in (conditional, unconditional)]
-        token = _own.set(True)
-        try:
+        with own_evaluations():
             decision = self.decide(Step(self.index, time, x.detach(), *branches))
-        finally:
-            _own.reset(token)
         self.index += 1
         return None if decision is None or not bool(decision[1].any()) else decision
 

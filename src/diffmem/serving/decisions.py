@@ -48,8 +48,9 @@ class Decision:
         flagged: whether value >= threshold, or the image matched a training image.
         outcome: what the caller got.
         attempts: what was tried, in order.
-        nfe: network evaluations beyond a bare generation's.
+        nfe: network evaluations beyond those of generating the image once.
         seconds: time beyond it, of the whole call that the image was part of.
+        regime: "before" if the prompt was scored before generation, "generation" if the image was during its own.
     """
 
     prompt_sha: str
@@ -61,6 +62,7 @@ class Decision:
     attempts: list[Attempt] = field(default_factory=list)
     nfe: float = 0.0
     seconds: float = 0.0
+    regime: str = "before"
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
 
     def as_dict(self) -> dict[str, Any]:

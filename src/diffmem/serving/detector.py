@@ -1,8 +1,12 @@
-"""The guard's score of a prompt, in the setting that its threshold was calibrated for."""
+"""The guard's score of a prompt before anything is generated, on the noises that its threshold was calibrated on."""
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,8 +18,11 @@ from diffmem.evaluation.calibration import ScoreThreshold, require_matching
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.target import Target
 from diffmem.runs.keys import row_key
-from diffmem.scores.base import DenoiserScore
-from diffmem.scores.spec import parse_score
+from diffmem.serving.reading import Flagged, Reading
+from diffmem.serving.regimes import network_score
+
+if TYPE_CHECKING:
+    from diffmem.mitigation.calls import Call
 
 KEPT = 1024
 """Values of recent conditionings that are kept: the same prompt again costs nothing."""
@@ -36,9 +43,7 @@ class Detector:
     """
 
     def __init__(self, target: Target, threshold: ScoreThreshold, seed: int) -> None:
-        score = parse_score(threshold.score)
-        if not isinstance(score, DenoiserScore):
-            raise UsageError(f"The guard needs a score of the network, but the threshold is for {threshold.score}.")
+        score = network_score(threshold.score)
         if threshold.value is None:
             raise UsageError(f"This threshold decides nothing. {threshold.note}")
         require_matching(threshold, setting_of(target, score, threshold.draws, seed, "bank"))
@@ -47,6 +52,17 @@ class Detector:
         self.threshold, self.value, self._score = threshold, threshold.value, score
         self._executor = Executor(denoiser, [score], Noises(denoiser.sample_shape, seed, "bank"))
         self._kept: OrderedDict[bytes, float] = OrderedDict()
+
+    @contextmanager
+    def watching(self, call: Call, reading: Reading, stops: bool) -> Iterator[None]:
+        """Score a call's prompts; Flagged before it begins if one is at or above the threshold and it shall stop."""
+        started, spent = time.perf_counter(), self.nfe
+        values = reading.values = self.score(call.conditioning())
+        reading.nfe = (self.nfe - spent) / len(values)
+        reading.seconds = time.perf_counter() - started
+        if stops and bool((values >= self.value).any()):
+            raise Flagged
+        yield
 
     @property
     def nfe(self) -> float:
