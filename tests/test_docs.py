@@ -14,7 +14,7 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", ["tutorial.md", "models.md", "writing-a-score.md", "guard.md", "training.md", "measuring-images.md"]
+    "page", ["tutorial.md", "models.md", "writing-a-score.md", "guard.md", "training.md", "lab.md", "measuring-images.md"]
 )
 def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     from diffmem.scores import SCORES
@@ -44,7 +44,7 @@ def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     finally:
         SCORES._loaded.clear()
         SCORES._loaded.update(before)
-    assert any(tmp_path.iterdir()) or page in ("writing-a-score.md", "models.md", "guard.md", "training.md")
+    assert any(tmp_path.iterdir()) or page in ("writing-a-score.md", "models.md", "guard.md", "training.md", "lab.md")
 
 
 def test_the_methods_page_is_made_from_the_registry(monkeypatch):
