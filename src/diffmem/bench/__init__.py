@@ -12,6 +12,7 @@ SUITES: Registry[Callable[..., list[dict[str, Any]]]] = Registry(
     {
         "digits": "diffmem.bench.digits:digits_suite",
         "digits-images": "diffmem.bench.digits_images:digits_images_suite",
+        "mitigation": "diffmem.bench.mitigation:mitigation_suite",
         "photos": "diffmem.bench.photos:photos_suite",
         "text-shortcut": "diffmem.bench.text_shortcut:text_shortcut_suite",
     },

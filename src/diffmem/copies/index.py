@@ -135,6 +135,10 @@ class CopyIndex:
         for name in ("ids", "problems", "fingerprint", "_place"):
             self.__dict__.pop(name, None)
 
+    def sample(self, most: int = 10_000) -> NDArray[Any]:
+        """At most so many vectors [n, D] in memory, evenly spaced over the index."""
+        return np.asarray(self.vectors[np.unique(np.linspace(0, len(self) - 1, min(most, len(self))).astype(np.int64))])
+
     def __len__(self) -> int:
         return len(self.vectors)
 

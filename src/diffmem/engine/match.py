@@ -22,7 +22,7 @@ from diffmem.data.images import ImageSet
 from diffmem.data.png import decode_png
 from diffmem.engine.progress import Progress
 from diffmem.engine.rundir import RunDirectory
-from diffmem.runs.facts import write_fact
+from diffmem.runs.facts import read_fact, write_fact
 from diffmem.runs.keys import row_key
 from diffmem.runs.store import RunStore
 
@@ -117,6 +117,21 @@ def match_stage(
             clock.done += len(rows)
             bar.advance(len(rows))
     return result
+
+
+def called(run: RunDirectory) -> dict[bytes, tuple[dict[str, Any], bool]]:
+    """Every matched image of a run: its nearest training image (a row of "matches"), and whether it is called a copy."""
+    fact = read_fact(run.path, "copies")
+    if fact is None or fact["threshold"] is None:
+        return {}
+    threshold = fact["threshold"]
+    found = {}
+    for row in run.store.read("matches").to_pylist():
+        if row["rank"] == 1:
+            value = row[threshold["statistic"]]
+            oriented = None if value is None else value if threshold["statistic"] == "similarity" else -value
+            found[bytes(row["image_key"])] = (row, oriented is not None and oriented >= threshold["value"])
+    return found
 
 
 def match_key(image_key: bytes, index: str) -> bytes:

@@ -16,6 +16,7 @@ from diffmem.copies.precision_recall import NEAREST, precision_recall
 from diffmem.copies.text_alignment import TextAlignment
 from diffmem.data.images import ImageSet
 from diffmem.data.png import decode_png
+from diffmem.engine.match import called
 from diffmem.evaluation.estimate import Bootstrap, Estimate
 from diffmem.evaluation.frechet import BLOCKS, frechet_interval
 from diffmem.lab.cell import Made
@@ -42,7 +43,7 @@ class Reference:
         """Descriptors that quality is measured against: the held-out images where there are enough, else the training set."""
         if self.heldout is not None and len(self.heldout) > NEAREST:
             return self.heldout
-        return np.asarray(self.index.vectors)
+        return self.index.sample()
 
     @property
     def quality(self) -> str:
@@ -72,7 +73,7 @@ def measured(made: Made, reference: Reference, repeated: frozenset[str], seed: i
         {"images": one row per image asked for, in order; "figures": name -> Estimate as values; "set_aside", "quality"}.
     """
     store = RunStore(made.run.path)
-    matches = {bytes(row["image_key"]): row for row in store.read("matches").to_pylist() if row["rank"] == 1}
+    matches = called(made.run)
     places = {(row["prompt_id"], row["draw"]): row for row in store.read("images", _COLUMNS).to_pylist()}
     fact = read_fact(made.run.path, "copies")
     assert fact is not None  # written by the matching stage
@@ -88,12 +89,11 @@ def measured(made: Made, reference: Reference, repeated: frozenset[str], seed: i
             rows.append(row | {"status": "set aside", "reason": reason})
             continue
         pictures.append(decode_png(image["png"]))
-        value = _oriented(found, threshold["statistic"])
+        nearest, copied = found
         rows.append(
-            row | {"status": "ok", "train_id": found["train_id"], "similarity": found["similarity"],
-                   "copied": value is not None and value >= threshold["value"],
-                   "own": found["train_id"] == asked.image_id, "repeated": asked.image_id in repeated,
-                   "match_repeated": found["train_id"] in repeated}
+            row | {"status": "ok", "train_id": nearest["train_id"], "similarity": nearest["similarity"],
+                   "copied": copied, "own": nearest["train_id"] == asked.image_id, "repeated": asked.image_id in repeated,
+                   "match_repeated": nearest["train_id"] in repeated}
         )  # fmt: skip
     good = [row for row in rows if row["status"] == "ok"]
     if reference.judge is not None and good:
@@ -108,11 +108,6 @@ def measured(made: Made, reference: Reference, repeated: frozenset[str], seed: i
 
 
 _COLUMNS = ["key", "prompt_id", "draw", "png", "degenerate", "status", "error"]
-
-
-def _oriented(row: Mapping[str, Any], statistic: str) -> float | None:
-    value = row[statistic]
-    return None if value is None else float(value) if statistic == "similarity" else -float(value)
 
 
 def _figures(
