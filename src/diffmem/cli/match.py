@@ -63,7 +63,7 @@ def match(
     if not metrics and (text_alignment is not None or above is not None):
         raise UsageError("--text-alignment and --above belong to --metrics; add it.")
     judge = None if text_alignment is None else parse_alignment(text_alignment)
-    index = _index(train, copies, allow_pickle, quiet or json)
+    index = open_or_build_index(train, copies, allow_pickle, quiet or json)
     settings = Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives)
     held = None if heldout is None else load_images(heldout)
     listed = load_images(images)
@@ -86,7 +86,8 @@ def match(
     return 0
 
 
-def _index(train: Path, copies: DescriptorOptions, allow_pickle: bool, silent: bool) -> CopyIndex:
+def open_or_build_index(train: Path, copies: DescriptorOptions, allow_pickle: bool, silent: bool) -> CopyIndex:
+    """The index at this place, or one of the images there, in memory."""
     from diffmem.copies import index_files
     from diffmem.copies.descriptors import make_descriptor
     from diffmem.data.images import load_images

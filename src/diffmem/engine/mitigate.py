@@ -36,17 +36,20 @@ class MitigateResult:
     """What each mitigation did.
 
     Attributes:
-        index: of the training images.
         folder: `plain/` and one folder per setting in `settings/` are run directories; `rows.json` holds the rows.
-        rows: one per setting, see `diffmem.engine.mitigate_compare.compared`; status "refused" with the reason where a
-            mitigation cannot work on this model.
+        index: of the training images.
+        prompts: those of both sides.
+        rows: the first without mitigation, then one per setting, see `diffmem.engine.mitigate_compare.compared`; status
+            "refused" with the reason where a mitigation cannot work on this model.
         plain: what was seen without mitigation.
         seen: what was seen under each setting, by label.
+        places: run directory of each setting, "none" without mitigation.
         notes: what a reader must know.
     """
 
     folder: Path
     index: CopyIndex
+    prompts: PromptList
     rows: list[dict[str, Any]] = field(default_factory=list)
     plain: Seen | None = None
     seen: dict[str, Seen] = field(default_factory=dict)
@@ -104,7 +107,7 @@ def mitigate(
     folder.mkdir(parents=True, exist_ok=True)
     index = _index(train, judged, descriptor_options, folder, silent)
     held = None if heldout is None else load_images(heldout)
-    result = MitigateResult(folder, index)
+    result = MitigateResult(folder, index, listed)
     work = _Work(target, listed, settings, judged, index, held, retry_errors, silent)
     result.plain = look(work.run(folder / PLAIN, None), listed, index, alignment)
     result.places["none"] = folder / PLAIN

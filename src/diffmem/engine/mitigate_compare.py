@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,8 @@ def compared(
         "copied_before", "copied_after": shares of the memorized prompts' images, the latter with the 95 % interval
         "copied_after_low" and "_high"; "copied_change" and "alignment_change" with "_low" and "_high": after minus before,
         paired by prompt and noise, prompts resampled; "similarity_*": mean with the nearest training image;
-        "side_effect_similarity": of the others' images before and after, in the descriptor's similarity (1: unchanged);
+        "side_effect_similarity": of the others' images before and after, in the descriptor's similarity (1: unchanged), and
+        "side_effect_reference": that of two noises of one prompt;
         "others_*": the same figures of the others; "quality_*": precision of all images against the training images.
         None where nothing can tell.
     """
@@ -110,10 +112,11 @@ def compared(
     for prefix, side in (("", both & ~before.other), ("others_", both & before.other)):
         row |= _side(prefix, before, after, side)
     side = both & before.other
-    row["side_effect_similarity"] = row["side_effect_low"] = row["side_effect_high"] = None
+    row |= dict.fromkeys(("side_effect_similarity", "side_effect_low", "side_effect_high", "side_effect_reference"))
     if side.any():
         alike = index.metric.exact(before.vectors[side], after.vectors[side])
         found = _mean("side effect", alike, before.prompt[side])
+        row["side_effect_reference"] = _between_noises(before, side, index)
         row |= {"side_effect_similarity": found.value, "side_effect_low": found.low, "side_effect_high": found.high}
     for name, seen in (("before", before), ("after", after)):
         quality = _quality(seen, both, index)
@@ -123,6 +126,16 @@ def compared(
             f"quality_{name}_high": quality.high,
         }
     return row | {"errors": left_out}
+
+
+def _between_noises(seen: Seen, side: np.ndarray, index: CopyIndex) -> float | None:
+    """How alike two unmitigated images of one prompt from different noises are, on average."""
+    at = np.flatnonzero(side)
+    pairs = [(i, j) for i, j in pairwise(at) if seen.prompt[i] == seen.prompt[j]]
+    if not pairs:
+        return None
+    one, two = (np.array(part) for part in zip(*pairs, strict=True))
+    return float(index.metric.exact(seen.vectors[one], seen.vectors[two]).mean())
 
 
 _PARTS = ("before", "after", "after_low", "after_high", "change", "change_low", "change_high")

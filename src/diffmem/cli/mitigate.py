@@ -1,0 +1,107 @@
+"""diffmem mitigate: the same prompts without and with mitigations, copies and side effects compared in pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, SamplingOptions, WorkOptions, need
+from diffmem.errors import UsageError
+
+MODEL = ModelOptions()
+COPIES = DescriptorOptions()
+PROMPTS = PromptOptions()
+SAMPLING = SamplingOptions()
+WORK = WorkOptions()
+SHOWN = {
+    "setting": "setting", "status": "status", "copied_after": "copied", "copied_after_low": "low",
+    "copied_after_high": "high", "alignment_after": "alignment", "side_effect_similarity": "others, similarity",
+    "quality_after": "quality", "nfe_per_image": "NFE/image", "seconds_per_image": "s/image",
+}  # fmt: skip
+
+
+def mitigate(
+    model: str,
+    *typed: Annotated[str, Parameter(show=False)],
+    methods: Annotated[
+        tuple[str, ...], Parameter(name="--method", help="name[:key=value,...]; may be repeated; all: every one")
+    ] = (),
+    train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
+    others: Annotated[Path | None, Parameter(help="prompts that are not memorized, to see side effects")] = None,
+    heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
+    out: Annotated[Path | None, Parameter(help="folder; the same command resumes it")] = None,
+    images: Annotated[int, Parameter(help="images per prompt")] = 4,
+    text_alignment: Annotated[str | None, Parameter(help="clip:FOLDER or digits; default: not judged")] = None,
+    statistic: Literal["similarity", "ratio", "normalised"] | None = None,
+    false_positives: Annotated[float, Parameter(help="nominal rate of falsely called prompts")] = 0.01,
+    batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,
+    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="pictures on the page")] = "none",
+    prompts: PromptOptions = PROMPTS,
+    sampling: SamplingOptions = SAMPLING,
+    copies: DescriptorOptions = COPIES,
+    target: ModelOptions = MODEL,
+    work: WorkOptions = WORK,
+) -> int:
+    """Generate the same prompts from the same noises without and with mitigations; compare copies, alignment, side effects.
+
+    Prompts that a list labels as not memorized count as others.
+
+    Args:
+        model: pipeline folder, hub id, or testbed:digits.
+        typed: prompts typed here, instead of --prompts FILE.
+    """
+    from diffmem.cli.match import open_or_build_index
+    from diffmem.cli.output import emit_json, emit_table, note
+    from diffmem.copies.text_alignment import parse_alignment
+    from diffmem.data.prompts import load_prompts
+    from diffmem.engine.generate import Generation
+    from diffmem.engine.match import Matching
+    from diffmem.engine.mitigate import mitigate as run
+    from diffmem.engine.mitigate_page import write_page
+    from diffmem.mitigation import MITIGATIONS
+
+    if work.shard is not None:
+        raise UsageError("A comparison of mitigations is not sharded; divide the methods among several --out instead.")
+    if not methods:
+        raise UsageError(f"--method is missing: all, or one of {', '.join(MITIGATIONS)}.")
+    if not 0 < false_positives < 1:
+        raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
+    if train is None:
+        raise UsageError("--train is missing: without the training images nothing says what a copy is.")
+    wanted = [one for text in methods for one in (MITIGATIONS if text == "all" else [text])]
+    listed = prompts.load(typed)
+    settings = Generation(draws=images, seed=work.seed, batch=batch, sampling=sampling.sampling())
+    judge = None if text_alignment is None else parse_alignment(text_alignment)
+    if work.dry_run:
+        count = len(listed) * images * (len(wanted) + 1)
+        emit_table(
+            [{"settings": len(wanted), "prompts": len(listed), "images": count}], json=work.json,
+            title="without the mitigations' own evaluations: diffmem methods --mitigations",
+        )  # fmt: skip
+        return 0
+    folder = need(out, "--out", "the comparison needs a folder")
+    silent = work.quiet or work.json
+    index = open_or_build_index(train, copies, target.allow_pickle, silent)
+    opened = target.open(model)
+    result = run(
+        opened, listed, wanted, index, out=folder, others=None if others is None else load_prompts(others),
+        heldout=heldout, settings=settings,
+        matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives),
+        alignment=judge, retry_errors=work.retry_errors, silent=silent,
+    )  # fmt: skip
+    page = write_page(result, opened.name, None if judge is None else judge.name, redact)
+    if work.json:
+        emit_json(result.rows)
+        return 0
+    emit_table(
+        [{key: row.get(key) for key in SHOWN} for row in result.rows], SHOWN, title="95 % intervals over prompts"
+    )
+    for row in result.rows:
+        if row["status"] == "refused":
+            note(f"{row['setting']} was refused: {row['reason']}")
+    for text in result.notes:
+        note(text)
+    print(f"report: {page}")
+    return 0
