@@ -14,7 +14,17 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page", ["tutorial.md", "models.md", "writing-a-score.md", "guard.md", "training.md", "lab.md", "measuring-images.md"]
+    "page",
+    [
+        "tutorial.md",
+        "models.md",
+        "writing-a-score.md",
+        "guard.md",
+        "training.md",
+        "lab.md",
+        "mitigation.md",
+        "measuring-images.md",
+    ],
 )
 def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     from diffmem.scores import SCORES

@@ -9,7 +9,9 @@ from diffmem.lab.compare import contrasts, over_seeds
 
 
 def images(values, **more):
-    return [{"asked": f"i{n}", "status": "ok", "similarity": v, "copied": v > 0.5, **more} for n, v in enumerate(values)]
+    return [
+        {"asked": f"i{n}", "status": "ok", "similarity": v, "copied": v > 0.5, **more} for n, v in enumerate(values)
+    ]
 
 
 def test_difference_is_paired_per_image_and_per_seed():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.lab.test_lab_plan import plan_of
 
 from diffmem.cli.app import main
 from diffmem.errors import IncompatibleRun, IncompleteRun
 from diffmem.lab import run as room
 from diffmem.lab.page import write_page
 from diffmem.lab.run import Lab, run_lab
+from tests.lab.test_lab_plan import plan_of
 
 KEYS = [
     "duplication", "captions", "mitigation", "seed", "n_images", "similarity_mean", "similarity_p95", "share_copied",
