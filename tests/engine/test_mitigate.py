@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from diffmem.bench.mitigation import KEYS, captions, headlines, mitigation_suite, plain_words
+from diffmem.bench.mitigation import KEYS, captions, headlines, mitigation_suite, plain_words, settings_of
 from diffmem.cli.app import main
 from diffmem.copies.text_alignment import digits_alignment
 from diffmem.data.prompts import Prompt, PromptList
@@ -154,6 +154,13 @@ def test_headline_is_chosen_on_one_half_and_reported_on_the_other():
     assert a["alignment_random"] == 1.0
     assert "no setting keeps the alignment" in b["headline"]
     assert (c["status"], c["reason"], c["copied_after"]) == ("refused", "no", None)
+
+
+def test_every_setting_of_the_suite_is_sound(inputs, target):
+    for name in MITIGATIONS:
+        for one in settings_of(name, inputs.train):
+            one.check(target.need_denoiser())
+            assert one.name == name
 
 
 def test_suite_gives_a_row_per_method(tmp_path):

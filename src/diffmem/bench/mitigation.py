@@ -26,7 +26,7 @@ FURTHER: dict[str, tuple[str, ...]] = {
     "random-tokens": ("count=1", "count=2"),
     "word-repetition": ("count=8",),
     "random-numbers": ("count=1", "count=2"),
-    "replace": ("rate=0.5",),
+    "replace": ("count=8",),
     "embedding-noise": ("strength=0.5", "strength=1"),
     "wen": ("pull=0.5,lr=0.1,steps=20", "pull=0.4,lr=0.1,steps=20"),
     "anisotropy": (
