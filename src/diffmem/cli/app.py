@@ -38,6 +38,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "extract": ("diffmem.cli.extract:extract", "Find memorized images without the training set, from prompts alone."),
     "match": ("diffmem.cli.match:match", "Find the nearest training images of generated images."),
     "mitigate": ("diffmem.cli.mitigate:mitigate", "Compare mitigations on the same prompts and noises."),
+    "robustness": (
+        "diffmem.cli.robustness:robustness",
+        "Try a mitigation under other seeds, guidance, samplers, words and embeddings.",
+    ),
     "train": ("diffmem.cli.train:train", "Train or fine-tune with known duplication, captions and mitigations."),
     "lab": ("diffmem.cli.lab:lab", "Train a grid of duplication, captions and mitigations; measure what is copied."),
     "evaluate": ("diffmem.cli.evaluate:evaluate", "AUROC and TPR of a run's scores, with intervals."),

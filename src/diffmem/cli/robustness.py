@@ -1,0 +1,116 @@
+"""diffmem robustness: does a mitigation hold under other seeds, guidance, samplers, words and adversarial embeddings?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, SamplingOptions, WorkOptions, as_usage
+from diffmem.errors import UsageError
+
+if TYPE_CHECKING:
+    from diffmem.engine.robustness_conditions import RobustnessPlan
+
+MODEL = ModelOptions()
+COPIES = DescriptorOptions()
+PROMPTS = PromptOptions()
+SAMPLING = SamplingOptions()
+WORK = WorkOptions()
+SHOWN = {
+    "method": "method", "kind": "what changes", "setting": "setting", "status": "status", "copied_before": "copied before",
+    "copied_after": "after", "copied_after_low": "low", "copied_after_high": "high", "nfe_per_image": "NFE/image",
+}  # fmt: skip
+
+
+def robustness(
+    model: str,
+    *typed: Annotated[str, Parameter(show=False)],
+    methods: Annotated[tuple[str, ...], Parameter(name="--method", help="name[:key=value,...]; may be repeated")] = (),
+    train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
+    heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
+    worst_of: Annotated[tuple[int, ...], Parameter(help="numbers of seeds of which the worst counts")] = (1, 4, 16),
+    scales: Annotated[tuple[float, ...], Parameter(help="guidance scales")] = (1.0, 2.0, 4.0, 7.5),
+    samplers: Annotated[tuple[str, ...] | None, Parameter(help="scheduler:steps; own: the pipeline's")] = None,
+    images: Annotated[int, Parameter(help="images per prompt under every condition but the seeds")] = 4,
+    paraphrases: Annotated[
+        str, Parameter(help="a file with the columns prompt and paraphrase; words: turned round and halved; none")
+    ] = "words",
+    adversarial_steps: Annotated[int, Parameter(help="of the embedding search; 0 leaves it out")] = 50,
+    statistic: Literal["similarity", "ratio", "normalised"] | None = None,
+    false_positives: Annotated[float, Parameter(help="nominal rate of falsely called images")] = 0.01,
+    batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,
+    prompts: PromptOptions = PROMPTS,
+    sampling: SamplingOptions = SAMPLING,
+    copies: DescriptorOptions = COPIES,
+    target: ModelOptions = MODEL,
+    work: WorkOptions = WORK,
+) -> int:
+    """Generate memorized prompts without and with a mitigation while one other thing changes at a time.
+
+    The adversarial search (Finding DoRI) looks for an embedding under which the network denoises towards the training image
+    that the bare model copies; it takes --train images, not an index, and cannot be undone by mitigations of the prompt.
+
+    Args:
+        model: pipeline folder, hub id, or testbed:digits.
+        typed: prompts typed here, instead of --prompts FILE.
+    """
+    from diffmem.cli.match import open_or_build_index
+    from diffmem.cli.output import emit_json, emit_table, note
+    from diffmem.copies.calibration import calibrate
+    from diffmem.data.images import load_images
+    from diffmem.engine.robustness import Robustness, index_judge, pictures_of
+    from diffmem.engine.robustness_conditions import paraphrases_in, word_variants
+
+    if not methods:
+        raise UsageError("--method is missing: name a mitigation (diffmem methods --mitigations lists them).")
+    if train is None:
+        raise UsageError("--train is missing: without the training images nothing says what a copy is.")
+    if not 0 < false_positives < 1:
+        raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
+    plan = _plan(worst_of, scales, samplers, images, adversarial_steps, batch, sampling, work)
+    listed = [prompt.text for prompt in prompts.load(typed) if prompt.problem is None]
+    others = None if paraphrases == "none" else word_variants if paraphrases == "words" else paraphrases_in(paraphrases)
+    silent = work.quiet or work.json
+    index = open_or_build_index(train, copies, target.allow_pickle, silent)
+    held = None if heldout is None else load_images(heldout)
+    threshold = calibrate(index, held, false_positives, 1, statistic)
+    made = Robustness(
+        target.open(model), listed, index_judge(index, threshold), plan, paraphrase=others, pictures=pictures_of(train)
+    )
+    if work.dry_run:
+        count = sum(c.draws * sum(len(texts) for texts in c.texts) for c in made.conditions) * (1 + len(methods))
+        emit_table(
+            [{"conditions": len(made.conditions), "prompts": len(listed), "images": count}], json=work.json,
+            title="without the mitigations' own evaluations",
+        )  # fmt: skip
+        return 0
+    rows = [row for one in methods for row in made.rows(one)]
+    if work.json:
+        emit_json(rows)
+        return 0
+    emit_table([{key: row[key] for key in SHOWN} for row in rows], SHOWN, title="copies; 95 % intervals over prompts")
+    for reason in dict.fromkeys(f"{row['method']}, {row['setting']}: {row['reason']}" for row in rows if row["reason"]):
+        note(reason)
+    if not threshold.calibrated:
+        note(f"UNCALIBRATED. {threshold.note}")
+    return 0
+
+
+def _plan(
+    worst_of: tuple[int, ...], scales: tuple[float, ...], samplers: tuple[str, ...] | None, images: int, steps: int,
+    batch: int, sampling: SamplingOptions, work: WorkOptions,
+) -> RobustnessPlan:  # fmt: skip
+    from pydantic import ValidationError
+
+    from diffmem.engine.robustness_conditions import RobustnessPlan
+    from diffmem.mitigation.adversarial import AdversarialParameters
+
+    try:
+        return RobustnessPlan(
+            sampling=sampling.sampling(), worst_of=worst_of, guidance=scales, samplers=samplers, draws=images,
+            adversarial=None if steps == 0 else AdversarialParameters(steps=steps), seed=work.seed, batch=batch,
+        )  # fmt: skip
+    except ValidationError as problem:
+        raise as_usage(problem) from problem

@@ -1,0 +1,78 @@
+"""The rows of a robustness run: shares of copies without and with a mitigation, with intervals over prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import comb
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffmem.engine.robustness_conditions import Condition
+from diffmem.evaluation.clusters import Clusters, Floats
+from diffmem.evaluation.paired import mean_difference
+from diffmem.evaluation.proportion import clopper_pearson
+from diffmem.scores.text_groups import near_duplicate_groups
+
+if TYPE_CHECKING:
+    from diffmem.engine.robustness import Outcome
+
+
+def rows_of(
+    prompts: Sequence[str],
+    conditions: Sequence[Condition],
+    before: Mapping[str, Outcome],
+    after: Mapping[str, Outcome],
+    method: str,
+    worst_of: Sequence[int],
+) -> list[dict[str, Any]]:
+    """One row per condition; the seeds give one per number of seeds.
+
+    Returns:
+        {"method", "kind", "setting", "status", "reason", "n_prompts", "n_images", "copied_before", "copied_after", each
+        with "_low" and "_high", "copied_change", "_low", "_high", "nfe_per_image", "seconds_per_image"}. "copied" is the
+        probability that a prompt's image is a copy; for the worst of N seeds, that one of N images is. Intervals at 95 %
+        over prompts, near-duplicates counted once. Figures are None where the condition was refused.
+    """
+    groups = near_duplicate_groups(list(prompts))
+    rows: list[dict[str, Any]] = []
+    for condition in conditions:
+        one, two = before[condition.label], after[condition.label]
+        for count in worst_of if condition.kind == "seeds" else (None,):
+            setting = condition.setting if count is None else f"worst of {count}"
+            row: dict[str, Any] = {"method": method, "kind": condition.kind, "setting": setting}
+            # What the bare model refuses (a sampler that does not fit) is refused for its own reason.
+            decisive = one if one.status == "refused" else two
+            row |= {"status": decisive.status, "reason": decisive.reason, "n_prompts": len(prompts)}
+            row |= {"n_images": sum(len(hits) for hits in one.hits)}
+            row |= {"nfe_per_image": two.nfe, "seconds_per_image": two.seconds}
+            rows.append(row | _figures(one, two, 1 if count is None else count, groups))
+    return rows
+
+
+def worst_of_share(hits: Sequence[bool], count: int) -> float:
+    """Probability that at least one of `count` of these images, chosen at random, is a copy: 1 - C(m - h, N)/C(m, N)."""
+    copies = sum(hits)
+    return 1 - comb(len(hits) - copies, count) / comb(len(hits), count)
+
+
+def share_interval(values: Floats, groups: Any) -> tuple[float, float]:
+    """95 % interval of a mean over prompts: Clopper-Pearson if each is 0 or 1, else resampled prompts."""
+    if np.isin(values, (0.0, 1.0)).all():
+        worth = max(1, round(Clusters.of(groups).effective))
+        return clopper_pearson(min(worth, round(float(values.mean()) * worth)), worth)
+    return mean_difference(values, np.zeros(len(values)), groups)[1:]
+
+
+def _figures(before: Outcome, after: Outcome, count: int, groups: Any) -> dict[str, Any]:
+    names = [f"copied_{what}{end}" for what in ("before", "after", "change") for end in ("", "_low", "_high")]
+    shares = [np.array([worst_of_share(hits, count) for hits in one.hits]) for one in (before, after)]
+    figures: dict[str, Any] = dict.fromkeys(names)
+    for what, values in zip(("before", "after"), shares, strict=True):
+        if len(values):
+            low, high = share_interval(values, groups)
+            figures |= {f"copied_{what}": float(values.mean()), f"copied_{what}_low": low, f"copied_{what}_high": high}
+    if len(shares[0]) and len(shares[1]):
+        change = mean_difference(shares[1], shares[0], groups)
+        figures |= dict(zip(("copied_change", "copied_change_low", "copied_change_high"), change, strict=True))
+    return figures
