@@ -23,6 +23,7 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
         "training.md",
         "lab.md",
         "mitigation.md",
+        "robustness.md",
         "measuring-images.md",
     ],
 )
