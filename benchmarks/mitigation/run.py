@@ -61,7 +61,7 @@ def main():
     target = Target.from_pretrained(digits.model_path("text"), name="testbed:digits")
     inputs = digits.materialize(options.work / "data")
     names = sorted(options.methods.split(","), key=lambda name: name == "sail")  # the slowest last
-    tried = [one for name in dict.fromkeys([REFERENCE, *names]) for one in all_settings(name, inputs.train)]
+    tried = [one for name in dict.fromkeys([REFERENCE, *names]) for one in all_settings(name)]
     result = mitigate(
         target, captions(options.captions), tried, inputs.train, out=options.work / "run", heldout=inputs.held_out,
         settings=Generation(draws=options.draws, seed=1, batch=60, sampling=SAMPLING), alignment=digits_alignment(),
@@ -71,8 +71,8 @@ def main():
     half = options.draws // 2
     report = {
         "captions": options.captions, "draws": options.draws, "root_seed": 1, "steps": 20, "guidance": 2.0,
-        "rows": [short(row, inputs.train) for row in result.rows],
-        "headlines": [short(r, inputs.train) for r in headlines(result, names, (range(half), range(half, 2 * half)))],
+        "rows": [short(row) for row in result.rows],
+        "headlines": [short(r) for r in headlines(result, names, (range(half), range(half, 2 * half)))],
         "headline_chosen_on": "the first half of the draws; its figures are from the second half",
     }  # fmt: skip
     report["area"] = areas(report["rows"])
@@ -84,18 +84,15 @@ def main():
     draw(report, here / "tradeoff.png")
 
 
-def all_settings(name, train):
-    made = settings_of(name, train)
-    given = f"index={train}," if name == "amg" else ""
-    more = [parse_mitigation(f"{name}:{given}{text}") for text in SWEEPS.get(name, ())]
+def all_settings(name):
+    made = settings_of(name)
+    more = [parse_mitigation(f"{name}:{text}") for text in SWEEPS.get(name, ())]
     return list({one.label: one for one in [*made, *more]}.values())
 
 
-def short(row, train):
-    """Numbers rounded, the path of the training set out of the labels."""
-    kept = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-    kept["setting"] = kept["setting"].replace(f"index={train},", "").replace(f":index={train}", "")
-    return kept
+def short(row):
+    """Numbers rounded."""
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
 
 
 def areas(rows):

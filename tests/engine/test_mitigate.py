@@ -18,6 +18,8 @@ from diffmem.engine.mitigate_compare import Seen, compared
 from diffmem.engine.mitigate_page import write_page
 from diffmem.errors import UsageError
 from diffmem.mitigation import MITIGATIONS
+from diffmem.mitigation.spec import parse_mitigation
+from diffmem.mitigation.sweeps import SWEEPS, sweep_of
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
 from diffmem.testbeds import digits
@@ -158,9 +160,31 @@ def test_headline_is_chosen_on_one_half_and_reported_on_the_other():
 
 def test_every_setting_of_the_suite_is_sound(inputs, target):
     for name in MITIGATIONS:
-        for one in settings_of(name, inputs.train):
-            one.check(target.need_denoiser())
+        for one in settings_of(name):
+            (one.given(inputs.train) if name == "amg" else one).check(target.need_denoiser())
             assert one.name == name
+
+
+def test_published_sweeps_are_sound():
+    assert sweep_of("wen:lr=0.1") == ["wen:lr=0.1"]
+    assert sweep_of("rewrite") == ["rewrite"]
+    for name in SWEEPS:
+        settings = [parse_mitigation(text) for text in sweep_of(name)]
+        assert len({one.label for one in settings}) == len(SWEEPS[name]) + 1  # none of them is the default
+
+
+def test_mitigation_that_needs_the_training_images_is_given_them(target, inputs, tmp_path):
+    short = Generation(draws=1, seed=1, sampling=Sampling(steps=2, guidance=2.0))
+    result = mitigate(target, captions(2), ["amg"], inputs.train, out=tmp_path / "a", settings=short)
+    assert [row["status"] for row in result.rows] == ["ok", "ok"]
+    # An index holds no pictures: the row says what to do.
+    alone = mitigate(target, captions(2), ["amg"], result.index, out=tmp_path / "b", settings=short)
+    assert alone.rows[1]["status"] == "refused"
+    assert "amg:index=FOLDER" in alone.rows[1]["reason"]
+    given = mitigate(
+        target, captions(2), ["amg"], result.index, out=tmp_path / "b", settings=short, pictures=inputs.train
+    )
+    assert given.rows[1]["copied_after"] == result.rows[1]["copied_after"]
 
 
 def test_suite_gives_a_row_per_method(tmp_path):
@@ -181,6 +205,8 @@ def test_command(inputs, tmp_path, capsys):
         str(inputs.train), "--images", "2", "--steps", "4", "--guidance", "2", "--text-alignment", "digits", "--out",
         str(tmp_path / "run"), "--json",
     ]  # fmt: skip
+    assert main([*command, "--sweep", "--method", "ren", "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["settings"] == 1 + len(sweep_of("ren"))
     assert main(command) == 0
     none, row = json.loads(capsys.readouterr().out)
     assert (none["setting"], row["setting"]) == ("none", "random-tokens:count=2")

@@ -81,7 +81,7 @@ def mitigation_suite(
     names = list(methods) or sorted(MITIGATIONS, key=lambda name: name in SLOW)
     with tempfile.TemporaryDirectory(prefix="diffmem-bench-") as folder:
         inputs = digits.materialize(Path(out or folder) / "data")
-        tried = [one for name in dict.fromkeys([REFERENCE, *names]) for one in settings_of(name, inputs.train)]
+        tried = [one for name in dict.fromkeys([REFERENCE, *names]) for one in settings_of(name)]
         chosen = captions(prompts)
         result = mitigate(
             target, chosen, tried, inputs.train, out=Path(out or folder) / "run", heldout=inputs.held_out,
@@ -92,15 +92,10 @@ def mitigation_suite(
         return headlines(result, names, halves)
 
 
-def settings_of(name: str, train: Path) -> list[Mitigation]:
-    """A method's settings in the suite: its defaults, then `FURTHER`; some are given what they need of the testbed."""
-    needs = {"amg": f"index={train}", "rewrite": "function=diffmem.bench.mitigation:plain_words"}
-    texts = ["", *FURTHER.get(name, ())]
-    made = []
-    for text in texts:
-        given = ",".join(part for part in (needs.get(name, ""), text) if part)
-        made.append(parse_mitigation(f"{name}:{given}" if given else name))
-    return made
+def settings_of(name: str) -> list[Mitigation]:
+    """A method's settings in the suite: its defaults, then `FURTHER`; rewriting is given a function."""
+    needed = "function=diffmem.bench.mitigation:plain_words" if name == "rewrite" else ""
+    return [parse_mitigation(f"{name}:{text}" if text else name) for text in (needed, *FURTHER.get(name, ()))]
 
 
 def plain_words(caption: str) -> str:

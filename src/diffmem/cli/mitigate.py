@@ -28,6 +28,9 @@ def mitigate(
     methods: Annotated[
         tuple[str, ...], Parameter(name="--method", help="name[:key=value,...]; may be repeated; all: every one")
     ] = (),
+    sweep: Annotated[
+        bool, Parameter(negative="", help="also the published settings of every method given without parameters")
+    ] = False,
     train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
     others: Annotated[Path | None, Parameter(help="prompts that are not memorized, to see side effects")] = None,
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
@@ -54,6 +57,7 @@ def mitigate(
     """
     from diffmem.cli.match import open_or_build_index
     from diffmem.cli.output import emit_json, emit_table, note
+    from diffmem.copies import index_files
     from diffmem.copies.text_alignment import parse_alignment
     from diffmem.data.prompts import load_prompts
     from diffmem.engine.generate import Generation
@@ -61,6 +65,7 @@ def mitigate(
     from diffmem.engine.mitigate import mitigate as run
     from diffmem.engine.mitigate_page import write_page
     from diffmem.mitigation import MITIGATIONS
+    from diffmem.mitigation.sweeps import sweep_of
 
     if work.shard is not None:
         raise UsageError("A comparison of mitigations is not sharded; divide the methods among several --out instead.")
@@ -71,6 +76,7 @@ def mitigate(
     if train is None:
         raise UsageError("--train is missing: without the training images nothing says what a copy is.")
     wanted = [one for text in methods for one in (MITIGATIONS if text == "all" else [text])]
+    wanted = [setting for one in wanted for setting in (sweep_of(one) if sweep else [one])]
     listed = prompts.load(typed)
     settings = Generation(draws=images, seed=work.seed, batch=batch, sampling=sampling.sampling())
     judge = None if text_alignment is None else parse_alignment(text_alignment)
@@ -89,7 +95,7 @@ def mitigate(
         opened, listed, wanted, index, out=folder, others=None if others is None else load_prompts(others),
         heldout=heldout, settings=settings,
         matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives),
-        alignment=judge, retry_errors=work.retry_errors, silent=silent,
+        alignment=judge, pictures=None if index_files.exists(train) else train, retry_errors=work.retry_errors, silent=silent,
     )  # fmt: skip
     page = write_page(result, opened.name, None if judge is None else judge.name, redact)
     if work.json:

@@ -21,6 +21,7 @@ from diffmem.engine.mitigate_compare import OTHER, Seen, compared, look
 from diffmem.engine.peak import peak_memory
 from diffmem.engine.rundir import RunDirectory, record_model
 from diffmem.errors import MitigationRefused, UsageError
+from diffmem.mitigation.amg import Amg
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.target import Target
@@ -70,6 +71,7 @@ def mitigate(
     matching: Matching | None = None,
     descriptor_options: Mapping[str, Any] | None = None,
     alignment: TextAlignment | None = None,
+    pictures: ImageSet | str | Path | None = None,
     retry_errors: bool = False,
     silent: bool = True,
 ) -> MitigateResult:
@@ -87,6 +89,8 @@ def mitigate(
         matching: descriptor, statistic, false-positive rate of a copy.
         descriptor_options: of the descriptor's class.
         alignment: judges images against their prompts; None: alignment is not judged.
+        pictures: the training images themselves, for a mitigation that keeps away from them (amg); `train` by default,
+            unless that is an index, which holds none.
         retry_errors: make images again that ended in an error.
         silent: no progress on stderr.
 
@@ -97,7 +101,8 @@ def mitigate(
     """
     listed = _sides(prompts, others)
     settings, judged = settings or Generation(), matching or Matching()
-    made = [parse_mitigation(one) for one in methods]
+    known = pictures if pictures is not None else None if isinstance(train, CopyIndex) else train
+    made = [_given(parse_mitigation(one), known) for one in methods]
     labels = [one.label for one in made]
     if len(set(labels)) != len(labels):
         raise UsageError(
@@ -189,6 +194,11 @@ def _sides(prompts: PromptList, others: PromptList | None) -> PromptList:
         Prompt(f"{side or 'prompt'}/{p.id}", p.text, p.label, side or None, p.extra, p.problem) for side, p in sides
     ]
     return PromptList(tuple(rows), prompts.source)
+
+
+def _given(mitigation: Mitigation, pictures: ImageSet | str | Path | None) -> Mitigation:
+    """The mitigation with the training images, where it keeps away from them and was given none."""
+    return mitigation.given(pictures) if isinstance(mitigation, Amg) and pictures is not None else mitigation
 
 
 def _index(

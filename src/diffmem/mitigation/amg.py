@@ -62,6 +62,10 @@ class Amg(GuidanceMitigation):
         self._index: LocalIndex | None = index if isinstance(index, LocalIndex) else None
         self._encoded_by: object = None
 
+    def given(self, images: Any) -> Amg:
+        """The same with these images (whatever `load_images` takes), where it has none of its own."""
+        return self if self._source is not None else type(self)(self.settings, images)
+
     def check(self, denoiser: Denoiser) -> None:
         """Refuses without images, and reads them."""
         super().check(denoiser)
