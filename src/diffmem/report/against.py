@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from diffmem.copies.index import CopyIndex
 from diffmem.data.png import decode_png
 from diffmem.errors import DataError
 from diffmem.report import prose
-from diffmem.report.html import FILE, content_hash
+from diffmem.report.html import FILE
+from diffmem.report.page import write_page
 from diffmem.report.redaction import Embedded, Redaction, embed
-from diffmem.runs.atomic import write_atomic
 from diffmem.runs.facts import read_fact
 from diffmem.runs.store import RunStore
 
@@ -104,18 +100,16 @@ def write_comparison(folder: Path, comparison: Comparison, lora: str, base: str,
     Returns:
         The page's path.
     """
-    source = files("diffmem.report")
-    style = (source / "style.css").read_text(encoding="utf-8") + ".trio { grid-template-columns: repeat(3, 1fr); }\n"
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"visible": prose.visible, "number": prose.number, "shorten": prose.shorten}
-    policy = f"default-src 'none'; img-src data:; style-src {content_hash(style)}; base-uri 'none'; form-action 'none'"
-    page = environment.from_string((source / "against.html").read_text(encoding="utf-8")).render(
-        c=comparison, style=Markup(style), policy=policy, shown=_pictures(folder, comparison, lora, base, redact),
-        lora_report=f"{lora}/{FILE}", base_report=f"{base}/{FILE}", redact=redact,
+    limits = [*comparison.limits]
+    if redact != "none":
+        limits.append(f"Pictures are {'blurred' if redact == 'blur' else 'left out'} on this page.")
+    return write_page(
+        folder / PAGE, "against.html", title=f"LoRA against its base: {comparison.lora}",
+        kicker="Memorization, fine-tune against base", headline=comparison.headline, limits=limits,
+        style=".trio { grid-template-columns: repeat(3, 1fr); }\n", c=comparison,
+        shown=_pictures(folder, comparison, lora, base, redact), lora_report=f"{lora}/{FILE}",
+        base_report=f"{base}/{FILE}",
     )  # fmt: skip
-    path = folder / PAGE
-    write_atomic(path, page.encode("utf-8", errors="backslashreplace"))
-    return path
 
 
 def _pictures(folder: Path, comparison: Comparison, lora: str, base: str, redact: Redaction) -> list[Shown]:

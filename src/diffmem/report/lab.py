@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from diffmem.report import prose
-from diffmem.report.html import content_hash
 from diffmem.report.lab_charts import cells_chart, tradeoff_chart
+from diffmem.report.page import write_page
 from diffmem.report.redaction import Embedded
-from diffmem.runs.atomic import write_atomic
 
 PAGE = "lab.html"
 CONTRASTS = 60
@@ -98,30 +93,21 @@ def headline(cells: Sequence[Mapping[str, Any]]) -> str:
 
 def write_lab_page(folder: Path, view: LabView) -> Path:
     """Write `lab.html` and give its path."""
-    source = files("diffmem.report")
-    style = (source / "style.css").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "visible": prose.visible, "number": prose.number, "shorten": prose.shorten, "percent": prose.percent,
-    }  # fmt: skip
-    policy = f"default-src 'none'; img-src data:; style-src {content_hash(style)}; base-uri 'none'; form-action 'none'"
     cells = cells_of_rows(view.rows)
     points = [
         (cell["number"], cell["means"]["share_copied"], cell["means"]["alignment"])
         for cell in cells
         if cell["means"]["share_copied"] is not None and cell["means"]["alignment"] is not None
     ]
-    page = environment.from_string((source / "lab.html").read_text(encoding="utf-8")).render(
-        v=view, cells=cells, headline=headline(cells), style=Markup(style), policy=policy,
+    return write_page(
+        folder / PAGE, "lab.html", title=f"Copying lab: {view.name}", kicker=f"Copying lab, {view.name}",
+        headline=headline(cells), limits=view.limits, v=view, cells=cells,
         failed=[row for row in view.rows if row["status"] != "ok"], name_of=name_of,
         copied=cells_chart(cells, "share_copied", "share of images that are copies", True),
         similarity=cells_chart(cells, "similarity_mean", "mean similarity with the nearest training image", False),
         tradeoff=tradeoff_chart(points, "share of images that are copies", "text alignment") if len(points) > 1 else "",
         contrasts=view.contrasts[:CONTRASTS], hidden=max(0, len(view.contrasts) - CONTRASTS),
     )  # fmt: skip
-    path = folder / PAGE
-    write_atomic(path, page.encode("utf-8", errors="backslashreplace"))
-    return path
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from diffmem.report import prose
-from diffmem.report.html import content_hash
 from diffmem.report.lab_charts import cells_chart, tradeoff_chart
+from diffmem.report.page import write_page
 from diffmem.report.redaction import Embedded
-from diffmem.runs.atomic import write_atomic
 
 PAGE = "mitigations.html"
+STYLE = (
+    ".strip { display: grid; grid-template-columns: 12rem repeat(auto-fit, 64px); gap: 4px; align-items: center; "
+    "margin: 4px 0; }\n.strip img, .strip .none { width: 64px; height: 64px; } "
+    ".strip img.pixels { image-rendering: pixelated; }\n.strip p { margin: 0; font-size: .8rem; overflow-wrap: anywhere; }\n"
+)
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,6 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write_mitigate_page(folder: Path, view: MitigateView) -> Path:
     """Write `mitigations.html` and give its path."""
-    source = files("diffmem.report")
-    style = (source / "style.css").read_text(encoding="utf-8") + (
-        ".strip { display: grid; grid-template-columns: 12rem repeat(auto-fit, 64px); gap: 4px; "
-        "align-items: center; margin: 4px 0; }\n"
-        ".strip img, .strip .none { width: 64px; height: 64px; } .strip img.pixels { image-rendering: pixelated; }\n"
-        ".strip p { margin: 0; font-size: .8rem; overflow-wrap: anywhere; }\n"
-    )
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "visible": prose.visible, "number": prose.number, "shorten": prose.shorten, "percent": prose.percent,
-    }  # fmt: skip
-    policy = f"default-src 'none'; img-src data:; style-src {content_hash(style)}; base-uri 'none'; form-action 'none'"
     good = [row for row in view.rows if row["status"] == "ok"]
     cells = [{"number": i, "name": row["setting"], "rows": [_as_cell(row)]} for i, row in enumerate(good)]
     points = [
@@ -82,15 +70,13 @@ def write_mitigate_page(folder: Path, view: MitigateView) -> Path:
         for i, row in enumerate(good)
         if row["copied_after"] is not None and row["alignment_after"] is not None
     ]
-    page = environment.from_string((source / "mitigate.html").read_text(encoding="utf-8")).render(
-        v=view, good=good, headline=headline(view.rows), style=Markup(style), policy=policy,
-        refused=[row for row in view.rows if row["status"] != "ok"],
+    return write_page(
+        folder / PAGE, "mitigate.html", title=f"Mitigations: {view.model}",
+        kicker=f"Mitigations compared, {view.model}", headline=headline(view.rows), limits=view.limits, style=STYLE,
+        v=view, good=good, refused=[row for row in view.rows if row["status"] != "ok"],
         copied=cells_chart(cells, "copied", "share of images that are copies", True),
         tradeoff=tradeoff_chart(points, "share of images that are copies", "text alignment") if len(points) > 1 else "",
     )  # fmt: skip
-    path = folder / PAGE
-    write_atomic(path, page.encode("utf-8", errors="backslashreplace"))
-    return path
 
 
 def _as_cell(row: Mapping[str, Any]) -> dict[str, Any]:

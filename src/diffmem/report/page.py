@@ -1,0 +1,53 @@
+"""A page of its own (a lab, a comparison): one file, nothing loaded, no script; the frame is the same for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from diffmem.report import prose
+from diffmem.report.html import content_hash
+from diffmem.runs.atomic import write_atomic
+
+
+def write_page(
+    path: Path, template: str, *, title: str, kicker: str, headline: str, limits: Sequence[str], style: str = "",
+    **context: Any,
+) -> Path:  # fmt: skip
+    """Render a template that extends `frame.html`, and write it.
+
+    Args:
+        path: the page.
+        template: its file in this room.
+        title: of the window.
+        kicker: the line above the headline.
+        headline: one sentence that says what was found.
+        limits: what the numbers cannot show.
+        style: rules beside those of every page.
+        context: what the template shows.
+
+    Returns:
+        The path.
+    """
+    rules = _source("style.css") + style
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_source)
+    )
+    environment.filters |= {
+        "visible": prose.visible, "number": prose.number, "shorten": prose.shorten, "percent": prose.percent,
+    }  # fmt: skip
+    policy = f"default-src 'none'; img-src data:; style-src {content_hash(rules)}; base-uri 'none'; form-action 'none'"
+    page = environment.get_template(template).render(
+        title=title, kicker=kicker, headline=headline, limits=limits, style=Markup(rules), policy=policy, **context
+    )
+    write_atomic(path, page.encode("utf-8", errors="backslashreplace"))
+    return path
+
+
+def _source(name: str) -> str:
+    return (files("diffmem.report") / name).read_text(encoding="utf-8")
