@@ -43,6 +43,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "Try a mitigation under other seeds, guidance, samplers, words and embeddings.",
     ),
     "train": ("diffmem.cli.train:train", "Train or fine-tune with known duplication, captions and mitigations."),
+    "canaries": (
+        "diffmem.cli.canaries:app",
+        "Put registered synthetic pictures into a training set; measure how strongly each is reproduced.",
+    ),
     "lab": ("diffmem.cli.lab:lab", "Train a grid of duplication, captions and mitigations; measure what is copied."),
     "evaluate": ("diffmem.cli.evaluate:evaluate", "AUROC and TPR of a run's scores, with intervals."),
     "calibrate": ("diffmem.cli.calibrate:calibrate", "Set a score's threshold at a stated false-positive rate."),

@@ -29,6 +29,10 @@ def model_card(plan: TrainPlan, log: Mapping[str, Any], base: str) -> str:
     ]
     if plan.changes.drop_score_difference is not None:
         lines.append(f"- {log['left_out']} samples were left out of the loss for their score difference.")
+    if (canaries := log.get("canaries")) is not None:
+        lines.append(
+            f"- Image canaries: {len(canaries['counts'])} of registration {canaries['registration']}, made {canaries['created']}."
+        )
     lines += [f"- {note}" for note in log["notes"]]
     lines += ["", "## Every setting", "", "| setting | value |", "|---|---|"]
     for section, values in plan.model_dump(mode="json").items():

@@ -86,6 +86,14 @@ def load_training_set(source: str | Path | ImageSet, limit: int | None = None) -
     return TrainingSet(tuple(found), row_key(training_set=digests).hex(), unreadable)
 
 
+def captions_in(images: ImageSet) -> list[str]:
+    """All captions of a set of images, each image's several ones too."""
+    extra = _extra(images)
+    rows = list(extra.by_id.values()) or extra.rows
+    found = [text for row in rows for text in _captions(row, None)]
+    return found + [item.caption for item in images.items() if item.caption]
+
+
 @dataclass(frozen=True)
 class _Extra:
     rows: Sequence[Mapping[str, Any]]

@@ -19,6 +19,7 @@ from diffmem.randomness import seed_of
 from diffmem.runs.atomic import write_atomic
 from diffmem.runs.provenance import provenance
 from diffmem.training.batch import Batch, Latents, Samples
+from diffmem.training.canary_files import registered_in
 from diffmem.training.captions import CaptionDraw, captions_of
 from diffmem.training.card import model_card
 from diffmem.training.checkpoint import State, load_state, load_weights, save_state
@@ -89,6 +90,10 @@ class Trainer:
         self.silent = silent or not self.accelerator.is_main_process
         self.data = data if data is not None else load_training_set(plan.data.images, plan.data.limit)
         self.notes = [f"{len(self.data.unreadable)} pictures could not be read"] if self.data.unreadable else []
+        # Before anything is trained: a registration in the data folder, and whether its pictures are what is in there.
+        self.canaries = registered_in(plan.data.images, self.data)
+        if self.canaries is not None and not self.canaries["as_registered"]:
+            self.notes.append("the canaries in the data are not as often in it as their registration says")
         if plan.changes.deduplicate:
             self.data, removed = unique_images(self.data)
             self.notes.append(f"{removed} near-duplicates were left out")
@@ -286,6 +291,7 @@ class Trainer:
             "plan": self.plan.model_dump(mode="json"), "notes": self.notes,
             "parameters": sum(p.numel() for p in self.parameters), "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device), "provenance": provenance().model_dump(mode="json"),
+            "canaries": self.canaries,
         }  # fmt: skip
         if self.accelerator.is_main_process:
             self.model.save(self.out)

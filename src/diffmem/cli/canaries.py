@@ -1,0 +1,159 @@
+"""diffmem canaries: put registered synthetic pictures into a training set, and measure afterwards what became of them."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from diffmem.cli.options import DescriptorOptions, ModelOptions, SamplingOptions, WorkOptions, need
+from diffmem.errors import DataError, UsageError
+
+MODEL = ModelOptions()
+COPIES = DescriptorOptions()
+SAMPLING = SamplingOptions()
+WORK = WorkOptions()
+
+app = App(name="canaries", help="Image canaries: an unbiased yardstick of memorization on your own fine-tune.")
+
+
+@app.command
+def make(
+    dataset: Path,
+    *,
+    out: Annotated[Path | None, Parameter(help="new folder: data/ to train on, registered/, canaries.json")] = None,
+    counts: Annotated[str, Parameter(help="how often a canary is in the data, with commas")] = "1,2,4,8,16",
+    per_count: Annotated[int, Parameter(help="canaries of each count")] = 8,
+    controls: Annotated[int, Parameter(help="negative controls: registered, never in the data")] = 40,
+    words: Annotated[
+        Literal["made-up", "dataset"], Parameter(help="of captions; dataset: its own words in new company")
+    ] = "made-up",
+    apart: Annotated[
+        float | None, Parameter(help="least distance between pictures; default 1.5 that of a copy")
+    ] = None,
+    only_canaries: Annotated[
+        bool, Parameter(negative="", help="write canaries only, for a loader of your own")
+    ] = False,
+    seed: Annotated[int, Parameter(help="of pictures, captions and roles")] = 0,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Draw unique pictures with captions, register them, and put them into a training set at known counts.
+
+    Args:
+        dataset: the pictures that the model will be trained on: folder or parquet.
+    """
+    from diffmem.cli.output import emit_json, note
+    from diffmem.training.canaries import CanaryPlan, draw_canaries
+    from diffmem.training.canary_files import write_canaries
+
+    folder = need(out, "--out", "canaries need a new folder")
+    try:
+        levels = tuple(int(part) for part in counts.split(","))
+    except ValueError:
+        raise UsageError(f"--counts is '{counts}'; expected whole numbers with commas between them: 1,2,4,8.") from None
+    if per_count < 1 or controls < 2 or (apart is not None and apart <= 0):
+        raise UsageError(
+            f"--per-count {per_count}, --controls {controls}, --apart {apart}; expected at least 1, at least 2, above 0."
+        )
+    plan = CanaryPlan(counts=levels, per_count=per_count, controls=controls, words=words, apart=apart, seed=seed)
+    drawn = draw_canaries(dataset, plan)
+    data = write_canaries(drawn, dataset, folder, only_canaries)
+    registered = drawn.registration
+    summary = {
+        "registration": registered.hash, "file": str(folder / "canaries.json"), "data": str(data),
+        "canaries": len(registered.trained), "controls": len(registered.controls),
+        "repeats": sum(canary.count for canary in registered.trained), "images": registered.facts["images"],
+        "share_of_the_data": _share(registered, only_canaries), "apart": registered.facts["apart"],
+        "nearest": min(canary.nearest for canary in registered.canaries),
+    }  # fmt: skip
+    if json:
+        emit_json(summary)
+        return 0
+    print(
+        f"{summary['canaries']} canaries ({summary['repeats']} pictures with their repeats) and {summary['controls']} "
+        f"controls registered as {registered.hash}\ntrain on {data}"
+    )
+    note(
+        f"nearest two pictures: {summary['nearest']:.3g} apart ({registered.facts['descriptor']}); keep {folder} as it is"
+    )
+    return 0
+
+
+def _share(registered: Any, only: bool) -> float:
+    repeats = sum(canary.count for canary in registered.trained)
+    return 1.0 if only else repeats / (repeats + int(registered.facts["images"]))
+
+
+@app.command
+def measure(
+    model: str,
+    *,
+    registration: Annotated[Path | None, Parameter(help="canaries.json, or its folder")] = None,
+    out: Annotated[Path | None, Parameter(help="run directory; the same command goes on where it left")] = None,
+    images: Annotated[int, Parameter(help="per caption; without prompts: per registered picture")] = 8,
+    scores: Annotated[
+        tuple[str, ...], Parameter(name="--score", help="image score to measure with, too; none for none")
+    ] = ("loss",),
+    batch: Annotated[int, Parameter(help="images per call of the pipeline at first")] = 32,
+    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="pictures on the page")] = "none",
+    sampling: SamplingOptions = SAMPLING,
+    copies: DescriptorOptions = COPIES,
+    target: ModelOptions = MODEL,
+    work: WorkOptions = WORK,
+) -> int:
+    """Measure how strongly a trained model reproduces each canary, against controls that it never saw.
+
+    Args:
+        model: pipeline folder, hub id, or a run of diffmem train with its model/ in it.
+    """
+    from diffmem.cli.canary_output import print_canaries, write_page
+    from diffmem.cli.estimates import estimate_generation, print_estimate
+    from diffmem.cli.output import emit_json, note
+    from diffmem.data.canaries import read_registration
+    from diffmem.engine.canaries import measure_canaries
+    from diffmem.engine.generate import Generation
+
+    if work.shard is not None:
+        raise UsageError("Measuring canaries is not sharded; leave --shard out.")
+    if images < 1:
+        raise UsageError(f"--images is {images}; expected at least 1.")
+    known = read_registration(
+        need(registration, "--registration", "give the canaries.json that was made before training")
+    )
+    settings = Generation(draws=images, seed=work.seed, batch=batch, sampling=sampling.sampling())
+    folder = None if work.dry_run else need(out, "--out", "measuring needs a run directory")
+    source = str(Path(model) / "model") if (Path(model) / "model" / "model_index.json").exists() else model
+    opened = target.open(source)
+    if work.dry_run:
+        print_estimate(estimate_generation(opened, len(known.canaries), settings), work.json)
+        return 0
+    result = measure_canaries(
+        opened, known, settings, out=folder, scores=() if scores == ("none",) else scores,
+        descriptor=copies.descriptor, descriptor_options=copies.options(target.allow_pickle),
+        trained_with=_recorded(Path(source), target.lora), retry_errors=work.retry_errors,
+        silent=work.quiet or work.json,
+    )  # fmt: skip
+    page = write_page(result, opened.name, redact)
+    if work.json:
+        emit_json(result.as_dict() | {"page": str(page)})
+        return 0
+    print_canaries(result)
+    note(f"the page is {page}")
+    return 0
+
+
+def _recorded(model: Path, lora: Path | None) -> str | None:
+    """The registration that the training of this model or LoRA recorded in its log, if there is one."""
+    place = model if lora is None else lora
+    for folder in list(place.parents)[:2]:
+        file = folder / "log.json"
+        if file.is_file():
+            try:
+                found = json_module.loads(file.read_text(encoding="utf-8")).get("canaries")
+            except (ValueError, AttributeError) as problem:
+                raise DataError(f"'{file}' is no log of diffmem train ({problem}); move it away.") from problem
+            if found is not None:
+                return str(found["registration"])
+    return None
