@@ -305,3 +305,20 @@ def test_other_families(build, nfe):
     with diffmem.guard(pipe, threshold=threshold, action="refuse") as guard:
         assert np.array_equal(pipe(**arguments, generator=seeds(2)).images, bare)
     assert [d.nfe for d in guard.decisions] == [nfe] * 2
+
+
+def test_a_mixed_batch_whose_noise_cannot_be_set_goes_on():
+    pipe = dit()
+    pipe.set_progress_bar_config(disable=True)
+    calibration = diffmem.guard.calibrate(pipe, [str(i % 3) for i in range(9)], 0.2, regime="generation", score=FIRST)
+    arguments = {"class_labels": [0, 1], "num_inference_steps": STEPS, "output_type": "np"}
+    with diffmem.guard(pipe, threshold=calibration, action="log") as guard:
+        bare = pipe(**arguments, generator=torch.Generator().manual_seed(0)).images
+    values = [d.value for d in guard.decisions]
+    with diffmem.guard(
+        pipe, threshold=between(calibration, values, 1), action="refuse", on_refuse="blank"
+    ) as guard:  # fmt: skip
+        images = pipe(**arguments, generator=torch.Generator().manual_seed(0)).images
+    kept = int(np.argmin(values))
+    assert np.array_equal(images[kept], bare[kept]) and not images[1 - kept].any()
+    assert [d.nfe for d in guard.decisions] == [0, 0]

@@ -29,7 +29,6 @@ class DuringDetector:
     Args:
         target: the model.
         threshold: of the regime "generation".
-        seed: root seed of the calibration.
 
     Raises:
         IncompatibleRun: the threshold was made for another model or score.
@@ -37,13 +36,13 @@ class DuringDetector:
             step is not pure noise.
     """
 
-    def __init__(self, target: Target, threshold: ScoreThreshold, seed: int) -> None:
+    def __init__(self, target: Target, threshold: ScoreThreshold) -> None:
         score = network_score(threshold.score)
         if threshold.value is None:
             raise UsageError(f"This threshold decides nothing. {threshold.note}")
         self.threshold, self.value = threshold, threshold.value
         self.own = OwnSetting.read(threshold.parameters)
-        require_matching(threshold, generation_setting(target, score, seed, self.own))
+        require_matching(threshold, generation_setting(target, score, self.own))
         self.reader = StepReader(target, score)
 
     @contextmanager
@@ -51,12 +50,13 @@ class DuringDetector:
         """Read the score of the call made inside; Flagged, out of the pipeline, as soon as that is worth while.
 
         A call of which every image is flagged is stopped. One with other images, too, is stopped only after the first
-        step: that costs each of the others 2 evaluations; later it would cost them more than the goal of the guard.
+        step, where that costs each of the others 2 evaluations, and only if the pipeline can be given their noise again.
         """
+        again = self.reader.steps.upto == 1 and "latents" in call.parameters
 
         def judge(values: np.ndarray) -> bool:
             held = values >= self.value
-            return stops and bool(held.all() or (held.any() and self.reader.steps.upto == 1))
+            return stops and bool(held.all() or (held.any() and again))
 
         with self.reader.watching(call, reading, judge, self.own):
             yield

@@ -93,8 +93,9 @@ class Guard:
                 f"This threshold was calibrated for the regime '{self.regime}', not for '{regime}': use the one that "
                 f"guard.calibrate(..., regime='{regime}') gives."
             )
-        kind = Detector if self.regime == "before" else DuringDetector
-        self.detector: Detector | DuringDetector = kind(self.target, made, seed)
+        self.detector: Detector | DuringDetector = (
+            Detector(self.target, made, seed) if self.regime == "before" else DuringDetector(self.target, made)
+        )
         self.mitigation = parse_mitigation(mitigation)
         if action == "mitigate":
             self.mitigation.check(self.denoiser)

@@ -82,7 +82,7 @@ def calibrate_during(
         raise UsageError("No reference prompt could be scored, so there is nothing to calibrate on.")
     kept = np.array([values[i] for i in finite])
     groups = near_duplicate_groups([usable[i].text for i in finite])
-    setting = generation_setting(target, score, seed, settings[0])
+    setting = generation_setting(target, score, settings[0])
     threshold = calibrate_threshold(kept, rate, setting, reference.source, reference.fingerprint, groups)
     return Calibration(threshold, None, tuple(kept.tolist()), len(reference) - len(finite))
 

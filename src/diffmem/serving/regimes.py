@@ -123,7 +123,7 @@ class OwnSetting:
         if any(abs(a - b) > span / 2000 for a, b in zip(here.times, wanted, strict=True)):
             pairs.append(("times of the first steps", _listed(wanted), _listed(here.times)))
         if self.guidance is not None and abs((here.guidance or 1.0) - self.guidance) > 1e-6:
-            pairs.append(("guidance", f"{self.guidance:g}", f"{here.guidance:g}"))
+            pairs.append(("guidance", f"{self.guidance:g}", f"{here.guidance or 1.0:g}"))
         if here.shape != self.shape:
             pairs.append(("shape of the samples", _listed(self.shape), _listed(here.shape)))
         if here.sampler != self.sampler:
@@ -137,9 +137,9 @@ class OwnSetting:
             )
 
 
-def generation_setting(target: Target, score: DenoiserScore, seed: int, own: OwnSetting) -> Setting:
+def generation_setting(target: Target, score: DenoiserScore, own: OwnSetting) -> Setting:
     """What a score's distribution depends on when it is read during generation: one draw, the image's own noise."""
-    setting = setting_of(target, score, 1, seed, "bank")
+    setting = setting_of(target, score, 1, 0, "per-prompt")
     return setting.model_copy(update={"noise": OWN_NOISE, "parameters": setting.parameters | own.parameters()})
 
 
