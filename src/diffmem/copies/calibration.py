@@ -122,7 +122,8 @@ def calibrate(
         statistic
     ]
     notes.append(
-        f"Not calibrated: the threshold {abs(value):.3g} is the customary one, its false-positive rate unknown."
+        f"Not calibrated: the threshold {abs(value):.3g} is the customary one, its false-positive rate unknown. Give held-out "
+        "images (--heldout), or fewer images per prompt, or a higher rate."
     )
     return CopyThreshold(
         statistic, value, false_positives, per_image, images_per_prompt, None, 0, None, None, False, " ".join(notes)

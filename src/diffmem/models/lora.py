@@ -152,7 +152,7 @@ def _load_by_peft(network: Any, file: Path | None) -> int:
 
 
 def _bare(name: str) -> str:
-    """A weight's name inside the network, without the prefixes of peft and diffusers."""
+    """A weight's name inside the network as peft calls it, without the prefixes of peft and diffusers."""
     for prefix in (PEFT_PREFIX, "transformer.", "unet."):
         name = name.removeprefix(prefix)
-    return name
+    return name.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import pickle
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffmem.errors import DataError
+from diffmem.errors import DataError, IncompleteRun
 from diffmem.runs.atomic import sweep, write_atomic
 
 NAME = "checkpoint.pt"
@@ -55,6 +58,11 @@ def load_state(folder: Path) -> State | None:
         raw = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as problem:
         raise DataError(f"The checkpoint {file} cannot be read ({problem}); remove it to start again.") from problem
+    if not isinstance(raw, dict) or not {"step", "weights", "parts", "log"} <= raw.keys():
+        raise DataError(
+            f"{file} is no checkpoint of a training run; expected step, weights, parts and log in it. Move it away, or "
+            "give another --out."
+        )
     return State(raw["step"], raw["weights"], raw["parts"], json.loads(raw["log"]))
 
 
@@ -71,3 +79,35 @@ def load_weights(parameters: Mapping[str, torch.nn.Parameter], weights: Mapping[
     with torch.no_grad():
         for name, value in parameters.items():
             value.copy_(weights[name])
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder under another name, which becomes its own when all is written; what was there before is replaced.
+
+    Raises:
+        IncompleteRun: the disk is full; the unfinished folder is gone, what was there before is kept.
+    """
+    from safetensors import SafetensorError
+
+    place = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        yield place
+        shutil.rmtree(folder, ignore_errors=True)
+        place.replace(folder)
+    except (OSError, SafetensorError) as problem:
+        shutil.rmtree(place, ignore_errors=True)
+        if not _is_full(problem):
+            raise
+        raise IncompleteRun(
+            f"The disk of {folder.parent} is full or its quota is used up: {folder.name} was not written. The checkpoint "
+            "is kept; free some space and run the same command again."
+        ) from problem
+
+
+def _is_full(problem: OSError | Exception) -> bool:
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(problem, OSError):
+        return problem.errno in codes
+    return any(f"os error {code})" in str(problem) for code in codes)  # safetensors gives the number in words only

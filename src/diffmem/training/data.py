@@ -94,6 +94,15 @@ def captions_in(images: ImageSet) -> list[str]:
     return found + [item.caption for item in images.items() if item.caption]
 
 
+def left_out(data: TrainingSet) -> list[str]:
+    """A sentence on the pictures that cannot be read, if there are any: how many, the first names, why the first."""
+    names = list(data.unreadable)
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return [f"left out {len(names)} pictures that cannot be read ({shown}): {data.unreadable[names[0]]}"]
+
+
 @dataclass(frozen=True)
 class _Extra:
     rows: Sequence[Mapping[str, Any]]
@@ -129,9 +138,21 @@ def _parquet_rows(files: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _captions(row: Mapping[str, Any], caption: str | None) -> tuple[str, ...]:
+    """All captions of a row, or else the one that the set has found; blank and missing ones do not count."""
     several = row.get("captions")
     if isinstance(several, str):
-        several = json.loads(several) if several.startswith("[") else [several]
-    if several:
-        return tuple(str(text) for text in several)
-    return (caption,) if caption else ()
+        several = _listed(several)
+    if several is not None and not isinstance(several, (list, tuple)):
+        raise DataError(
+            f"captions = {several!r} ({row.get('file_name') or row.get('id') or 'a row'}); expected a list of texts."
+        )
+    return tuple(str(text) for text in several or [caption] if text is not None and str(text).strip())
+
+
+def _listed(text: str) -> list[Any]:
+    """A list that a table keeps as JSON, or one caption, which may begin with a bracket too."""
+    try:
+        values = json.loads(text) if text.startswith("[") else None
+    except ValueError:
+        values = None
+    return values if isinstance(values, list) else [text]

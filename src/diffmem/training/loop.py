@@ -13,7 +13,7 @@ import torch
 
 from diffmem.engine.microbatch import is_out_of_memory
 from diffmem.engine.progress import Progress
-from diffmem.errors import IncompatibleRun, IncompleteRun, UsageError
+from diffmem.errors import IncompleteRun, UsageError
 from diffmem.models.target import Target
 from diffmem.randomness import seed_of
 from diffmem.runs.atomic import write_atomic
@@ -23,14 +23,14 @@ from diffmem.training.canary_files import registered_in
 from diffmem.training.captions import CaptionDraw, captions_of
 from diffmem.training.card import model_card
 from diffmem.training.checkpoint import State, load_state, load_weights, save_state
-from diffmem.training.data import TrainingSet, load_training_set
+from diffmem.training.data import TrainingSet, left_out, load_training_set
 from diffmem.training.duplication import Order, repeated, weights
-from diffmem.training.model import Trainable, prepare_model
+from diffmem.training.identity import Identity
+from diffmem.training.model import Trainable, open_base, prepare_model
 from diffmem.training.objective import noisy, target
-from diffmem.training.plan import FREE, TrainPlan
+from diffmem.training.plan import TrainPlan
 from diffmem.training.selection import unique_images
 
-PLAN = "plan.json"
 LOG = "log.json"
 
 
@@ -89,7 +89,7 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision=plan.optimizer.precision, cpu=device == "cpu")
         self.silent = silent or not self.accelerator.is_main_process
         self.data = data if data is not None else load_training_set(plan.data.images, plan.data.limit)
-        self.notes = [f"{len(self.data.unreadable)} pictures could not be read"] if self.data.unreadable else []
+        self.notes = left_out(self.data)
         # Before anything is trained: a registration in the data folder, and whether its pictures are what is in there.
         self.canaries = registered_in(plan.data.images, self.data)
         if self.canaries is not None and not self.canaries["as_registered"]:
@@ -98,7 +98,8 @@ class Trainer:
             self.data, removed = unique_images(self.data)
             self.notes.append(f"{removed} near-duplicates were left out")
         self.target = target if target is not None else open_base(plan.model.base, str(self.accelerator.device))
-        self._record_plan()
+        self.identity = Identity(out, plan, self.data.fingerprint, self.target.fingerprint)
+        self.identity.check()
         self.model: Trainable = prepare_model(plan.model, self.target, plan.seed)
         self.denoiser = self.target.need_denoiser()
         self.samples = self._samples()
@@ -107,26 +108,6 @@ class Trainer:
         self.log: dict[str, Any] = {"loss": [], "grad_norm": [], "left_out": 0, "seconds": 0.0}
         self.step = 0
         self.micro_batch = plan.optimizer.micro_batch or plan.optimizer.batch
-
-    def _record_plan(self) -> None:
-        """Refuse a folder with another run; write the plan of a new one."""
-        settings = self.plan.model_dump(mode="json")
-        for name in FREE:
-            section, _, key = name.rpartition(".")
-            (settings[section] if section else settings).pop(key)
-        facts = {"plan": settings, "data": self.data.fingerprint, "model": self.target.fingerprint}
-        file = self.out / PLAN
-        if file.exists():
-            there = json.loads(file.read_text())
-            differing = [k for k in facts if there.get(k) != facts[k]]
-            if differing:
-                raise IncompatibleRun(
-                    f"'{self.out}' holds another training run (its {' and '.join(differing)} differ): give another --out."
-                )
-        elif self.accelerator.is_main_process:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, json.dumps(facts, indent=1).encode())
-        self.accelerator.wait_for_everyone()
 
     def _samples(self) -> Samples:
         plan = self.plan
@@ -164,6 +145,10 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Train what is left, then write the model."""
+        # Written only here: a run that its data or plan kept from starting leaves nothing that refuses the mended one.
+        if self.accelerator.is_main_process:
+            self.identity.claim()
+        self.accelerator.wait_for_everyone()
         self._resume()
         steps = self.plan.optimizer.steps
         for module in self.model.modules.values():
@@ -300,13 +285,6 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.target._fingerprint = None  # its weights are others now
         return TrainResult(self.out, saved, self.log, self.target, self.notes, self.accelerator.is_main_process)
-
-
-def open_base(base: str, device: str) -> Target:
-    """The base model: a folder, a hub id, or a bundled testbed; always in float32."""
-    from diffmem.testbeds.names import bundled_path
-
-    return Target.from_pretrained(bundled_path(base) or base, device=device, name=base)
 
 
 def _parts(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:

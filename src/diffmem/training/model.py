@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from diffmem.errors import ModelError, UsageError
+from diffmem.models.loading import quiet_libraries
 from diffmem.models.target import Target
 from diffmem.randomness import seed_of
+from diffmem.training.checkpoint import whole_folder
 from diffmem.training.plan import ModelPlan
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -39,11 +41,25 @@ class Trainable:
         return self.target.pipeline
 
     def save(self, folder: Path) -> Path:
-        """Write what was trained: the pipeline to folder/model, or the adapter to folder/lora; returns that path."""
-        if self.plan.method != "lora":
-            self.pipeline.save_pretrained(folder / "model")
-            return folder / "model"
-        return _save_lora(self.pipeline, self.modules, folder / "lora")
+        """Write what was trained: the pipeline to folder/model, or the adapter to folder/lora; returns that path.
+
+        Raises:
+            IncompleteRun: the disk is full; an earlier model there is kept.
+        """
+        saved = folder / ("lora" if self.plan.method == "lora" else "model")
+        with whole_folder(saved) as place, quiet_libraries():
+            if self.plan.method == "lora":
+                _save_lora(self.pipeline, self.modules, place)
+            else:
+                self.pipeline.save_pretrained(place)
+        return saved
+
+
+def open_base(base: str, device: str) -> Target:
+    """The base model: a folder, a hub id, or a bundled testbed; always in float32."""
+    from diffmem.testbeds.names import bundled_path
+
+    return Target.from_pretrained(bundled_path(base) or base, device=device, name=base)
 
 
 def prepare_model(plan: ModelPlan, target: Target, seed: int) -> Trainable:
@@ -129,17 +145,23 @@ def _add_adapter(module: Any, name: str, plan: ModelPlan) -> None:
         raise ModelError(f"{type(module).__name__} takes no adapter on {', '.join(targets)}: {first}") from problem
 
 
-def _save_lora(pipeline: Any, modules: dict[str, torch.nn.Module], folder: Path) -> Path:
+def _save_lora(pipeline: Any, modules: dict[str, torch.nn.Module], folder: Path) -> None:
     from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
 
     if not hasattr(pipeline, "save_lora_weights"):
         for name, module in modules.items():
             module.save_lora_adapter(folder / name)  # type: ignore[operator]
-        return folder
-    layers = {
-        f"{name}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(module))
+        return
+    # diffusers' old names exist for attention only: a network with other layers too would be written half and half, and
+    # read back in part. Text encoders are read by those names.
+    layers = {}
+    for name, module in modules.items():
+        weights = get_peft_model_state_dict(module)
+        layers[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(weights) if name in ENCODERS else weights
+    # Without it alpha is lost, and a LoRA that is loaded again counts it as its rank.
+    settings = {
+        f"{name}_lora_adapter_metadata": module.peft_config["default"].to_dict()  # type: ignore[union-attr, index]
         for name, module in modules.items()
     }
-    pipeline.save_lora_weights(folder, safe_serialization=True, **layers)
-    return folder
+    pipeline.save_lora_weights(folder, safe_serialization=True, **layers, **settings)
