@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from diffmem.data.prompts import load_prompts
 from diffmem.errors import DataError, UsageError
@@ -161,8 +162,31 @@ def test_broken_files_are_named(tmp_path, name, content, words):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         load_prompts(tmp_path / "none.txt")
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(DataError, match="no images"):
         load_prompts(str(tmp_path))
+
+
+def test_the_captions_of_a_folder_of_pictures(tmp_path):
+    for i in range(4):
+        Image.new("L", (4, 4), i).save(tmp_path / f"{i}.png")
+    with pytest.raises(DataError, match="None of the 4 pictures"):
+        load_prompts(tmp_path)
+    rows = [
+        {"file_name": "0.png", "captions": ["one", " ", "two"], "label": "7"},
+        {"file_name": "1.png", "text": "three"},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "3.txt").write_text("one")
+    found = load_prompts(tmp_path)
+    assert [(p.id, p.text, p.group) for p in found] == [
+        ("0.png", "one", "0.png"), ("0.png#2", "two", "0.png"), ("1.png", "three", "1.png"),
+    ]  # fmt: skip
+    folder = tmp_path / "parquet"
+    folder.mkdir()
+    pictures = [{"bytes": (tmp_path / f"{i}.png").read_bytes(), "path": f"{i}.png"} for i in range(2)]
+    table = pa.table({"image": pictures, "captions": [["a", "b"], ["c"]]})
+    pq.write_table(table, folder / "train.parquet")
+    assert [p.text for p in load_prompts(folder)] == ["a", "b", "c"]
 
 
 def test_parquet_leaves_binary_columns_out(tmp_path):

@@ -52,7 +52,7 @@ class ModelOptions:
 class PromptOptions:
     """Where the prompts come from."""
 
-    prompts: Annotated[Path | None, Parameter(help="txt, csv, jsonl or parquet")] = None
+    prompts: Annotated[Path | None, Parameter(help="txt, csv, jsonl or parquet; a folder: its captions")] = None
     column: Annotated[str | None, Parameter(help="the column with the prompts")] = None
     encoding: Annotated[str | None, Parameter(help="of a text file; default: UTF-8")] = None
 

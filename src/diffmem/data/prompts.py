@@ -87,7 +87,8 @@ def load_prompts(
 
     Args:
         source: a .txt (one prompt per line; blank lines count, except at the end), .csv or .tsv, .jsonl or .parquet
-            file, or a Python sequence of strings or of rows (mappings). A lone string is a path.
+            file, a folder of pictures with captions (its captions are the prompts), or a Python sequence of strings or
+            of rows (mappings). A lone string is a path.
         column: the column of the prompts; by default `caption`, `prompt` or `text`, in this order, in any case.
         id_column: the column of the ids; by default `id`, `prompt_id` or `index`; "" numbers the rows instead.
         encoding: of text files; by default the byte-order mark decides, then UTF-8.
@@ -102,9 +103,15 @@ def load_prompts(
         return source
     if isinstance(source, (str, Path)):
         path = Path(source)
+        if path.is_dir():
+            from diffmem.data.folder_prompts import folder_prompts
+
+            return folder_prompts(path)
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise DataError(f"'{path}' {what}; expected a prompt list (.txt, .csv, .tsv, .jsonl or .parquet).")
+            raise DataError(
+                f"'{path}' does not exist; expected a prompt list (.txt, .csv, .tsv, .jsonl or .parquet) or a folder of "
+                "pictures with captions."
+            )
         table, name = _read(path, column, encoding), str(path)
     else:
         rows = tuple({"prompt": item} if isinstance(item, str) else dict(item) for item in source)

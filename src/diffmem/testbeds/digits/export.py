@@ -10,13 +10,15 @@ import numpy as np
 from diffmem.errors import UsageError
 from diffmem.runs.atomic import write_atomic
 from diffmem.testbeds.digits.captions import DIGIT_WORDS, PHRASINGS, SpecificCaptions, cased, shuffled
-from diffmem.testbeds.digits.data import ISOLATION, SIZE, to_bytes, to_signed
+from diffmem.testbeds.digits.data import ISOLATION, SIZE, load, to_bytes, to_signed
 from diffmem.testbeds.inputs import png
 
 MOST_CAPTIONS = 1 + len(PHRASINGS)
 
 
-def export(folder: Path | str, count: int = 200, captions_per_image: int = 5, seed: int = 0) -> Path:
+def export(
+    folder: Path | str, count: int = 200, captions_per_image: int = 5, seed: int = 0, unseen: bool = False
+) -> Path:
     """Write distinct digits as 8x8 grey PNGs with `metadata.jsonl`, and give the folder.
 
     The pictures are scikit-learn's digits that are no nearer than `ISOLATION` to any other, so that a copy of one can be
@@ -29,6 +31,7 @@ def export(folder: Path | str, count: int = 200, captions_per_image: int = 5, se
         count: pictures, taken evenly from the ten digits as far as there are enough of each.
         captions_per_image: distinct captions of each picture, 1 to `MOST_CAPTIONS`.
         seed: root seed of the choice and of the captions.
+        unseen: only pictures that no bundled model was trained on.
 
     Raises:
         UsageError: more pictures or captions than there are, or a folder with other pictures.
@@ -36,7 +39,7 @@ def export(folder: Path | str, count: int = 200, captions_per_image: int = 5, se
     place = Path(folder)
     if not 1 <= captions_per_image <= MOST_CAPTIONS:
         raise UsageError(f"{captions_per_image} captions per image; expected 1 to {MOST_CAPTIONS}.")
-    images, digits = isolated_digits()
+    images, digits = isolated_digits(unseen)
     chosen = _chosen(digits, count, seed)
     names = [f"digit-{number:04d}.png" for number in range(count)]
     strange = sorted(path.name for path in place.glob("*.png") if path.name not in names)
@@ -52,8 +55,12 @@ def export(folder: Path | str, count: int = 200, captions_per_image: int = 5, se
     return place
 
 
-def isolated_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [N, 8, 8] in 0..16 and digits [N] of all pictures that are at least `ISOLATION` from any other."""
+def isolated_digits(unseen: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [N, 8, 8] in 0..16 and digits [N] of all pictures that are at least `ISOLATION` from any other.
+
+    Args:
+        unseen: only those that no bundled model was trained on.
+    """
     from sklearn.datasets import load_digits
 
     flat, labels = load_digits(return_X_y=True)
@@ -62,6 +69,9 @@ def isolated_digits() -> tuple[np.ndarray, np.ndarray]:
     distance = np.sqrt(np.maximum(squares[:, None] + squares - 2 * signed @ signed.T, 0) / signed.shape[1])
     np.fill_diagonal(distance, np.inf)
     kept = distance.min(1) >= ISOLATION
+    if unseen:
+        held_out = {image.pixels.tobytes() for image in load().held_out}
+        kept &= np.array([pixels.astype(np.uint8).tobytes() in held_out for pixels in flat])
     return flat[kept].reshape(-1, SIZE, SIZE).astype(np.uint8), labels[kept]
 
 
