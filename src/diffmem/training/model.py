@@ -146,7 +146,6 @@ def _add_adapter(module: Any, name: str, plan: ModelPlan) -> None:
 
 
 def _save_lora(pipeline: Any, modules: dict[str, torch.nn.Module], folder: Path) -> None:
-    from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
 
     if not hasattr(pipeline, "save_lora_weights"):
