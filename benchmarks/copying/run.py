@@ -49,7 +49,7 @@ def main():
         mine = [row for row in result.rows if name_of(row) == name]
         sound = [row for row in mine if row["status"] == "ok"]
         entry = {"cell": name, "seeds": [row["seed"] for row in sound], "images": sum(r["n_images"] for r in sound)}
-        entry |= {column: rounded(pooled(sound, lambda row, c=column: row.get(c))) for column in COLUMNS}
+        entry |= {column: rounded(pooled(sound, lambda row, c=column: row.get(c)), column) for column in COLUMNS}
         cells.append(entry | {"reasons": [row["reason"] for row in mine if row["status"] != "ok"]})
     first = names[0]
     against = [
@@ -72,8 +72,13 @@ def main():
     draw(cells)
 
 
-def rounded(estimate):
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in estimate.items()}
+def rounded(estimate, column):
+    """Four digits; Student's interval knows nothing of the ends of a scale, so that of a share is cut at 0 and 1."""
+    least = -1.0 if "complexity" in column else 0.0
+    return {
+        key: round(min(1.0, max(least, value)), 4) if isinstance(value, float) else value
+        for key, value in estimate.items()
+    }
 
 
 def oriented(contrasts, references):
@@ -112,7 +117,7 @@ def draw(cells):
         axis.plot([], [], "o", color=color, label=name)
     axis.legend(frameon=False, fontsize=8, loc="lower right")
     axis.set_xlim(left=0)
-    axis.set_xlabel("share of generated images that are copies; mean, least and greatest of three training seeds")
+    axis.set_xlabel("share of images that are copies (dot: mean, bar: range of three seeds)")
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
     axis.grid(axis="x", color="0.9")
