@@ -22,7 +22,7 @@ from diffmem.testbeds.digits.data import to_bytes
 
 SCORES = (
     "loss", "pia", "secmi", "vgr-likelihood:steps=20,probes=2", "vgr-trace:steps=20,probes=2",
-    "vgr-bottom:steps=25,k=8", "vgr-subspace:steps=25,k=16", "vgr-paper:steps=100,k=10", "invmm:steps=60",
+    "vgr-bottom:steps=25,k=8", "vgr-subspace:steps=25,k=16", "vgr-paper:steps=200,k=16", "invmm:steps=150",
 )  # fmt: skip
 """Cheap settings, so that all of them fit into minutes of one thread; `benchmarks/` has the full ones."""
 MOST, STEP = 20, 4
