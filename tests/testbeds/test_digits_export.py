@@ -8,7 +8,7 @@ import pytest
 from diffmem.errors import UsageError
 from diffmem.testbeds.digits import model_path
 from diffmem.testbeds.digits.captions import DIGIT_WORDS
-from diffmem.testbeds.digits.data import ISOLATION
+from diffmem.testbeds.digits.data import ISOLATION, load
 from diffmem.testbeds.digits.export import MOST_CAPTIONS, export, isolated_digits
 from diffmem.training.data import load_training_set
 
@@ -39,6 +39,10 @@ def test_pictures_are_isolated_and_the_seed_decides(tmp_path):
     assert all((one / name).read_bytes() == (same / name).read_bytes() for name in files)
     assert (one / "metadata.jsonl").read_bytes() != (other / "metadata.jsonl").read_bytes()
     export(one, 30, 2, 0)  # again into the same folder
+    whole, rest = (load_training_set(place).images for place in (one, export(tmp_path / "4", 10, 2, 0, start=20)))
+    assert [(i.id, i.captions) for i in rest] == [(i.id, i.captions) for i in whole[20:]]
+    seen = {image.pixels.tobytes() for image in load().training}
+    assert not {pixels.tobytes() for pixels in isolated_digits(unseen=True)[0]} & seen
     with pytest.raises(UsageError, match=f"ask for 1 to {len(digits)}"):
         export(tmp_path / "many", len(digits) + 1)
     with pytest.raises(UsageError, match=f"expected 1 to {MOST_CAPTIONS}"):

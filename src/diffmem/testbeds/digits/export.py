@@ -17,8 +17,9 @@ MOST_CAPTIONS = 1 + len(PHRASINGS)
 
 
 def export(
-    folder: Path | str, count: int = 200, captions_per_image: int = 5, seed: int = 0, unseen: bool = False
-) -> Path:
+    folder: Path | str, count: int = 200, captions_per_image: int = 5, seed: int = 0, unseen: bool = False,
+    start: int = 0,
+) -> Path:  # fmt: skip
     """Write distinct digits as 8x8 grey PNGs with `metadata.jsonl`, and give the folder.
 
     The pictures are scikit-learn's digits that are no nearer than `ISOLATION` to any other, so that a copy of one can be
@@ -32,6 +33,7 @@ def export(
         captions_per_image: distinct captions of each picture, 1 to `MOST_CAPTIONS`.
         seed: root seed of the choice and of the captions.
         unseen: only pictures that no bundled model was trained on.
+        start: pictures of the seed's order to leave out before: a second folder without those of a first.
 
     Raises:
         UsageError: more pictures or captions than there are, or a folder with other pictures.
@@ -40,12 +42,14 @@ def export(
     if not 1 <= captions_per_image <= MOST_CAPTIONS:
         raise UsageError(f"{captions_per_image} captions per image; expected 1 to {MOST_CAPTIONS}.")
     images, digits = isolated_digits(unseen)
-    chosen = _chosen(digits, count, seed)
-    names = [f"digit-{number:04d}.png" for number in range(count)]
+    chosen = _chosen(digits, start, count, seed)
+    names = [f"digit-{number:04d}.png" for number in range(start, start + count)]
     strange = sorted(path.name for path in place.glob("*.png") if path.name not in names)
     if strange:
         raise UsageError(f"'{place}' holds other pictures ({strange[0]}, ...): give a new folder.")
     made = SpecificCaptions(seed)
+    for _ in range(start):
+        made.stem()
     rows = []
     for name, at in zip(names, chosen, strict=True):
         write_atomic(place / name, png(to_bytes(images[at])))
@@ -75,15 +79,15 @@ def isolated_digits(unseen: bool = False) -> tuple[np.ndarray, np.ndarray]:
     return flat[kept].reshape(-1, SIZE, SIZE).astype(np.uint8), labels[kept]
 
 
-def _chosen(digits: np.ndarray, count: int, seed: int) -> list[int]:
+def _chosen(digits: np.ndarray, start: int, count: int, seed: int) -> list[int]:
     """Positions of the pictures, one of each digit in turn, in an order named by the seed."""
-    if not 1 <= count <= len(digits):
+    if not (start >= 0 and 1 <= count <= len(digits) - start):
         raise UsageError(
             f"{count} pictures; there are {len(digits)} that are isolated enough, ask for 1 to {len(digits)}."
         )
     pools = [shuffled(np.flatnonzero(digits == digit).tolist(), seed, "export", digit) for digit in range(10)]
     turns = [pool[turn] for turn in range(max(map(len, pools))) for pool in pools if turn < len(pool)]
-    return turns[:count]
+    return turns[start : start + count]
 
 
 def _captions(made: SpecificCaptions, digit: int, name: str, seed: int) -> list[str]:
