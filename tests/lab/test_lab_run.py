@@ -160,3 +160,16 @@ def test_command(tmp_path, capsys):
     file.write_text(file.read_text().replace("limit", "limits"))
     assert main(["lab", str(file), "--out", str(tmp_path / "lab")]) == 2
     assert "Did you mean 'limit'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "captions"),
+    [({"base": "testbed:digits", "method": "lora"}, "instance"), ({"base": "testbed:digits-unconditional"}, "none")],
+)
+def test_adapters_and_unconditional_models(tmp_path, model, captions):
+    train = small().train.model_dump() | {"model": model}
+    plan = small(train=train, grid={"captions": [captions]}, measure={}, generate={"images": 6, "sampling": {"steps": 2}})
+    (row,) = run_lab(plan, tmp_path, device="cpu").rows
+    assert (row["status"], row["n_images"], row["alignment"]) == ("ok", 6, None), row["reason"]
+    assert list((tmp_path / "trainings").glob("*/lora" if "method" in model else "*/model"))
+    assert run_lab(plan, tmp_path, device="cpu").rows == [row]
