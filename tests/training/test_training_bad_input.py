@@ -216,11 +216,3 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     write("four")
     assert (tmp_path / "model" / "file").read_text() == "four"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
-
-
-def test_a_lora_with_another_alpha_loads_as_it_was_trained(place):
-    write_plan(place, alpha=8, more="rate = 0.05")
-    assert run(place) == 0
-    loaded = Target.from_pretrained(place / "base", lora=place / "run" / "lora")
-    layers = [m for m in loaded.pipeline.unet.modules() if hasattr(m, "scaling") and m.scaling]
-    assert layers and all(value == 4.0 for layer in layers for value in layer.scaling.values())

@@ -152,12 +152,8 @@ def _save_lora(pipeline: Any, modules: dict[str, torch.nn.Module], folder: Path)
         for name, module in modules.items():
             module.save_lora_adapter(folder / name)  # type: ignore[operator]
         return
-    # diffusers' old names exist for attention only: a network with other layers too would be written half and half, and
-    # read back in part. Text encoders are read by those names.
-    layers = {}
-    for name, module in modules.items():
-        weights = get_peft_model_state_dict(module)
-        layers[f"{name}_lora_layers"] = convert_state_dict_to_diffusers(weights) if name in ENCODERS else weights
+    # In peft's names: those of diffusers exist for attention only, and a mixture of both is read in part.
+    layers = {f"{name}_lora_layers": get_peft_model_state_dict(module) for name, module in modules.items()}
     # Without it alpha is lost, and a LoRA that is loaded again counts it as its rank.
     settings = {
         f"{name}_lora_adapter_metadata": module.peft_config["default"].to_dict()  # type: ignore[union-attr, index]
