@@ -11,7 +11,7 @@ from diffmem.mitigation.base import About, Parameters
 from diffmem.mitigation.calls import Call
 from diffmem.mitigation.embedding import EmbeddingMitigation, Embeddings, start_row, with_embeddings
 from diffmem.mitigation.first_step import WEN_PULL, Moment, write_down
-from diffmem.mitigation.optimize import Values, descend
+from diffmem.mitigation.optimize import Direction, Values, descend
 from diffmem.models.conditioning import Conditioning
 from diffmem.scores.alignment import Alignment, AlignmentParameters, alignment, pair_of
 
@@ -24,9 +24,12 @@ class AnisotropyMitigationParameters(Parameters):
         description="of the pull and of the cosine; the default is the paper's (1, 2) on SD 1.4 in these units",
     )
     target: float = Field(WEN_PULL, description="stop at this value of M")
-    lr: float = Field(0.05, gt=0, description="learning rate of AdamW")
+    lr: float = Field(
+        0.05, gt=0, description="learning rate of AdamW; how far a step along the gradient is, per element"
+    )
     steps: int = Field(10, ge=0, description="most steps")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    along: Direction = Field("adamw", description="AdamW's steps (paper), or steps along the gradient")
     ratio: float = Field(0.2, gt=0, description="sigma/alpha at the low-noise time of the cosine")
 
 
@@ -73,6 +76,7 @@ class AnisotropyMitigation(EmbeddingMitigation):
         end = descend(
             embeddings, loss, lr=settings.lr, steps=settings.steps, target=settings.target,
             weight_decay=settings.weight_decay, frozen=start_row(call, embeddings),
+            along=settings.along,
         )  # fmt: skip
         call.record.nfe.add(forward=2 * end.evaluations, backward=4 * end.evaluations)
         write_down(call, "M", end.first, end.last, end.steps)

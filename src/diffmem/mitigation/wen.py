@@ -11,7 +11,7 @@ from diffmem.mitigation.base import About, Parameters
 from diffmem.mitigation.calls import Call
 from diffmem.mitigation.embedding import EmbeddingMitigation, Embeddings, start_row, with_embeddings
 from diffmem.mitigation.first_step import WEN_PULL, Moment, write_down
-from diffmem.mitigation.optimize import Values, descend
+from diffmem.mitigation.optimize import Direction, Values, descend
 from diffmem.models.conditioning import Conditioning
 
 
@@ -22,9 +22,12 @@ class WenParameters(Parameters):
     norm: float | None = Field(
         None, gt=0, description="stop at this norm of the network's own output instead of a pull"
     )
-    lr: float = Field(0.05, gt=0, description="learning rate of AdamW")
+    lr: float = Field(
+        0.05, gt=0, description="learning rate of AdamW; how far a step along the gradient is, per element"
+    )
     steps: int = Field(10, ge=0, description="most steps")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    along: Direction = Field("adamw", description="AdamW's steps (paper), or steps along the gradient")
 
 
 class Wen(EmbeddingMitigation):
@@ -63,6 +66,7 @@ class Wen(EmbeddingMitigation):
         end = descend(
             embeddings, loss, lr=settings.lr, steps=settings.steps, target=target, weight_decay=settings.weight_decay,
             frozen=start_row(call, embeddings),
+            along=settings.along,
         )  # fmt: skip
         call.record.nfe.add(forward=end.evaluations, backward=2 * end.evaluations)
         write_down(call, "pull", end.first * moment.factor, end.last * moment.factor, end.steps)
