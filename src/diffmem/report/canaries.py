@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from diffmem.report import prose
 from diffmem.report.charts import _svg, _text, _upright, ticks
-from diffmem.report.html import content_hash
+from diffmem.report.page import write_page
 from diffmem.report.prose import number, percent
 from diffmem.report.redaction import Embedded
-from diffmem.runs.atomic import write_atomic
 
 PAGE = "canaries.html"
 
@@ -54,21 +51,16 @@ class CanaryView:
 
 def write_canary_page(folder: Path, view: CanaryView) -> Path:
     """Write `canaries.html` and give its path."""
-    source = files("diffmem.report")
-    style = (source / "style.css").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "visible": prose.visible, "number": prose.number, "shorten": prose.shorten, "percent": prose.percent,
-        "figure": figure,
-    }  # fmt: skip
-    policy = f"default-src 'none'; img-src data:; style-src {content_hash(style)}; base-uri 'none'; form-action 'none'"
-    page = environment.from_string((source / "canaries.html").read_text(encoding="utf-8")).render(
-        v=view, style=Markup(style), policy=policy, headline=headline(view.measures[0]),
+    limits = [
+        "How strongly the model holds on to other pictures: canaries are unlike them, and a picture that looks like many "
+        "is learned otherwise.",
+        *(prose.shorten(note, 400) for note in view.notes),
+    ]
+    return write_page(
+        folder / PAGE, "canaries.html", title="Image canaries", kicker="Image canaries",
+        headline=headline(view.measures[0]), limits=limits, filters={"figure": figure}, v=view,
         charts=[strength_chart(measure) for measure in view.measures],
     )  # fmt: skip
-    path = folder / PAGE
-    write_atomic(path, page.encode("utf-8", errors="backslashreplace"))
-    return path
 
 
 def headline(measure: Mapping[str, Any]) -> str:

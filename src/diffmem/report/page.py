@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from diffmem.runs.atomic import write_atomic
 
 def write_page(
     path: Path, template: str, *, title: str, kicker: str, headline: str, limits: Sequence[str], style: str = "",
-    **context: Any,
+    filters: Mapping[str, Callable[..., Any]] | None = None, **context: Any,
 ) -> Path:  # fmt: skip
     """Render a template that extends `frame.html`, and write it.
 
@@ -29,6 +29,7 @@ def write_page(
         headline: one sentence that says what was found.
         limits: what the numbers cannot show.
         style: rules beside those of every page.
+        filters: beside those of every page.
         context: what the template shows.
 
     Returns:
@@ -40,6 +41,7 @@ def write_page(
     )
     environment.filters |= {
         "visible": prose.visible, "number": prose.number, "shorten": prose.shorten, "percent": prose.percent,
+        **(filters or {}),
     }  # fmt: skip
     policy = f"default-src 'none'; img-src data:; style-src {content_hash(rules)}; base-uri 'none'; form-action 'none'"
     page = environment.get_template(template).render(
