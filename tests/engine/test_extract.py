@@ -1,15 +1,23 @@
 """Extraction end to end on a model that repeats an image for one prompt and makes new ones for others."""
 
+import hashlib
+import io
 import json
+import shutil
 
 import numpy as np
 import pytest
-from tests.tiny import picture
+from PIL import Image
+from tests.tiny import picture, tiny_sd
 
 from diffmem.cli.app import main
+from diffmem.data.images import load_images
+from diffmem.data.png import decode_png
 from diffmem.engine.extract import extract_images
+from diffmem.engine.extract_proof import remake
 from diffmem.engine.generate import Generation
-from diffmem.errors import UsageError
+from diffmem.errors import DataError, IncompatibleRun, UsageError
+from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
 
 
@@ -53,6 +61,57 @@ def test_the_repeated_image_is_extracted_and_proved(model, train, tmp_path):
     assert "train_id" not in again.rows[0]
 
 
+def test_the_proof_stands_alone(model, train, tmp_path):
+    """A reader with the proof and the model has everything: which image, how near to which, by which measure."""
+    found = extract_images(
+        model, ["a memorized one", "a hen"], Generation(draws=20, seed=3), train, out=tmp_path / "run", edge=0.95, smallest=8
+    )  # fmt: skip
+    folder = tmp_path / "run" / "extracted" / "0001"
+    proof = json.loads((folder / "proof.json").read_text())
+    assert {name: proof[name] for name in found.rows[0]} == found.rows[0]
+    assert (proof["prompt"], proof["root_seed"], proof["train_rank"], proof["train_images"]) == (
+        "a memorized one",
+        3,
+        1,
+        30,
+    )
+    assert proof["train_distance"] == pytest.approx(1 - proof["train_similarity"]) and proof["edge"] == 0.95
+    assert proof["descriptor"]["name"] == "l2-tiled" and proof["model"]["name"] == "repeats"
+    own, theirs = (folder / "generated.png").read_bytes(), (train / "007.png").read_bytes()
+    assert proof["generated"]["sha256"] == hashlib.sha256(own).hexdigest()
+    assert proof["training"]["digest"] == next(i.digest for i in load_images(train) if i.id == "007.png")
+    assert np.array_equal(
+        *(np.asarray(Image.open(io.BytesIO(png))) for png in ((folder / "training.png").read_bytes(), theirs))
+    )
+    assert np.array_equal(np.asarray(remake(proof, model)), np.asarray(decode_png(own)))
+    shutil.rmtree(train)
+    seen = extract_images(
+        model, ["a memorized one", "a hen"], Generation(draws=20, seed=3), out=tmp_path / "run", edge=0.9999, smallest=20
+    )  # fmt: skip
+    assert not seen.rows and not (tmp_path / "run" / "extracted").exists()
+
+
+def test_the_image_of_a_pipeline_is_made_again_from_its_proof(tmp_path):
+    tiny_sd().save_pretrained(tmp_path / "model")
+    target = Target.from_pretrained(tmp_path / "model")
+    settings = Generation(draws=4, seed=5, sampling=Sampling(steps=2, guidance=3.0, scheduler="euler-ancestral"))
+    found = extract_images(target, ["a fox", "a hen"], settings, out=tmp_path / "run", edge=0.0, smallest=3)
+    for row in found.rows:
+        folder = tmp_path / "run" / "extracted" / f"{row['rank']:04d}"
+        again = np.asarray(remake(folder, Target.from_pretrained(tmp_path / "model")), np.int16)
+        assert np.abs(again - np.asarray(Image.open(folder / "generated.png"), np.int16)).max() <= 1
+    proof = json.loads((folder / "proof.json").read_text())
+    assert proof["sampling"]["scheduler"] == "euler-ancestral" and proof["sampling"]["guidance"] == 3.0
+    other = np.asarray(remake(proof | {"root_seed": 6}, target), np.int16)
+    assert np.abs(other - again).max() > 1
+    with pytest.raises(IncompatibleRun, match="open the same weights"):
+        remake(proof | {"model": {"name": "x", "fingerprint": "0" * 32}}, target)
+    with pytest.raises(DataError, match="lacks root_seed"):
+        remake({name: value for name, value in proof.items() if name != "root_seed"}, target)
+    with pytest.raises(DataError, match="no proof of an extraction"):
+        remake(tmp_path, target)
+
+
 def seeds_of(run, prompt):
     return [r["seed"] for r in run.store.read("images").to_pylist() if r["prompt_id"] == prompt]
 
@@ -63,8 +122,6 @@ def test_too_few_images_for_a_clique(model):
 
 
 def test_typed(tmp_path, capsys):
-    from tests.tiny import tiny_sd
-
     tiny_sd().save_pretrained(tmp_path / "model")
     arguments = [
         "extract",

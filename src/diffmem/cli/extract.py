@@ -15,7 +15,7 @@ COPIES = DescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
 WORK = WorkOptions()
-SHOWN = ("rank", "prompt", "draw", "seed", "size", "of", "mean_similarity", "train_id", "train_similarity", "ratio")
+SHOWN = ("rank", "prompt", "draw", "seed", "size", "of", "mean_similarity", "train_id", "train_distance", "ratio")
 
 
 def extract(
@@ -76,5 +76,7 @@ def extract(
     else:
         note(f"images are alike from similarity {result.edge:g}; {edges.note}")
     if result.rows:
-        note(f"pictures and proofs are in {result.run.path / 'extracted'}")
+        note(
+            f"pictures and proofs are in {result.run.path / 'extracted'}; each proof is enough to make its image again"
+        )
     return 0

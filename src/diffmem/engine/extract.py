@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,11 +13,10 @@ import numpy as np
 from diffmem.copies.descriptors import make_descriptor
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.extraction import CLIQUE, Extraction, extract, false_edges
-from diffmem.copies.index import CopyIndex
-from diffmem.copies.match import match
 from diffmem.data.images import ImageSet, load_images
-from diffmem.data.png import decode_png, png_bytes
+from diffmem.data.png import decode_png
 from diffmem.data.prompts import PromptList, load_prompts
+from diffmem.engine.extract_proof import Circumstances, prove
 from diffmem.engine.generate import Generation, generate_stage
 from diffmem.engine.match import build_index
 from diffmem.engine.progress import Progress
@@ -26,8 +24,6 @@ from diffmem.engine.rundir import RunDirectory
 from diffmem.errors import DataError, UsageError
 from diffmem.evaluation.estimate import Estimate
 from diffmem.models.target import Target
-from diffmem.report.pictures import read_pngs
-from diffmem.runs.atomic import write_atomic
 from diffmem.runs.facts import write_fact
 from diffmem.runs.store import RunStore
 
@@ -41,8 +37,8 @@ class ExtractionResult:
     Attributes:
         run: the run directory; `extracted/` in it holds one folder per extraction with its pictures and proof.json.
         rows: one per extraction, surest first: "rank", "prompt_id", "prompt", "draw", "seed", "size", "of",
-            "mean_similarity", "exact", "draws", and with a training set "train_id", "train_similarity", "ratio" and
-            "normalised" of the nearest training image.
+            "mean_similarity", "exact", "draws", and of the nearest training image, with one, "train_id", "train_rank" (1),
+            "train_similarity", "train_distance" (in the descriptor's metric), "ratio" and "normalised".
         prompts: prompts whose images were compared.
         edge: similarity that joined two images.
         false_edges: how often images of different prompts were joined.
@@ -116,7 +112,7 @@ def extract_images(
     for row in result.rows:
         row["prompt"] = texts[row["prompt_id"]]
     index = None if known is None else build_index(known, maker, run.path / "index" / maker.name, silent)
-    _prove(run, result.rows, index)
+    prove(run, result.rows, Circumstances(target, settings, maker, result.edge, index))
     write_fact(run.path, "extraction", result.as_dict() | {"descriptor": maker.name, "smallest": smallest})
     return result
 
@@ -162,25 +158,6 @@ def _row(one: Extraction, about: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "of": one.of, "mean_similarity": one.mean_similarity, "exact": one.exact,
         "draws": [about[i]["draw"] for i in one.members], "image_key": shown["key"].hex(),
     }  # fmt: skip
-
-
-def _prove(run: RunDirectory, rows: list[dict[str, Any]], index: CopyIndex | None) -> None:
-    """Write each extraction's pictures and facts; with an index, its nearest training image too."""
-    png = read_pngs(run.store, {bytes.fromhex(row["image_key"]) for row in rows})
-    for row in rows:
-        folder = run.path / "extracted" / f"{row['rank']:04d}"
-        own = png[bytes.fromhex(row["image_key"])]
-        write_atomic(folder / "generated.png", own)
-        if index is not None:
-            (nearest,) = match([decode_png(own)], index)
-            row |= {
-                "train_id": nearest.train_id, "train_similarity": nearest.similarity, "ratio": nearest.ratio,
-                "normalised": nearest.normalised,
-            }  # fmt: skip
-            item = index.image(nearest.train_id)
-            if item.image is not None:
-                write_atomic(folder / "training.png", png_bytes(item.image))
-        write_atomic(folder / "proof.json", json.dumps(row, indent=1, ensure_ascii=False).encode())
 
 
 def _batches(store: RunStore) -> Iterator[list[dict[str, Any]]]:
