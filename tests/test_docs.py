@@ -21,6 +21,8 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
         "writing-a-score.md",
         "guard.md",
         "training.md",
+        "lora.md",
+        "canaries.md",
         "lab.md",
         "mitigation.md",
         "robustness.md",

@@ -38,6 +38,7 @@ def make(
     ] = False,
     seed: Annotated[int, Parameter(help="of pictures, captions and roles")] = 0,
     json: Annotated[bool, Parameter(negative="")] = False,
+    quiet: Annotated[bool, Parameter(negative="", help="no progress")] = False,
 ) -> int:
     """Draw unique pictures with captions, register them, and put them into a training set at known counts.
 
@@ -58,7 +59,7 @@ def make(
             f"--per-count {per_count}, --controls {controls}, --apart {apart}; expected at least 1, at least 2, above 0."
         )
     plan = CanaryPlan(counts=levels, per_count=per_count, controls=controls, words=words, apart=apart, seed=seed)
-    drawn = draw_canaries(dataset, plan)
+    drawn = draw_canaries(dataset, plan, quiet or json)
     data = write_canaries(drawn, dataset, folder, only_canaries)
     registered = drawn.registration
     summary = {

@@ -18,6 +18,7 @@ from diffmem.copies.neighbors import top_k
 from diffmem.data.canaries import Canary, Registration, pixel_hash
 from diffmem.data.canary_pictures import draw_picture, known_phrases, phrases
 from diffmem.data.images import ImageSet, load_images
+from diffmem.engine.match import build_index
 from diffmem.errors import UsageError
 from diffmem.randomness import seed_of
 from diffmem.training.data import captions_in
@@ -47,7 +48,7 @@ class Drawn:
     pictures: dict[str, Image.Image]
 
 
-def draw_canaries(dataset: ImageSet | str | Path, plan: CanaryPlan) -> Drawn:
+def draw_canaries(dataset: ImageSet | str | Path, plan: CanaryPlan, silent: bool = True) -> Drawn:
     """Draw canaries and negative controls by one process, then give them their counts at random.
 
     Every picture keeps at least the distance `apart` to all others and to the whole dataset, so that a model that has
@@ -57,6 +58,7 @@ def draw_canaries(dataset: ImageSet | str | Path, plan: CanaryPlan) -> Drawn:
     Args:
         dataset: the pictures that the model will be trained on; size and mode are theirs.
         plan: counts, number of controls, seed.
+        silent: no progress on stderr.
 
     Raises:
         UsageError: counts that repeat or are below 1, or no room for so many pictures so far apart.
@@ -68,7 +70,7 @@ def draw_canaries(dataset: ImageSet | str | Path, plan: CanaryPlan) -> Drawn:
     descriptor = make_descriptor("l2-tiled", images)
     apart = 1.5 * (1 - descriptor.copy_similarity) if plan.apart is None else plan.apart
     total = len(plan.counts) * plan.per_count + plan.controls
-    pictures, nearest = _distinct(CopyIndex.build(images, descriptor), size, mode, total, apart, plan.seed)
+    pictures, nearest = _distinct(build_index(images, descriptor, None, silent), size, mode, total, apart, plan.seed)
     captions = captions_in(images)
     made = (phrases if plan.words == "made-up" else known_phrases)(plan.seed, captions)
     roles = [count for count in plan.counts for _ in range(plan.per_count)] + [0] * plan.controls
