@@ -16,7 +16,7 @@ from diffmem.data.canaries import Registration, read_registration
 from diffmem.data.images import load_images
 from diffmem.data.prompts import Prompt
 from diffmem.engine.canary_images import by_caption, by_sampling, described
-from diffmem.engine.canary_statistics import CanaryMeasure, summarize
+from diffmem.engine.canary_statistics import DETECTED, CanaryMeasure, summarize
 from diffmem.engine.generate import Generation, generate_stage
 from diffmem.engine.measure import measure
 from diffmem.engine.rundir import RunDirectory, record_model
@@ -165,11 +165,19 @@ def _of_column(
 
 
 def _about(known: Registration, trained_with: str | None) -> list[str]:
+    notes = []
+    if (least := 1 / (len(known.controls) + 1)) > DETECTED:
+        notes.append(
+            f"{len(known.controls)} controls give p-values of at least {least:.1%}: no canary can be called detected at "
+            f"{DETECTED:.0%}; register 19 or more"
+        )
     if trained_with is None:
-        return [
+        found = (
             "no training log beside this model names a registration: that it was made before the training rests on the "
             "dates alone"
-        ]
-    if trained_with != known.hash:
-        return [f"the training recorded another registration ({trained_with}) than this one ({known.hash})"]
-    return [f"the training recorded this registration ({known.hash}) when it began"]
+        )
+    elif trained_with != known.hash:
+        found = f"the training recorded another registration ({trained_with}) than this one ({known.hash})"
+    else:
+        found = f"the training recorded this registration ({known.hash}) when it began"
+    return [found, *notes]
