@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +34,15 @@ SWEEPS = {
     "word-repetition": ("count=2", "count=12"),
     "random-numbers": ("count=6",),
     "embedding-noise": ("strength=2",),
-    "wen": ("pull=0.3,lr=0.1,steps=20", "pull=0.6,lr=0.1,steps=20"),
+    "wen": (
+        "pull=0.3,lr=0.1,steps=20", "pull=0.6,lr=0.1,steps=20", "pull=0.2,lr=0.05,steps=30,along=gradient",
+    ),
     "anisotropy": (
         "weights=0/1,target=0,lr=0.1", "weights=0/1,target=-0.4,lr=0.1", "weights=0/1,target=-0.25,lr=0.1,ratio=0.1",
         "weights=0/1,target=-0.25,lr=0.1,ratio=0.4", "weights=1/5,target=-0.5,lr=0.1,steps=20",
         "weights=0/1,target=-0.25,lr=0.1,steps=20",
+        "weights=0/1,target=-0.2,lr=0.05,steps=30,along=gradient,ratio=0.1",
+        "weights=0/1,target=-0.3,lr=0.05,steps=30,along=gradient,ratio=0.1",
     ),
     "transition-static": ("until=500", "until=700"),
     "opposite-guidance": ("until=150",),
@@ -47,7 +52,7 @@ SWEEPS = {
 }  # fmt: skip
 """Settings beside those of the suite."""
 PAIRS = (("anisotropy", "none"), ("anisotropy", REFERENCE), ("anisotropy", "wen"))
-SHOWN = 9  # methods with a label in the picture: those that leave fewest copies at the reference's alignment
+SHOWN = 9  # methods named in the picture beside rewriting: those of the smallest area
 
 
 def main():
@@ -137,51 +142,52 @@ def pairs(result, chosen, half):
 
 
 def draw(report, path):
-    """Copies left against alignment: every setting a dot, a method's settings joined, the best ones named in the plot."""
+    """Copies left against alignment: a method's undominated settings joined and named in the plot, all others as dots."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = [row for row in report["rows"] if row["status"] == "ok"]
-    plain = rows[0]
-    named = [name for name in report["area"] if name != "rewrite"][:SHOWN]
-    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
-    colors = plt.get_cmap("tab10")
-    for name in report["area"]:
-        mine = sorted((r for r in rows if r["method"] == name), key=lambda r: -r["copied_after"])
-        x, y = [r["copied_after"] for r in mine], [r["alignment_after"] for r in mine]
-        if name in named:
-            number = named.index(name)
-            axis.plot(x, y, "-o", color=colors(number % 10), lw=1.2, ms=5, alpha=0.9, label=name)
-        elif name == "rewrite":
-            axis.plot(x, y, "*", color="black", ms=11, label="rewrite (knows the answer)")
-        else:
-            axis.plot(x, y, "o", color="0.75", ms=4, label="_")
-    axis.plot([], [], "o", color="0.75", ms=4, label="other methods")
-    reference = next(r for r in rows if r["setting"] == REFERENCE)
-    axis.axhline(reference["alignment_after"], color="0.5", lw=0.8, ls=":")
-    axis.text(
-        0.55,
-        reference["alignment_after"] - 0.012,
-        f"alignment of {REFERENCE} at its default",
-        fontsize=8,
-        color="0.4",
-        va="top",
-    )
-    axis.plot(plain["copied_after"], plain["alignment_after"], "s", color="black", ms=8)
-    axis.annotate(
-        "no mitigation",
-        (plain["copied_after"], plain["alignment_after"]),
-        (-8, -14),
-        textcoords="offset points",
-        ha="right",
-        fontsize=9,
-    )
-    axis.annotate("best: nothing copied,\nevery image as asked", (0.0, 1.0), (0.11, 1.045), fontsize=9, color="#13705a",
-                  arrowprops={"arrowstyle": "->", "color": "#13705a"}, va="center")  # fmt: skip
+    plain, least = rows[0], next(r["alignment_after"] for r in rows if r["setting"] == REFERENCE)
+    figure, axis = plt.subplots(figsize=(11, 7), layout="constrained")
     axis.set_xlim(-0.03, 1.03)
     axis.set_ylim(0, 1.08)
+    axis.axhspan(least, 1.08, color="#13705a", alpha=0.08, lw=0)
+    axis.text(
+        0.99, 1.055, f"keeps the alignment of {REFERENCE} at its default", fontsize=9, color="#13705a", ha="right"
+    )
+    axis.text(0.005, 1.055, "best", fontsize=11, color="#13705a", weight="bold")
+    axis.plot(plain["copied_after"], plain["alignment_after"], "s", color="black", ms=9, zorder=5)
+    labels = [((plain["copied_after"], plain["alignment_after"]), "no mitigation", "black")]
+    colors, lines = plt.get_cmap("tab10"), []
+    for number, name in enumerate(report["area"]):
+        mine = [(r["copied_after"], r["alignment_after"]) for r in rows if r["method"] == name]
+        edge = frontier(mine)
+        best = max(edge, key=lambda point: point[1] - point[0])
+        if name == "rewrite":
+            axis.plot(*best, "*", color="black", ms=13, zorder=5)
+            labels.append((best, "rewrite, given the answer", "black"))
+        elif number <= SHOWN:
+            color = colors(number % 10)
+            axis.plot(*zip(*mine, strict=True), "o", color=color, ms=3.5, alpha=0.45)
+            heavy = {"lw": 2.6, "ms": 7} if name in (REFERENCE, "anisotropy") else {"lw": 1.3, "ms": 5}
+            axis.plot(*zip(*edge, strict=True), "-o", color=color, **heavy)
+            labels.append((best, name, color))
+            lines += [
+                tuple(np.add(a, part * np.subtract(b, a))) for a, b in pairwise(edge) for part in np.linspace(0, 1, 40)
+            ]
+        else:
+            axis.plot(*zip(*mine, strict=True), "o", color="0.75", ms=4)
+    axis.plot(
+        [],
+        [],
+        "o",
+        color="0.75",
+        ms=4,
+        label=f"methods with a larger area: {', '.join(list(report['area'])[SHOWN + 1 :])}",
+    )
+    place(axis, labels, [(r["copied_after"], r["alignment_after"]) for r in rows] + lines)
     axis.set_xlabel("images that are copies of training images (share)")
     axis.set_ylabel("images that show the digit asked for (share)")
     axis.set_title("What each mitigation leaves of the copies, and what it costs")
@@ -190,6 +196,53 @@ def draw(report, path):
         axis.spines[side].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def frontier(points):
+    """The points that no other beats in both, from few copies to many."""
+    kept, highest = [], -1.0
+    for point in sorted(set(points), key=lambda p: (p[0], -p[1])):
+        if point[1] > highest:
+            kept.append(point)
+            highest = point[1]
+    return kept
+
+
+def place(axis, labels, points):
+    """Write every label beside its point, where it covers fewest points, lines and other labels."""
+    from matplotlib.patheffects import withStroke
+
+    taken, offsets = [], [(dx, dy) for r in (12, 24, 40) for dx in (r, -r, 0) for dy in (0, r, -r) if dx or dy]
+    at = axis.transData.transform
+    dots = [at(point) for point in points]
+    for point, text, color in labels:
+        x, y = at(point)
+        width, height = 8.0 * len(text), 16.0
+
+        def box(offset, x=x, y=y, width=width, height=height):
+            left = x + offset[0] - (width if offset[0] < 0 else width / 2 if offset[0] == 0 else 0)
+            return left, y + offset[1] - height / 2, left + width, y + offset[1] + height / 2
+
+        def covered(offset):
+            a = box(offset)
+            over = sum(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for b in taken)
+            frame = axis.bbox
+            out = a[0] < frame.x0 or a[2] > frame.x1 or a[1] < frame.y0 or a[3] > frame.y1 - 24
+            return (
+                10 * over
+                + 20 * out
+                + sum(a[0] < u < a[2] and a[1] < v < a[3] for u, v in dots)
+                + 0.01 * max(map(abs, offset))
+            )
+
+        best = min(offsets, key=covered)
+        taken.append(box(best))
+        side = "left" if best[0] > 0 else "right" if best[0] < 0 else "center"
+        pixels = 72 / axis.figure.dpi
+        axis.annotate(
+            text, point, (best[0] * pixels, best[1] * pixels), textcoords="offset points", ha=side, va="center",
+            fontsize=9, color=color, weight="bold", zorder=6, path_effects=[withStroke(linewidth=3, foreground="white")],
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

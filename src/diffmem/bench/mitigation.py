@@ -28,9 +28,11 @@ FURTHER: dict[str, tuple[str, ...]] = {
     "random-numbers": ("count=1", "count=2"),
     "replace": ("count=8",),
     "embedding-noise": ("strength=0.5", "strength=1"),
-    "wen": ("pull=0.5,lr=0.1,steps=20", "pull=0.4,lr=0.1,steps=20"),
+    "wen": ("pull=0.5,lr=0.1,steps=20", "pull=0.4,lr=0.1,steps=20", "pull=0.3,lr=0.1,steps=20,along=gradient"),
     "anisotropy": (
         "weights=0/1,target=-0.1,lr=0.1", "weights=0/1,target=-0.25,lr=0.1", "weights=0/1,target=-0.25,lr=0.05,steps=20",
+        "weights=0/1,target=-0.25,lr=0.05,steps=30,along=gradient,ratio=0.1",
+        "weights=0/1,target=-0.15,lr=0.05,steps=30,along=gradient,ratio=0.1",
     ),
     "transition-static": ("until=300", "until=150"),
     "transition-dynamic": ("before=0",),
