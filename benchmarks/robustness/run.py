@@ -1,0 +1,137 @@
+"""Do mitigations hold when the seed, the guidance, the sampler, the words or the embedding change?
+
+On each testbed some captions that the model reproduces, spread over all of them; a copy is what the testbed's truth calls
+one. Every condition is generated from the same noises without and with the mitigation. The adversarial search (50 steps of
+8 noises per caption) is made against the bare model: it does not know of the mitigation that its embedding then meets.
+
+    python benchmarks/robustness/run.py [--beds digits,photos] [--methods wen,ren] [--again NAME]
+
+resumes: what result.json holds already is kept, except parts whose name begins with NAME.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import diffmem as dm
+from diffmem.engine.robustness import Outcome, Robustness
+from diffmem.engine.robustness_conditions import RobustnessPlan, word_variants
+from diffmem.models.generation import Sampling
+from diffmem.runs.atomic import write_atomic
+from diffmem.runs.provenance import provenance
+from diffmem.testbeds import digits, photos
+
+FILE = Path(__file__).with_name("result.json")
+ROOT = 11  # of the images; the truth was measured with another
+CAPTIONS = {"digits": 8, "photos": 6}
+SAMPLING = {"digits": Sampling(steps=20, guidance=2.0), "photos": Sampling(steps=12, guidance=2.0)}  # as the truth's
+# Of every level that has one, a mitigation that lowers copying on the digits (benchmarks/mitigation), in the settings that do.
+METHODS = (
+    "random-tokens:count=2", "transition-static:until=150", "ren", "prss:tokens=2,low=0.3,high=0.6",
+    "anisotropy:weights=0/1,target=-0.25,lr=0.1,steps=20",
+)  # fmt: skip
+
+
+def opened(name):
+    """A testbed's model, judge of copies, pictures by name, and the captions that it reproduces."""
+    module = {"digits": digits, "photos": photos}[name]
+    target, data = dm.Target.from_pretrained(module.model_path()), module.load()
+    first = {image.group: image for image in reversed(data.training)}
+    if name == "digits":
+        from diffmem.testbeds.digits.data import to_bytes
+        from diffmem.testbeds.digits.matching import References
+
+        references, mode = References(data), "L"
+        pictures = lambda group: Image.fromarray(to_bytes(first[group].pixels))  # noqa: E731
+    else:
+        from diffmem.testbeds.photos.measure import references as references_of
+
+        references, mode = references_of(data, target.pipeline.vae), "RGB"
+        pictures = lambda group: Image.fromarray(first[group].pixels)  # noqa: E731
+
+    def judge(images):
+        pixels = np.stack([np.asarray(image.convert(mode), np.float32) / 127.5 - 1 for image in images])
+        found = references.match(pixels)
+        return [(bool(c), references.groups[n]) for c, n in zip(found.copies, found.nearest, strict=True)]
+
+    captions = [row["caption"] for row in module.truth() if row["label"] == "reproduced"]
+    return target, judge, pictures, captions
+
+
+class Results:
+    """result.json, part by part."""
+
+    def __init__(self, again):
+        self.parts = {k: v for k, v in self.written().items() if again is None or not k.startswith(again)}
+        if again is not None:
+            self.write(merge=False)
+
+    @staticmethod
+    def written():
+        return json.loads(FILE.read_text())["parts"] if FILE.exists() else {}
+
+    def part(self, name, make):
+        if name not in self.parts:
+            started = time.perf_counter()
+            self.parts[name] = make()
+            self.write()
+            print(f"{name} ({time.perf_counter() - started:.0f} s)", flush=True)
+        return self.parts[name]
+
+    def write(self, merge=True):
+        if merge:  # another process may be at another testbed
+            self.parts = self.written() | self.parts
+        written = {
+            "root_seed": ROOT, "captions": CAPTIONS, "threads": 1, "parts": self.parts,
+            "sampling": {name: s.model_dump(exclude_none=True) for name, s in SAMPLING.items()},
+            "provenance": provenance().model_dump(),
+        }  # fmt: skip
+        write_atomic(FILE, (json.dumps(written, indent=1) + "\n").encode())
+
+
+def searched(made):
+    found = made.adversarial
+    return {"loss_before": found.before.tolist(), "loss_after": found.after.tolist(), "nfe": found.nfe.total}
+
+
+def rows(made, method):
+    found = made.rows(method)
+    for row in found:
+        shown = [row["kind"], row["setting"], row["status"], row["copied_before"], row["copied_after"]]
+        print("  ", method, *(round(x, 3) if isinstance(x, float) else x for x in shown), flush=True)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--beds", default="digits,photos")
+    parser.add_argument("--methods", help="only those whose names are given")
+    parser.add_argument("--again", help="compute parts again whose name begins so")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results = Results(options.again)
+    for name in options.beds.split(","):
+        target, judge, pictures, captions = opened(name)
+        count = CAPTIONS[name]
+        chosen = [captions[i * len(captions) // count] for i in range(count)]
+        plan = RobustnessPlan(sampling=SAMPLING[name], draws=2, seed=ROOT, batch=32)
+        made = Robustness(target, chosen, judge, plan, paraphrase=word_variants, pictures=pictures)
+        plain = results.part(f"{name}/none", lambda m=made: {k: asdict(v) for k, v in m.without().items()})
+        made.plain = {label: Outcome(**outcome) for label, outcome in plain.items()}
+        results.part(f"{name}/search", lambda m=made: searched(m))
+        for method in METHODS:
+            if options.methods is None or method.partition(":")[0] in options.methods.split(","):
+                results.part(f"{name}/{method}", lambda m=made, x=method: rows(m, x))
+    results.write()
+
+
+if __name__ == "__main__":
+    main()
