@@ -55,7 +55,7 @@ KEYS = (
 
 
 def mitigation_suite(
-    draws: int = 4, seed: int = 1, silent: bool = False, prompts: int = 20, methods: Sequence[str] = (),
+    draws: int = 4, seed: int = 1, silent: bool = False, prompts: int = 30, methods: Sequence[str] = (),
     out: Path | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Each mitigation at its headline setting, on captions that the digits model was measured to reproduce.

@@ -24,6 +24,7 @@ from diffmem.errors import MitigationRefused, UsageError
 from diffmem.mitigation.amg import Amg
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.spec import parse_mitigation
+from diffmem.models.loading import quiet_libraries
 from diffmem.models.target import Target
 from diffmem.runs.atomic import write_atomic
 from diffmem.runs.facts import read_fact, write_fact
@@ -165,6 +166,7 @@ class _Work:
         with ExitStack() as stack:
             record = None if mitigation is None else stack.enter_context(mitigation.apply(self.target))
             peak = stack.enter_context(peak_memory(self.target.need_denoiser().device))
+            stack.enter_context(quiet_libraries())  # a notice for every prompt that a mitigation makes too long
             made = generate_stage(
                 self.target, self.prompts, self.settings, run, None, self.retry_errors, self.silent
             ).made  # fmt: skip
