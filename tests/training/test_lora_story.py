@@ -29,6 +29,7 @@ schedule = "cosine"
 """
 
 
+@pytest.mark.slow
 def test_a_lora_leaks_its_pictures_and_its_base_does_not(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     export("pictures", 4, 1, unseen=True)
