@@ -27,6 +27,12 @@ def match(
     allow_pickle: Annotated[bool, Parameter(negative="", help="open descriptor weights that can run code")] = False,
     false_positives: Annotated[float, Parameter(help="nominal rate per image")] = 0.01,
     top: Annotated[int, Parameter(help="pairs shown")] = 20,
+    search: Annotated[
+        Literal["exact", "faiss"] | None,
+        Parameter(
+            help="default: exact; above 10 million training images faiss, where it is installed (diffmem[faiss])"
+        ),
+    ] = None,
     metrics: Annotated[
         bool, Parameter(negative="", help="copying metrics of the whole set too, with intervals")
     ] = False,
@@ -46,9 +52,8 @@ def match(
     Args:
         images: generated images (for those of a run, use diffmem audit).
     """
-    from dataclasses import asdict
-
-    from diffmem.cli.output import emit_json, emit_table, note
+    from diffmem.cli.output import emit_json, emit_table, note, percent
+    from diffmem.copies.approximate import choose_search
     from diffmem.copies.copying_metrics import copying_metrics
     from diffmem.copies.text_alignment import parse_alignment
     from diffmem.data.images import load_images
@@ -62,8 +67,10 @@ def match(
         raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
     if not metrics and (text_alignment is not None or above is not None):
         raise UsageError("--text-alignment and --above belong to --metrics; add it.")
+    choose_search(search, 0)  # before anything is described
     judge = None if text_alignment is None else parse_alignment(text_alignment)
     index = open_or_build_index(train, copies, allow_pickle, quiet or json)
+    index.use_search(search)
     settings = Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives)
     held = None if heldout is None else load_images(heldout)
     listed = load_images(images)
@@ -72,7 +79,7 @@ def match(
     called = sum(row["copy"] for row in found.rows)
     if json:
         extra = {} if measured is None else {"metrics": measured.as_dict()}
-        emit_json({"matches": found.rows, "set_aside": found.set_aside, "threshold": asdict(found.threshold)} | extra)
+        emit_json(found.as_dict() | extra)
         return 0
     emit_table(found.rows[:top], title=f"{called} of {len(found.rows)} images are called copies; most alike first")
     for item in found.set_aside[:10]:
@@ -82,6 +89,13 @@ def match(
         emit_table(copying_rows(measured), title=title)
         for text in measured.notes:
             note(text)
+    if found.recall is not None and found.recall.value is not None:
+        recall = found.recall
+        note(
+            f"searched through FAISS: it finds the nearest training image of {percent(recall.value)} of {recall.n} images "
+            f"that were searched exactly too (recall@1, 95 % interval {percent(recall.low)} to {percent(recall.high)}); "
+            "of the others a farther one is shown"
+        )
     note(_threshold_text(found.threshold.calibrated, found.threshold.note, false_positives))
     return 0
 

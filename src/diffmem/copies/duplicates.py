@@ -85,6 +85,7 @@ def near_duplicates(
     *,
     chunk: int | None = None,
     progress: Callable[[int], None] | None = None,
+    candidates: Callable[[NDArray[Any]], Ints] | None = None,
 ) -> DuplicateGroups:
     """Group images whose similarity is at or above a cut, directly or through others.
 
@@ -97,6 +98,8 @@ def near_duplicates(
         cut: similarity from which two images are near-duplicates.
         chunk: rows of a block; by default what fits into 16 MB.
         progress: called with the number of rows done after each stripe of blocks.
+        candidates: rows [q, c] that vectors [q, D] may be near to (−1: none); only these are compared, in time that grows
+            with n. Groups may then fall apart that belong together; none is joined that does not.
 
     Returns:
         The groups; the same for any `chunk`.
@@ -114,6 +117,9 @@ def near_duplicates(
     for low in range(0, len(distinct), step):
         rows = distinct[low : low + step]
         mine = np.ascontiguousarray(vectors[rows])
+        if candidates is not None:
+            label = _join(label, *_listed_pairs(how, cut, vectors, rows, copy_of[candidates(mine)], distinct, low))
+            continue
         label = _join(label, *_pairs(how, cut, mine, mine, low, low))
         for other in range(low + step, len(distinct), step):
             columns = distinct[other : other + step]
@@ -157,6 +163,18 @@ def _pairs(how: Metric, cut: float, a: NDArray[Any], b: NDArray[Any], low: int, 
     near = np.ones(len(rows), bool)
     near[unsure] = exact_pairs(how, a, b, rows[unsure], columns[unsure]) >= cut
     return low + rows[near], other + columns[near]
+
+
+def _listed_pairs(
+    how: Metric, cut: float, vectors: NDArray[Any] | Vectors, rows: Ints, listed: Ints, distinct: Ints, low: int
+) -> tuple[Ints, Ints]:
+    """As `_pairs`, of rows and those listed for each [n, c], as positions among the distinct ones."""
+    left = np.repeat(np.arange(len(rows)), listed.shape[1])
+    right = listed.ravel()
+    other = left + low != right
+    left, right = left[other], right[other]
+    near = exact_pairs(how, vectors, vectors, rows[left], distinct[right]) >= cut
+    return low + left[near], right[near]
 
 
 def _join(label: Ints, left: Ints, right: Ints) -> Ints:

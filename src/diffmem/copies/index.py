@@ -15,11 +15,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffmem.copies.approximate import ApproximateSearch, Search, choose_search
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.duplicates import DuplicateGroups, near_duplicates
 from diffmem.copies.index_build import describe_itself, fill
 from diffmem.copies.index_files import ITEMS, IndexState, exists
-from diffmem.copies.metrics import Metric
+from diffmem.copies.metrics import Floats, Metric
+from diffmem.copies.neighbors import Ints, top_k
 from diffmem.copies.templates import with_templates
 from diffmem.copies.vectors import Vectors
 from diffmem.data.fingerprint import hash_array, hash_json
@@ -27,6 +29,7 @@ from diffmem.data.images import ImageItem, ImageSet, load_images
 from diffmem.errors import DataError, UsageError
 from diffmem.runs.atomic import locked
 
+_ALIKE = 16  # near-duplicates that are looked for per image by the approximate search
 MATCHING_VERSION = 1  # to be raised whenever the same index and image would give another match
 
 
@@ -38,7 +41,10 @@ class CopyIndex:
         ids: [N] the image of each vector.
         problems: id to sentence, of images that could not be described.
         descriptor: what made them; None in an index loaded without one, which can be searched with vectors only.
+        approximate: the search through FAISS, None where it is exact; see `use_search`.
     """
+
+    approximate: ApproximateSearch | None = None
 
     def __init__(self, state: IndexState, descriptor: Descriptor | None) -> None:
         self._state, self.descriptor = state, descriptor
@@ -132,8 +138,39 @@ class CopyIndex:
             fill(self._state, images, maker, batch, part_rows, progress, first=False)
         self._sets[len(self._state.meta["sources"]) - 1] = images
         self._groups.clear()
+        self.approximate = None
         for name in ("ids", "problems", "fingerprint", "_place"):
             self.__dict__.pop(name, None)
+
+    def use_search(self, search: Search | None = None, progress: Callable[[int], None] | None = None) -> Search:
+        """Choose how it is searched from now on, and build what that takes; kept beside an index on disk.
+
+        Args:
+            search: "exact" or "faiss" (approximate); None: exact up to 10⁷ vectors, FAISS above where it is installed.
+            progress: called with the number of vectors that went into the FAISS index.
+
+        Returns:
+            What was chosen.
+
+        Raises:
+            UsageError: FAISS was asked for and is not installed.
+        """
+        chosen = choose_search(search, len(self))
+        file = None if self.path is None else self.path / f"faiss-{self.fingerprint[:16]}.index"
+        self._groups.clear()
+        self.approximate = (
+            ApproximateSearch(self.vectors, self.metric, file, progress=progress) if chosen == "faiss" else None
+        )
+        return chosen
+
+    def top_k(
+        self, vectors: NDArray[Any], k: int, groups: NDArray[np.integer[Any]] | None = None,
+        exclude: NDArray[np.integer[Any]] | None = None,
+    ) -> tuple[Floats, Ints]:  # fmt: skip
+        """The k most similar images of each vector by the chosen search; see `neighbors.top_k`."""
+        if self.approximate is not None:
+            return self.approximate.top_k(vectors, k, groups, exclude)
+        return top_k(vectors, self.vectors, k, self.metric, groups=groups, exclude=exclude)
 
     def sample(self, most: int = 10_000) -> NDArray[Any]:
         """At most so many vectors [n, D] in memory, evenly spaced over the index."""
@@ -202,12 +239,19 @@ class CopyIndex:
     def duplicates(self, cut: float | None = None) -> DuplicateGroups:
         """Near-duplicate groups of its images, with variants of one template merged (pixel descriptors only).
 
-        Computed once per cut (by default the descriptor's own) and kept beside the index.
+        Computed once per cut (by default the descriptor's own) and kept beside the index. With an approximate search
+        those that are kept are used; otherwise only images that it names are compared, templates are not looked for,
+        and nothing is kept.
         """
         cut = float(self.about["duplicate_cut"] if cut is None else cut)
         if cut not in self._groups:
             kept = self._state.read_groups(cut)
-            if kept is None:
+            approximate = self.approximate
+            if kept is None and approximate is not None:
+                kept = near_duplicates(
+                    self.vectors, self.metric, cut, candidates=lambda rows: approximate.candidates(rows, _ALIKE)
+                )
+            elif kept is None:
                 kept = with_templates(self.vectors, self.metric, near_duplicates(self.vectors, self.metric, cut))
                 self._state.write_groups(kept)
             self._groups[cut] = kept

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffmem.copies.metrics import Floats, Metric, Prepared, metric_of, require_finite
+from diffmem.copies.vectors import Vectors
 from diffmem.errors import UsageError
 
 Ints = NDArray[np.int64]
@@ -181,7 +182,9 @@ def _best_k(
     return best, rows, groups
 
 
-def exact_pairs(metric: Metric, left: NDArray[Any], right: NDArray[Any], rows: Ints, columns: Ints) -> Floats:
+def exact_pairs(
+    metric: Metric, left: NDArray[Any] | Vectors, right: NDArray[Any] | Vectors, rows: Ints, columns: Ints
+) -> Floats:
     """Exact similarities of left[rows[i]] and right[columns[i]], a bounded number at a time."""
     step = max(1, _CHUNK_BYTES // (16 * left.shape[1]))
     out = np.empty(len(rows))

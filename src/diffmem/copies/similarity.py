@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Floats
-from diffmem.copies.neighbors import Ints, top_k
+from diffmem.copies.neighbors import Ints
 from diffmem.errors import UsageError
 from diffmem.evaluation.estimate import Bootstrap, Estimate
 from diffmem.randomness import seed_of
@@ -63,7 +63,7 @@ class Similarities:
 
 def top1(vectors: NDArray[Any], index: CopyIndex) -> tuple[Floats, Ints]:
     """Similarity [n] and index row [n] of the most similar training image of each descriptor."""
-    similarity, row = top_k(vectors, index.vectors, 1, index.metric)
+    similarity, row = index.top_k(vectors, 1)
     return similarity[:, 0], row[:, 0]
 
 
@@ -102,10 +102,7 @@ def similarities(
         chosen = np.sort(random.choice(len(index), BACKGROUND_AT_MOST, replace=False))
     queries = index.vectors[chosen]
     itself = np.arange(len(index))
-    among = [
-        top_k(queries, index.vectors, 1, index.metric, groups=names, exclude=names[chosen])[0][:, 0]
-        for names in (itself, own)
-    ]
+    among = [index.top_k(queries, 1, names, names[chosen])[0][:, 0] for names in (itself, own)]
     background, distinct = among[0], among[1][np.isfinite(among[1])]
     everything = np.concatenate([made, background])
     edges = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-9), BINS + 1)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from diffmem.copies.duplicates import DuplicateGroups
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Floats
-from diffmem.copies.neighbors import Ints, top_k
+from diffmem.copies.neighbors import Ints
 from diffmem.copies.templates import background_distances
 from diffmem.errors import UsageError
 
@@ -78,7 +78,7 @@ def neighbourhood(
     if nearest < 2:
         raise UsageError(f"{nearest} nearest images; at least 2 are needed for a ratio.")
     groups = index.duplicates() if groups is None else groups
-    similarity, row = top_k(vectors, index.vectors, nearest, index.metric, groups=groups.group, exclude=exclude)
+    similarity, row = index.top_k(vectors, nearest, groups.group, exclude)
     background = np.zeros(row.shape, bool)
     if groups.templates:
         similarity, row, background = _join_templates(vectors, index, groups, exclude, similarity, row)
