@@ -47,10 +47,8 @@ ROOT = 7  # of the images; the truth was measured with another
 RATES = (0.01, 0.05)
 CALL = 16
 DRAWS = {"digits": 1, "photos": 2}  # images per memorized caption
-MITIGATED = {
-    "digits": (40, 60),
-    "photos": (16, 24),
-}  # captions of either kind where flagged images are mitigated, which takes seconds per image
+# Captions of either kind behind a guard that mitigates, which takes seconds per flagged image.
+MITIGATED = {"digits": (40, 60), "photos": (16, 24)}
 SAMPLING = {"digits": Sampling(steps=20, guidance=2.0), "photos": Sampling(steps=12, guidance=2.0)}  # as the truth's
 LADDERS = ("before", "generation, 50% of the steps")  # the detectors behind which flagged images are mitigated
 MITIGATION = "anisotropy:lr=0.1,steps=20"  # its target and weights are set on the reference half

@@ -105,10 +105,14 @@ def test_worst_of_n_is_the_share_of_subsets_with_a_copy():
         assert worst_of_share(hits, count) == pytest.approx(sum(any(s) for s in subsets) / len(subsets))
 
 
-def test_intervals_are_exact_where_every_prompt_is_all_or_nothing():
-    assert share_interval(np.array([1.0] * 10), np.arange(10)) == clopper_pearson(10, 10)
-    low, high = share_interval(np.array([0.2, 0.4, 0.9, 0.5]), np.arange(4))
-    assert 0.2 < low < 0.5 < high < 0.9
+def test_intervals_are_exact_where_every_prompt_is_all_or_nothing_and_wide_elsewhere():
+    for hits in (0, 3, 10):
+        values = np.array([1.0] * hits + [0.0] * (10 - hits))
+        assert share_interval(values, np.arange(10)) == pytest.approx(clopper_pearson(hits, 10))
+    # A little above zero the interval is no narrower than at zero.
+    assert share_interval(np.array([0.1] + [0.0] * 9), np.arange(10))[1] > clopper_pearson(0, 10)[1]
+    # Two prompts that say nearly the same are worth less than two.
+    assert share_interval(np.zeros(10), np.array([0, 0, *range(1, 9)]))[1] > clopper_pearson(0, 10)[1]
 
 
 def test_wordings(tmp_path):

@@ -11,7 +11,6 @@ import numpy as np
 from diffmem.engine.robustness_conditions import Condition
 from diffmem.evaluation.clusters import Clusters, Floats
 from diffmem.evaluation.paired import mean_difference
-from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.scores.text_groups import near_duplicate_groups
 
 if TYPE_CHECKING:
@@ -31,8 +30,9 @@ def rows_of(
     Returns:
         {"method", "kind", "setting", "status", "reason", "n_prompts", "n_images", "copied_before", "copied_after", each
         with "_low" and "_high", "copied_change", "_low", "_high", "nfe_per_image", "seconds_per_image"}. "copied" is the
-        probability that a prompt's image is a copy; for the worst of N seeds, that one of N images is. Intervals at 95 %
-        over prompts, near-duplicates counted once. Figures are None where the condition was refused.
+        probability that a prompt's image is a copy; for the worst of N seeds, that one of N images is. Intervals at
+        95 % over prompts, near-duplicates counted once: `share_interval` for shares, resampled prompts for changes.
+        Figures are None where the condition was refused.
     """
     groups = near_duplicate_groups(list(prompts))
     rows: list[dict[str, Any]] = []
@@ -57,11 +57,19 @@ def worst_of_share(hits: Sequence[bool], count: int) -> float:
 
 
 def share_interval(values: Floats, groups: Any) -> tuple[float, float]:
-    """95 % interval of a mean over prompts: Clopper-Pearson if each is 0 or 1, else resampled prompts."""
-    if np.isin(values, (0.0, 1.0)).all():
-        worth = max(1, round(Clusters.of(groups).effective))
-        return clopper_pearson(min(worth, round(float(values.mean()) * worth)), worth)
-    return mean_difference(values, np.zeros(len(values)), groups)[1:]
+    """95 % interval of a mean over prompts of shares [P] in [0, 1]: Clopper-Pearson, a share counting as part of a hit.
+
+    The trials are prompts, near-duplicates counted once (Kish). Where every prompt is 0 or 1 that is the exact interval;
+    else it errs on the wide side, for nothing on [0, 1] varies more than a 0 or 1 of the same mean. Resampling few
+    prompts would give intervals without width near 0 and 1.
+    """
+    from scipy.stats import beta
+
+    worth = max(1.0, Clusters.of(groups).effective)
+    hits = float(values.mean()) * worth
+    low = 0.0 if hits <= 0 else float(beta.ppf(0.025, hits, worth - hits + 1))
+    high = 1.0 if hits >= worth else float(beta.ppf(0.975, hits + 1, worth - hits))
+    return low, high
 
 
 def _figures(before: Outcome, after: Outcome, count: int, groups: Any) -> dict[str, Any]:
