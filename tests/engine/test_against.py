@@ -8,11 +8,12 @@ import torch
 from tests.tiny import random_lora, tiny_sd
 
 from diffmem.cli.app import main
-from diffmem.engine.against import audit_lora, compare_leaks
+from diffmem.engine.against import _calibrated, _limits, audit_lora, compare_leaks
 from diffmem.errors import ModelError, UsageError
 from diffmem.evaluation.paired import mean_difference
 from diffmem.models.generation import Sampling
 from diffmem.models.loading import load_pipeline
+from diffmem.runs.facts import write_fact
 from diffmem.testbeds import digits
 from diffmem.testbeds.digits.data import load, to_signed
 
@@ -196,6 +197,28 @@ def test_mean_difference_resamples_clusters():
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(2 / 400), rel=0.2)
     wide = mean_difference(np.repeat(first[:40], 10), np.repeat(second[:40], 10), np.repeat(np.arange(40), 10))
     assert wide[2] - wide[1] > 2 * (high - low), "ten copies of a prompt are one prompt"
+
+
+def test_a_difference_that_is_the_same_everywhere_has_a_bound():
+    """12 of 12 prompts copied with the LoRA and none with its base is no proof of all prompts."""
+    ones, zeros, groups = np.ones(12), np.zeros(12), np.arange(12)
+    assert mean_difference(ones, zeros, groups) == (1, 1, 1)
+    most = 1 - 0.025 ** (1 / 12)
+    assert mean_difference(ones, zeros, groups, within=(-1, 1)) == pytest.approx((1, 1 - 2 * most, 1))
+    assert mean_difference(zeros, zeros, groups, within=(-1, 1)) == pytest.approx((0, -most, most))
+    mixed = np.arange(12) % 2
+    assert mean_difference(mixed, zeros, groups, within=(-1, 1)) == mean_difference(mixed, zeros, groups)
+
+
+def test_a_threshold_that_is_not_calibrated_is_said(tmp_path):
+    def limits(calibrated):
+        for name in ("lora", "base"):
+            write_fact(tmp_path / name, "copies", {"threshold": {"calibrated": calibrated}})
+        uncalibrated = [folder for folder in (tmp_path / "lora", tmp_path / "base") if not _calibrated(folder)]
+        return _limits([], True, uncalibrated)[-1]
+
+    assert "NOT CALIBRATED" in limits(False) and "--heldout" in limits(False)
+    assert "false positives are in both columns" in limits(True)
 
 
 def test_out_must_not_be_a_run(tmp_path):

@@ -168,7 +168,9 @@ def test_command(tmp_path, capsys):
 )
 def test_adapters_and_unconditional_models(tmp_path, model, captions):
     train = small().train.model_dump() | {"model": model}
-    plan = small(train=train, grid={"captions": [captions]}, measure={}, generate={"images": 6, "sampling": {"steps": 2}})
+    plan = small(
+        train=train, grid={"captions": [captions]}, measure={}, generate={"images": 6, "sampling": {"steps": 2}}
+    )
     (row,) = run_lab(plan, tmp_path, device="cpu").rows
     assert (row["status"], row["n_images"], row["alignment"]) == ("ok", 6, None), row["reason"]
     assert list((tmp_path / "trainings").glob("*/lora" if "method" in model else "*/model"))
