@@ -149,7 +149,7 @@ def compare_leaks(lora: Path, base: Path, seed: int = 0) -> Comparison:
         else None,
         differences=tuple(rows + _score_differences(one, two, common, seed)),
         leaks=tuple(leak for leak in leaks if leak.where != "neither"),
-        limits=tuple(_limits(leaks, searched)),
+        limits=tuple(_limits(leaks, searched, [folder for folder in (lora, base) if not _calibrated(folder)])),
     )
 
 
@@ -237,7 +237,12 @@ def _score_differences(one: RunScores, two: RunScores, prompts: Sequence[str], s
     return rows
 
 
-def _limits(leaks: Sequence[Leak], searched: bool) -> list[str]:
+def _calibrated(folder: Path) -> bool:
+    threshold = (read_fact(folder, "copies") or {}).get("threshold")
+    return bool(threshold and threshold["calibrated"])
+
+
+def _limits(leaks: Sequence[Leak], searched: bool, uncalibrated: Sequence[Path]) -> list[str]:
     if not searched:
         return [
             "No training set was searched, so it cannot be known what either model copies; scores only are compared."
@@ -250,8 +255,13 @@ def _limits(leaks: Sequence[Leak], searched: bool) -> list[str]:
             f"'With the LoRA only' means that none of the base's {images} images per prompt was called a copy; that many "
             f"images leave rates of up to {100 * most:.0f} % per image open (95 % Clopper-Pearson)."
         )
+    rates = (
+        "calibrated on the same images; its false positives are in both columns"
+        if not uncalibrated
+        else "which is NOT CALIBRATED: how many copies are called wrongly is unknown, in either column; give held-out images "
+        "(--heldout)"
+    )
     limits.append(
-        "Both models were given the same initial noises, and copies are called at each run's own threshold, calibrated on "
-        "the same training set; its false positives are in both columns."
+        f"Both models were given the same initial noises, and copies are called at each run's own threshold, {rates}."
     )
     return limits

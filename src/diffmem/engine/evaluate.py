@@ -143,7 +143,7 @@ _SHOWN = ("first", "second", "difference", "low", "high", "p_value", "reason")
 def _compare_copies(
     first: Path, second: Path, common: Sequence[str], groups: Mapping[str, int], seed: int
 ) -> dict[str, Any] | None:
-    """Mean difference of the share of copies per prompt, clusters of prompts resampled."""
+    """Mean difference of the share of copies per prompt, clusters of prompts resampled; a bound where all are alike."""
     try:
         one, two = measured_labels(first), measured_labels(second)
     except DataError:
@@ -152,7 +152,8 @@ def _compare_copies(
     if not shared:
         return None
     shares = np.array([[e[p]["copies"] / e[p]["images"] for e in (one, two)] for p in shared])
-    difference, low, high = mean_difference(shares[:, 0], shares[:, 1], [groups[p] for p in shared], seed)
+    numbers = [groups[p] for p in shared]
+    difference, low, high = mean_difference(shares[:, 0], shares[:, 1], numbers, seed, within=(-1.0, 1.0))
     return {
         "what": "share of images called copies", "first": float(shares[:, 0].mean()), "second": float(shares[:, 1].mean()),
         "difference": difference, "low": low, "high": high, "p_value": None,

@@ -19,6 +19,7 @@ from diffmem.evaluation.bootstrap import (
     variance_parts,
 )  # fmt: skip
 from diffmem.evaluation.clusters import Floats, kish
+from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.evaluation.resampling import Sample, draw_variance, freedom, in_blocks, weighted_auroc
 from diffmem.evaluation.roc import auroc, tpr_at_fpr
 from diffmem.evaluation.tail import resampled_weights, tail_tpr
@@ -106,8 +107,9 @@ def compare_paired(
 
 
 def mean_difference(
-    first: ArrayLike, second: ArrayLike, groups: ArrayLike, seed: int = 0, level: float = 0.95, replicates: int = 2000
-) -> tuple[float, float, float]:
+    first: ArrayLike, second: ArrayLike, groups: ArrayLike, seed: int = 0, level: float = 0.95, replicates: int = 2000,
+    within: tuple[float, float] | None = None,
+) -> tuple[float, float, float]:  # fmt: skip
     """Mean of first - second over prompts, and its percentile interval from resampling clusters of prompts.
 
     Args:
@@ -117,9 +119,13 @@ def mean_difference(
         seed: of the resampling.
         level: coverage of the interval, in (0, 1).
         replicates: bootstrap replicates.
+        within: least and largest difference that there can be; then an interval without width (all clusters are alike) is
+            replaced by a bound: of n clusters none deviates, so at `level` at most so many of all do (Clopper-Pearson), by
+            no more than `within` leaves them.
 
     Returns:
-        (difference, low, high). With one group the interval has no width: there is nothing to resample.
+        (difference, low, high). Where all groups are alike and `within` is not known, the interval has no width: there is
+        nothing to resample.
     """
     difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     numbers = np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -127,7 +133,11 @@ def mean_difference(
     picked = np.random.default_rng(seed).integers(0, len(sums), (replicates, len(sums)))
     means = sums[picked].sum(1) / counts[picked].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(difference.mean()), float(low), float(high)
+    mean = float(difference.mean())
+    if within is not None and high - low < 1e-12:
+        most = clopper_pearson(0, len(sums), level)[1]
+        return mean, mean - most * (mean - within[0]), mean + most * (within[1] - mean)
+    return mean, float(low), float(high)
 
 
 def _compare_auroc(one: Sample, two: Sample, level: float, seed: int, replicates: int) -> Comparison:
