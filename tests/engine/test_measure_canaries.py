@@ -58,7 +58,8 @@ def test_memory_rises_with_the_count_and_controls_stay_at_chance(registered, tmp
     assert found.trend.value > 0.5 and found.trend.low > 0.2 and found.chance == 1 / 20
     full = [item for item in found.items if item["count"] == 16]
     assert all(item["exposure"] == pytest.approx(np.log2(20)) and item["p"] == 1 / 20 for item in full)
-    assert result.closest[full[0]["id"]][2] == pytest.approx(1)
+    # Distances of equal pictures come from products in float32: their root is off by up to a few 1e-4.
+    assert result.closest[full[0]["id"]][2] == pytest.approx(1, abs=1e-3)
     before = result.run.store.read("images", ["key"]).num_rows
     again = measure_canaries(model(drawn, 1), folder, settings, out=tmp_path / "run", scores=())
     assert again.run.store.read("images", ["key"]).num_rows == before == 37 * 8

@@ -44,7 +44,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "train": ("diffmem.cli.train:train", "Train or fine-tune with known duplication, captions and mitigations."),
     "canaries": (
-        "diffmem.cli.canaries:app",
+        "diffmem.cli.canaries:canaries",
         "Put registered synthetic pictures into a training set; measure how strongly each is reproduced.",
     ),
     "lab": ("diffmem.cli.lab:lab", "Train a grid of duplication, captions and mitigations; measure what is copied."),

@@ -16,10 +16,10 @@ COPIES = DescriptorOptions()
 SAMPLING = SamplingOptions()
 WORK = WorkOptions()
 
-app = App(name="canaries", help="Image canaries: an unbiased yardstick of memorization on your own fine-tune.")
+canaries = App(name="canaries", help="Image canaries: an unbiased yardstick of memorization on your own fine-tune.")
 
 
-@app.command
+@canaries.command
 def make(
     dataset: Path,
     *,
@@ -87,7 +87,7 @@ def _share(registered: Any, only: bool) -> float:
     return 1.0 if only else repeats / (repeats + int(registered.facts["images"]))
 
 
-@app.command
+@canaries.command
 def measure(
     model: str,
     *,
