@@ -14,8 +14,7 @@ from PIL import Image
 
 from diffmem.data.decode import SUFFIXES, Decoded, decode_array, decode_bytes, decode_image
 from diffmem.data.fingerprint import hash_array, hash_bytes
-from diffmem.data.prompts import check_unique
-from diffmem.data.tables import read_jsonl
+from diffmem.data.tables import check_unique, read_jsonl
 from diffmem.data.text import read_text
 from diffmem.errors import DataError
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffmem.data.image_sources import ImageSource, Raw, read_file, row_ids
-from diffmem.data.prompts import find_column
+from diffmem.data.tables import find_column
 from diffmem.errors import DataError
 
 IMAGE_COLUMNS = ("image", "img", "picture", "png", "jpg", "jpeg", "bytes", "image_bytes")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffmem.data.fingerprint import hash_json
-from diffmem.data.tables import Table, read_csv, read_jsonl, read_parquet
+from diffmem.data.tables import Table, check_unique, find_column, read_csv, read_jsonl, read_parquet
 from diffmem.data.text import read_text, split_lines
 from diffmem.errors import DataError
 
@@ -134,21 +134,6 @@ def _read(path: Path, column: str | None, encoding: str | None) -> Table:
     raise DataError(f"'{path}' ends in '{suffix}'; expected .txt, .csv, .tsv, .jsonl or .parquet.")
 
 
-def find_column(columns: Sequence[str], wanted: Sequence[str], asked: str | None, what: str, name: str) -> str | None:
-    """The column to read: the one asked for (exactly, then in any case), else the first of `wanted` that exists.
-
-    Raises:
-        DataError: a column was asked for that does not exist; lists those that do.
-    """
-    folded = {column.lower(): column for column in reversed(columns)}
-    if asked is not None:
-        found = asked if asked in columns else folded.get(asked.lower())
-        if found is None:
-            raise DataError(f"{name} has no column '{asked}' for the {what}; it has: {', '.join(columns) or 'none'}.")
-        return found
-    return next((folded[want] for want in wanted if want in folded), None)
-
-
 def _from_table(table: Table, name: str, column: str | None, id_column: str | None) -> PromptList:
     text_column = find_column(table.columns, PROMPT_COLUMNS, column, "prompts", name)
     if text_column is None:
@@ -176,24 +161,6 @@ def _from_table(table: Table, name: str, column: str | None, id_column: str | No
         )
     check_unique([prompt.id for prompt in prompts], name, 'id_column="" numbers the rows instead')
     return PromptList(tuple(prompts), name, text_column, key)
-
-
-def check_unique(ids: Sequence[str], name: str, remedy: str) -> None:
-    """Raise DataError naming the first repeated ids and their rows (counted from 1) if any id occurs twice."""
-    seen: dict[str, int] = {}
-    repeated: dict[str, list[int]] = {}
-    for i, item in enumerate(ids, start=1):
-        if item in seen:
-            repeated.setdefault(item, [seen[item]]).append(i)
-        else:
-            seen[item] = i
-    if not repeated:
-        return
-    shown = [
-        f"'{item}' (rows {', '.join(map(str, rows[:4]))}{', …' if len(rows) > 4 else ''})"
-        for item, rows in list(repeated.items())[:5]
-    ]
-    raise DataError(f"{name} has {len(repeated)} duplicate ids: {', '.join(shown)}; ids must be unique, or {remedy}.")
 
 
 def _text(value: Any) -> tuple[str, str | None]:

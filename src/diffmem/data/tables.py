@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,3 +128,36 @@ def _delimiter(text: str, wanted: set[str]) -> str:
     finally:
         csv.field_size_limit(limit)
     return best
+
+
+def find_column(columns: Sequence[str], wanted: Sequence[str], asked: str | None, what: str, name: str) -> str | None:
+    """The column to read: the one asked for (exactly, then in any case), else the first of `wanted` that exists.
+
+    Raises:
+        DataError: a column was asked for that does not exist; lists those that do.
+    """
+    folded = {column.lower(): column for column in reversed(columns)}
+    if asked is not None:
+        found = asked if asked in columns else folded.get(asked.lower())
+        if found is None:
+            raise DataError(f"{name} has no column '{asked}' for the {what}; it has: {', '.join(columns) or 'none'}.")
+        return found
+    return next((folded[want] for want in wanted if want in folded), None)
+
+
+def check_unique(ids: Sequence[str], name: str, remedy: str) -> None:
+    """Raise DataError naming the first repeated ids and their rows (counted from 1) if any id occurs twice."""
+    seen: dict[str, int] = {}
+    repeated: dict[str, list[int]] = {}
+    for i, item in enumerate(ids, start=1):
+        if item in seen:
+            repeated.setdefault(item, [seen[item]]).append(i)
+        else:
+            seen[item] = i
+    if not repeated:
+        return
+    shown = [
+        f"'{item}' (rows {', '.join(map(str, rows[:4]))}{', …' if len(rows) > 4 else ''})"
+        for item, rows in list(repeated.items())[:5]
+    ]
+    raise DataError(f"{name} has {len(repeated)} duplicate ids: {', '.join(shown)}; ids must be unique, or {remedy}.")
