@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -67,7 +66,7 @@ def experiment(folder, base, kind, steps, images):
         "--images", images, "--steps", 20, "--score", "loss", "--json", "--device", "cpu",
     ])  # fmt: skip
     seconds = {"train": round(trained["seconds"]), "measure": round(time.perf_counter() - started - training)}
-    shutil.copy(measured.pop("page"), Path(__file__).with_name(f"{kind}.html"))
+    measured.pop("page")
     for measure in measured["measures"]:
         for item in measure["items"]:
             item.pop("caption")
