@@ -44,6 +44,9 @@ SWEEPS = {
         "weights=0/1,target=-0.2,lr=0.05,steps=30,along=gradient,ratio=0.1",
         "weights=0/1,target=-0.3,lr=0.05,steps=30,along=gradient,ratio=0.1",
     ),
+    "low-noise-norm": (
+        "pull=0.02", "pull=0.09,ratio=0.2", "pull=0.06,ratio=0.2", "pull=0.0375,ratio=0.05", "pull=0.02,ratio=0.05",
+    ),
     "transition-static": ("until=500", "until=700"),
     "opposite-guidance": ("until=150",),
     "ren": ("mask=false",),
@@ -51,7 +54,10 @@ SWEEPS = {
     "amg": ("dissimilarity=0",),
 }  # fmt: skip
 """Settings beside those of the suite."""
-PAIRS = (("anisotropy", "none"), ("anisotropy", REFERENCE), ("anisotropy", "wen"))
+PAIRS = (
+    ("anisotropy", "none"), ("anisotropy", REFERENCE), ("anisotropy", "wen"), ("low-noise-norm", "none"),
+    ("low-noise-norm", REFERENCE), ("low-noise-norm", "anisotropy"),
+)  # fmt: skip
 SHOWN = 9  # methods named in the picture beside rewriting: those of the smallest area
 
 

@@ -28,6 +28,7 @@ def backwards(prompt):
 STRONG = {
     "rewrite": f"function={__name__}:backwards", "sail": "sharpness=0.0001,candidates=2,steps=2", "amg": "threshold=-1",
     "prss": "pull=0,candidates=2", "wen": "pull=0.001,steps=3", "anisotropy": "target=-1,steps=3",
+    "low-noise-norm": "pull=0.0001,steps=3",
     "han-sample": "pull=0.0001,lr=0.1,steps=3",
 }  # fmt: skip
 

@@ -61,7 +61,11 @@ def test_the_captions_are_copied_without_mitigation():
 
 @pytest.mark.parametrize(
     ("text", "left"),
-    [("wen:pull=0.5,lr=0.1,steps=20", 0.75), ("anisotropy:weights=0/1,target=-0.25,lr=0.1", 0.5)],
+    [
+        ("wen:pull=0.5,lr=0.1,steps=20", 0.75),
+        ("anisotropy:weights=0/1,target=-0.25,lr=0.1", 0.5),
+        ("low-noise-norm", 0.5),
+    ],
 )
 def test_optimised_embeddings_lower_what_they_optimise_and_the_copies(text, left):
     with parse_mitigation(text).apply(shipped()) as record:
@@ -71,6 +75,20 @@ def test_optimised_embeddings_lower_what_they_optimise_and_the_copies(text, left
     assert evaluated > 0
     assert record.nfe.backward >= 2 * evaluated
     assert copies(after).mean() <= left * copies(plain()).mean()
+
+
+def test_the_low_noise_norm_is_the_score_of_that_name_on_the_images_own_noise():
+    made, caption = shipped(), memorized()[0]
+    denoiser, t = made.denoiser, made.denoiser.schedule.time_at_ratio(0.1)
+    alpha, sigma = denoiser.schedule.at(t)
+    assert sigma / alpha == pytest.approx(0.1, rel=0.05)
+    with parse_mitigation("low-noise-norm:pull=1000").apply(made) as record:
+        made.generate([caption], [0], 0, Sampling(steps=2, guidance=2.0))
+    x = generation_noise(0, caption, 0, (1, 8, 8))[None]
+    with torch.no_grad():
+        cond, null = denoiser.encode_prompts([caption]), denoiser.null()
+        pull = (denoiser.predict(x, t, cond) - denoiser.predict(x, t, null)).square().mean().sqrt() * sigma / alpha
+    assert record.items[0]["before"] == pytest.approx(float(pull), rel=1e-4) and record.items[0]["steps"] == 0
 
 
 def test_random_tokens_lower_the_copies_on_the_same_seeds():
@@ -152,14 +170,17 @@ def test_targets_from_ordinary_prompts_leave_their_share_alone():
     rows = [row["caption"] for row in digits.truth("text") if row["tier"] == "generic"]
     denoiser = shipped().denoiser
     made = calibrated(parse_mitigation("anisotropy"), denoiser, rows[:40], quantile=0.9, steps=20)
-    pulls, cosines = ordinary_levels(denoiser, rows[:40], steps=20)
-    measure = made.settings.weights[0] * pulls + made.settings.weights[1] * cosines
+    levels = ordinary_levels(denoiser, rows[:40], steps=20)
+    measure = made.settings.weights[0] * levels.pulls + made.settings.weights[1] * levels.cosines
     assert (measure <= made.settings.target).mean() == pytest.approx(0.9, abs=0.03)
     wen = calibrated(parse_mitigation("wen:lr=0.1"), denoiser, rows[:40], quantile=0.9, steps=20)
-    assert wen.settings.pull == pytest.approx(np.quantile(pulls, 0.9))
+    assert wen.settings.pull == pytest.approx(np.quantile(levels.pulls, 0.9))
     assert wen.settings.lr == 0.1
-    memorized_pulls, memorized_cosines = ordinary_levels(denoiser, memorized(), steps=20)
-    above = made.settings.weights[0] * memorized_pulls + made.settings.weights[1] * memorized_cosines
+    low = calibrated(parse_mitigation("low-noise-norm:ratio=0.2"), denoiser, rows[:40], quantile=0.9, steps=20)
+    assert low.settings.pull == pytest.approx(np.quantile(levels.low_pulls, 0.9)) and low.settings.ratio == 0.2
+    captions = ordinary_levels(denoiser, memorized(), steps=20)
+    assert (captions.low_pulls > low.settings.pull).all()
+    above = made.settings.weights[0] * captions.pulls + made.settings.weights[1] * captions.cosines
     assert (above > made.settings.target).mean() > 0.7
     with pytest.raises(UsageError, match="at least 20"):
         calibrated(parse_mitigation("wen"), denoiser, rows[:3])

@@ -34,6 +34,7 @@ FURTHER: dict[str, tuple[str, ...]] = {
         "weights=0/1,target=-0.25,lr=0.05,steps=30,along=gradient,ratio=0.1",
         "weights=0/1,target=-0.15,lr=0.05,steps=30,along=gradient,ratio=0.1",
     ),
+    "low-noise-norm": ("pull=0.06", "pull=0.05", "pull=0.03"),
     "transition-static": ("until=300", "until=150"),
     "transition-dynamic": ("before=0",),
     "opposite-guidance": ("until=300",),

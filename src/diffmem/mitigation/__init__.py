@@ -21,6 +21,7 @@ MITIGATIONS: Registry[type[Mitigation]] = Registry(
         "rewrite": f"{_ROOM}.rewrite:Rewrite",
         "embedding-noise": f"{_ROOM}.embedding_noise:EmbeddingNoise",
         "wen": f"{_ROOM}.wen:Wen",
+        "low-noise-norm": f"{_ROOM}.low_noise_norm:LowNoiseNorm",
         "anisotropy": f"{_ROOM}.anisotropy:AnisotropyMitigation",
         "sail": f"{_ROOM}.sail:Sail",
         "han-batch": f"{_ROOM}.han_batch:HanBatch",

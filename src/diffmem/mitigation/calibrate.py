@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from diffmem.mitigation.anisotropy import AnisotropyMitigation
 from diffmem.mitigation.base import Record
 from diffmem.mitigation.first_step import Moment
 from diffmem.mitigation.han_sample import HanSample
+from diffmem.mitigation.low_noise_norm import LowNoiseNorm
 from diffmem.mitigation.wen import Wen
 from diffmem.randomness import noise_bank
 from diffmem.scores.alignment import Alignment, AlignmentParameters, alignment, pair_of
@@ -24,10 +26,25 @@ if TYPE_CHECKING:
 Optimising = TypeVar("Optimising", Wen, AnisotropyMitigation, HanSample)
 
 
+@dataclass(frozen=True)
+class Levels:
+    """What prompts do to the network on one noise.
+
+    Attributes:
+        pulls: [P] pull at the sampler's first step.
+        low_pulls: [P] pull at low noise.
+        cosines: [P] the anisotropy measure's cosine at low noise.
+    """
+
+    pulls: np.ndarray
+    low_pulls: np.ndarray
+    cosines: np.ndarray
+
+
 def ordinary_levels(
     denoiser: Denoiser, prompts: Sequence[str], *, steps: int = 50, ratio: float = 0.2, seed: int = 0, batch: int = 16
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pull at the first step and cosine at low noise of prompts, on one common noise.
+) -> Levels:
+    """Pulls at the first step and at low noise, and cosine at low noise, of prompts on one common noise.
 
     Args:
         denoiser: the model.
@@ -38,12 +55,13 @@ def ordinary_levels(
         batch: prompts at once.
 
     Returns:
-        (pulls [P], cosines [P]). Cost: 2 NFE per prompt, and 2 per batch.
+        The Levels. Cost: 2 NFE per prompt, and 2 per batch.
     """
     over = Alignment(AlignmentParameters()).over(denoiser)
     noise = noise_bank(seed, [0], denoiser.sample_shape).to(denoiser.device)
     high, low = denoiser.schedule.sampling_times(steps)[0], denoiser.schedule.time_at_ratio(ratio)
     pulls: list[float] = []
+    low_pulls: list[float] = []
     cosines: list[float] = []
     with torch.no_grad():
         for start in range(0, len(prompts), batch):
@@ -52,10 +70,12 @@ def ordinary_levels(
             first, last = Moment(denoiser, x, high, Record()), Moment(denoiser, x, low, Record())
             pulls += (first.norm(first.conditional(cond, rows), rows) * first.factor).tolist()
             unconditional = denoiser.convert(last.unconditional, x, low, "epsilon")
-            conditional = denoiser.convert(last.conditional(cond, rows), x, low, "epsilon")
+            at_low = last.conditional(cond, rows)
+            low_pulls += (last.norm(at_low, rows) * last.factor).tolist()
+            conditional = denoiser.convert(at_low, x, low, "epsilon")
             pair = pair_of(conditional, unconditional, "unconditional-difference")
             cosines += alignment(*pair, over).tolist()
-    return np.array(pulls), np.array(cosines)
+    return Levels(np.array(pulls), np.array(low_pulls), np.array(cosines))
 
 
 def calibrated(
@@ -66,7 +86,7 @@ def calibrated(
     The anisotropy measure also gets the weights that standardize its halves over these prompts, as the score does.
 
     Args:
-        mitigation: wen, han-sample or anisotropy; its other parameters are kept.
+        mitigation: wen, low-noise-norm, han-sample or anisotropy; its other parameters are kept.
         denoiser: the model.
         prompts: prompts whose images are not memorized, at least 20 (`data.reference.reference_prompts()`, or one's own).
         quantile: share of these prompts at or below the target.
@@ -82,20 +102,21 @@ def calibrated(
     if len(prompts) < MINIMUM_PROMPTS:
         raise UsageError(f"{len(prompts)} prompts to set a target on; expected at least {MINIMUM_PROMPTS}.")
     settings = mitigation.settings
-    ratio = mitigation.settings.ratio if isinstance(mitigation, AnisotropyMitigation) else 0.2
-    pulls, cosines = ordinary_levels(denoiser, prompts, steps=steps, ratio=ratio)
+    ratio = mitigation.settings.ratio if isinstance(mitigation, (AnisotropyMitigation, LowNoiseNorm)) else 0.2
+    levels = ordinary_levels(denoiser, prompts, steps=steps, ratio=ratio)
     if isinstance(mitigation, AnisotropyMitigation):
-        weights = standard_weights(pulls), standard_weights(cosines)
+        weights = standard_weights(levels.pulls), standard_weights(levels.cosines)
         if weights[0] is None or weights[1] is None:
             raise UsageError(
                 "These prompts have no spread to standardize the two halves on; give more, and different ones."
             )
-        measure = weights[0] * pulls + weights[1] * cosines
+        measure = weights[0] * levels.pulls + weights[1] * levels.cosines
         changes = {"weights": (weights[0], weights[1]), "target": float(np.quantile(measure, quantile))}
     elif isinstance(mitigation, (Wen, HanSample)):
-        changes = {"pull": float(np.quantile(pulls, quantile))}
+        found = levels.low_pulls if isinstance(mitigation, LowNoiseNorm) else levels.pulls
+        changes = {"pull": float(np.quantile(found, quantile))}
     else:
         raise MitigationRefused(
-            f"{mitigation.name} has no target that could be set: calibrate wen, han-sample or anisotropy."
+            f"{mitigation.name} has no target that could be set: calibrate wen, low-noise-norm, han-sample or anisotropy."
         )
     return type(mitigation)(settings.model_copy(update=changes))

@@ -51,12 +51,16 @@ class Wen(EmbeddingMitigation):
         self.settings = parameters or WenParameters()
         super().__init__(self.settings)
 
+    def time_of(self, call: Call) -> float:
+        """Where the score difference is taken: the sampler's first time."""
+        return call.first_time
+
     def change(self, call: Call, embeddings: Embeddings, cond: Conditioning) -> Embeddings:
         """The optimised embeddings. Per-sample norms and stops: the released code takes one norm over the batch."""
         settings = self.settings
         if settings.steps == 0:
             return {}
-        moment = Moment(call.denoiser, call.noise(), call.first_time, call.record)
+        moment = Moment(call.denoiser, call.noise(), self.time_of(call), call.record)
 
         def loss(values: Values, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             norm = moment.norm(moment.conditional(with_embeddings(cond.select(rows), values), rows), rows)
