@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,6 +113,21 @@ def test_a_batch_gives_what_one_at_a_time_gives():
     items = items_of(model, torch.cat([images, pictures(2, seed=9)]))
     same(measure(model, items, batch=10), measure(model, items, batch=1))
     same(measure(model, items, batch=10), measure(model, items[::-1], batch=2))
+
+
+def test_time_is_shared_by_evaluations_whoever_leaves_first(monkeypatch):
+    """A clock that jumps by 100 s once the batch has begun: what an image gets of them is its share of the evaluations."""
+    clock = iter([0.0])
+    monkeypatch.setattr(
+        "diffmem.scores.images.invmm.batch.time", SimpleNamespace(perf_counter=lambda: next(clock, 100.0))
+    )
+    images, model = memorizer()
+    found = measure(model, items_of(model, images))
+    assert len({r.components["steps"] for r in found.values()}) > 1, "they leave at different times"
+    spent = sum(r.nfe.total for r in found.values())
+    last = list(found.values())[-1]
+    assert last.seconds == pytest.approx(100 * last.nfe.total / spent)
+    assert all(100 * r.nfe.total / spent <= r.seconds + 1e-9 < 100 for r in found.values())
 
 
 @pytest.mark.parametrize("stop_after", [3, 17, 40])

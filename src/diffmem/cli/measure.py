@@ -110,9 +110,10 @@ def _print_estimate(estimate: MeasureEstimate, json: bool) -> None:
         return
     nfe = estimate.nfe
     print(
-        f"{estimate.images:,} images, at most {nfe['total']:,.0f} network evaluations ({nfe['forward']:,.0f} forward, "
+        f"{estimate.images:,} images, about {nfe['total']:,.0f} network evaluations ({nfe['forward']:,.0f} forward, "
         f"{nfe['tangent']:,.0f} tangent, {nfe['backward']:,.0f} backward), about {duration(estimate.seconds)} on this device"
     )
-    emit_table([{"score": label, **cost} for label, cost in estimate.per_image.items()], title="NFE per image, at most")
+    title = "NFE per image (a search costs more where it comes close, less where it ends early)"
+    emit_table([{"score": label, **cost} for label, cost in estimate.per_image.items()], title=title)
     for label, reason in estimate.refused.items():
         note(f"{label} does not run: {reason}")

@@ -22,7 +22,7 @@ _DIRECTIONS = 4
 
 @dataclass
 class MeasureEstimate:
-    """What a measuring command would cost at most.
+    """What a measuring command would cost.
 
     Attributes:
         images: as many as the source has (exact repeats, which are measured once, are not known yet).
@@ -44,7 +44,11 @@ class MeasureEstimate:
 
 
 def estimate_measuring(denoiser: Denoiser, scores: Sequence[ImageScore], images: int, batch: int) -> MeasureEstimate:
-    """NFE and time of measuring so many images, at most: scores that stop early cost less."""
+    """NFE and time of measuring so many images.
+
+    A score that searches (InvMM) is priced as if it never found anything: it costs more where it comes close, because
+    checks are seen to their end there, and less where it ends early.
+    """
     total, each, refused = Nfe(), dict[str, Nfe](), dict[str, str]()
     for score in scores:
         try:

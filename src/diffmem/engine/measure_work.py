@@ -54,7 +54,8 @@ class Worker:
         for result, seconds in results:
             nfe = result.nfe
             self.nfe.add(nfe.forward, nfe.tangent, nfe.backward)
-            yield self.maker.measure(known[result.id], score, result, seconds), bench.path(result.id)
+            taken = seconds if result.seconds is None else result.seconds
+            yield self.maker.measure(known[result.id], score, result, taken), bench.path(result.id)
 
     def _batches(
         self, score: BatchImageScore, items: Sequence[ImageItem], bench: RunBench

@@ -52,6 +52,8 @@ class ImageResult:
         png: pictures worth keeping (samples beside the target), PNG bytes, or None.
         tensors: what the user asked to keep (a fitted distribution), written beside the rows, or None.
         nfe: network evaluations spent on this image.
+        seconds: its share of the time, where images are at work together and leave one by one; None: the time since the
+            last result.
         error: why there is no value, or None; components may be there all the same.
     """
 
@@ -63,6 +65,7 @@ class ImageResult:
     png: bytes | None = None
     tensors: dict[str, torch.Tensor] | None = None
     nfe: Nfe = field(default_factory=Nfe)
+    seconds: float | None = None
     error: str | None = None
 
 

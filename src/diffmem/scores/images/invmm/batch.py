@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ class Batch:
         rows = max(1, bench.batch) * settings.noises
         self._checker = Checker(denoiser, test, settings, given.sampler, given.samples, rows, bench.seed)
         self.jobs: list[Inversion] = []
+        self._began, self._spent = time.perf_counter(), list[tuple[Inversion, float]]()
 
     def frozen(self) -> contextlib.AbstractContextManager[None]:
         """Inside, no network keeps anything for gradients of its weights."""
@@ -56,11 +58,13 @@ class Batch:
                 yield ImageResult(item.id, None, None, components={"status": "error", "steps": 0}, error=missing)
             elif saved is not None:
                 self.jobs.append(Inversion.load(item, saved, self._denoiser.device))
+                self._spent.append((self.jobs[-1], self.jobs[-1].nfe.total))
             else:
                 first = self._prompts.first_logits()
                 new.append(Inversion.begin(item, self._settings.weight, self._denoiser.device, first))
         if not new:
             return
+        self._spent += [(job, 0.0) for job in new]
         # Without a prompt yet, an inverted one begins from none.
         conditions = [[self._prompts.fixed(job.item)] for job in new]
         answers = self._checker.ask([Question(job, c) for job, c in zip(new, conditions, strict=True)])
@@ -183,9 +187,18 @@ class Batch:
         self._test.forget(job.item.id)
         tensors = {name: job.values[name].cpu() for name in ("mu", "log_var")} if self._given.keep else None
         picture = strip(job.item.pixels, answer.images)
-        return ImageResult(job.item.id, value, evidence, None, components, picture, tensors, job.nfe)
+        return ImageResult(
+            job.item.id, value, evidence, None, components, picture, tensors, job.nfe, self._seconds(job)
+        )
 
     def _error(self, job: Inversion, reason: str) -> ImageResult:
         self._test.forget(job.item.id)
         components = {"status": "error", "steps": job.step, "trace": thinned(job.trace)}
-        return ImageResult(job.item.id, None, None, components=components, nfe=job.nfe, error=reason)
+        return ImageResult(
+            job.item.id, None, None, components=components, nfe=job.nfe, seconds=self._seconds(job), error=reason
+        )
+
+    def _seconds(self, job: Inversion) -> float:
+        """Its share of the time by its evaluations: images leave when they are done, not when their work is."""
+        spent = sum(other.nfe.total - before for other, before in self._spent)
+        return (time.perf_counter() - self._began) * job.nfe.total / max(spent, 1.0)
