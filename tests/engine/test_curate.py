@@ -19,6 +19,7 @@ from diffmem.engine.curate import curate
 from diffmem.engine.curate_write import alter
 from diffmem.engine.measure import measure
 from diffmem.errors import DataError, UsageError
+from diffmem.runs.store import RunStore
 
 HELD = tuple(np.linspace(0, 1, 200))
 
@@ -170,6 +171,11 @@ def test_runs_that_do_not_fit_say_so(measured, tmp_path, capsys):
         curate(other, run, tmp_path / "out")
     with pytest.raises(DataError, match="no measures by 'vgr'"):
         curate(train, run, tmp_path / "out", score="vgr")
+    store, label = RunStore(run), "vgr:steps=20,k=3"
+    row = store.read("measures").to_pylist()[0]
+    store.append("measures", [row | {"key": b"1" * 16, "score": label}])
+    for asked in (label, "vgr:k=3,steps=20", "vgr"):
+        assert curate(train, run, tmp_path / "out", score=asked).score == label
     with pytest.raises(DataError, match="no run directory"):
         curate(train, tmp_path / "nowhere", tmp_path / "out")
     assert main(["curate", str(train), "--run", str(run)]) == 2
@@ -178,4 +184,6 @@ def test_runs_that_do_not_fit_say_so(measured, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["counts"]["de-duplicate"] == 2 and found["dataset"] is None
     assert main(["curate", str(train), "--run", str(run), "--out", str(tmp_path / "cli2"), "--write", "--quiet"]) == 0
-    assert "originals are untouched" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "originals are untouched" in shown.err
+    assert shown.out.count("near-duplicates, which") == 1, "the two that go are one row"

@@ -43,7 +43,7 @@ def curate(
         images: the training set: folder or parquet. It is never modified.
     """
     from diffmem.cli.output import emit_json, emit_table, note
-    from diffmem.copies.curation import Rule
+    from diffmem.copies.curation import Proposal, Rule
     from diffmem.engine.curate import curate as run_curation
 
     made = run_curation(
@@ -61,13 +61,18 @@ def curate(
              "images": [proposal.as_dict() for proposal in made.proposals]}
         )  # fmt: skip
         return 0
+    changed = [p for p in made.proposals if p.action != "keep"]
+    # One row for near-duplicates that are treated alike: fifty equal ones would hide everything else.
+    alike: dict[tuple[int, str], list[Proposal]] = {}
+    for p in changed:
+        alike.setdefault((p.group, p.action), []).append(p)
     rows = [
         {"rank": p.rank, "image": p.image_id, "value": p.value, "above held-out": p.above_heldout,
-         "near-duplicates": p.group_size, "action": p.action, "reason": p.reason}
-        for p in made.proposals if p.action != "keep"
+         "near-duplicates": p.group_size, "action": p.action, "images": len(same), "reason": p.reason}
+        for same in alike.values() for p in same[:1]
     ]  # fmt: skip
-    changed = f"{len(rows)} of {len(made.proposals)} images would be changed, by {made.score}"
-    emit_table(rows[:top], title=f"{changed}; the most memorized first")
+    of_all = f"{len(changed)} of {len(made.proposals)} images would be changed, by {made.score}"
+    emit_table(rows[:top], title=f"{of_all}; the most memorized first, near-duplicates in one row")
     print("  ".join(f"{action}: {number}" for action, number in made.counts().items()))
     for text in [*made.notes, *(f"wrote {file}" for file in made.files)]:
         note(text)

@@ -21,6 +21,7 @@ from diffmem.report.measures import is_membership
 from diffmem.runs.facts import read_fact
 from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore
+from diffmem.scores.spec import parse_image_score
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,16 @@ def curate(
     return Curation(proposals, label, limit, files, dataset, notes)
 
 
+def _in_run(asked: str, there: set[str], folder: Path) -> str:
+    """The run's label for a score: as it stands there, with its parameters in another order, or by its name alone."""
+    label = asked if asked in there else parse_image_score(asked).label
+    named = [label] if label in there else [other for other in there if other.partition(":")[0] == asked]
+    if len(named) != 1:
+        problem = "several measures" if named else "no measures"
+        raise DataError(f"'{folder}' holds {problem} by '{asked}'; it has {', '.join(sorted(there))}.")
+    return named[0]
+
+
 def _evidence(folder: Path, score: str | None) -> tuple[str, dict[str, tuple[float, float]], list[float]]:
     """The measure's label, pixel hash -> (value, evidence) of the measured images, evidence of the held-out ones."""
     store = RunStore(folder)
@@ -119,8 +130,8 @@ def _evidence(folder: Path, score: str | None) -> tuple[str, dict[str, tuple[flo
     if score is None:
         able = [label for label in labels if label in there]
         score = next((label for label in able if not is_membership(label)), able[0])
-    elif score not in there:
-        raise DataError(f"'{folder}' holds no measures by '{score}'; it has {', '.join(sorted(there))}.")
+    else:
+        score = _in_run(score, there, folder)
     shas = {row["image_id"]: row["sha"] for row in store.read("targets", ["image_id", "sha", "status"]).to_pylist()}
     mine = [row for row in rows if row["score"] == score]
     own = {
