@@ -211,5 +211,11 @@ def test_command(inputs, tmp_path, capsys):
     none, row = json.loads(capsys.readouterr().out)
     assert (none["setting"], row["setting"]) == ("none", "random-tokens:count=2")
     assert (tmp_path / "run" / "mitigations.html").exists()
+    ordinary = tmp_path / "ordinary.txt"
+    ordinary.write_text("\n".join(row["caption"] for row in digits.truth("text") if row["tier"] == "generic"))
+    command[command.index("random-tokens:count=2")] = "low-noise-norm:steps=2"
+    assert main([*command, "--method", "wen:pull=0.5,steps=1", "--reference", str(ordinary)]) == 0
+    settings = [row["setting"] for row in json.loads(capsys.readouterr().out)]
+    assert settings[1].startswith("low-noise-norm:pull=0.03") and settings[2] == "wen:pull=0.5,steps=1"
     assert main(["mitigate", "testbed:digits", "a seven", "--train", str(inputs.train), "--out", str(tmp_path)]) == 2
     assert "--method is missing" in capsys.readouterr().err

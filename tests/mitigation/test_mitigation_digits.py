@@ -9,7 +9,7 @@ import torch
 
 from diffmem.errors import UsageError
 from diffmem.mitigation.amg import Amg
-from diffmem.mitigation.calibrate import calibrated, ordinary_levels
+from diffmem.mitigation.calibrate import calibrated, has_open_target, ordinary_levels
 from diffmem.mitigation.local_index import LocalIndex
 from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.generation import Sampling
@@ -174,13 +174,17 @@ def test_targets_from_ordinary_prompts_leave_their_share_alone():
     measure = made.settings.weights[0] * levels.pulls + made.settings.weights[1] * levels.cosines
     assert (measure <= made.settings.target).mean() == pytest.approx(0.9, abs=0.03)
     wen = calibrated(parse_mitigation("wen:lr=0.1"), denoiser, rows[:40], quantile=0.9, steps=20)
-    assert wen.settings.pull == pytest.approx(np.quantile(levels.pulls, 0.9))
+    assert wen.settings.pull == pytest.approx(np.quantile(levels.pulls, 0.9), rel=1e-3)
     assert wen.settings.lr == 0.1
     low = calibrated(parse_mitigation("low-noise-norm:ratio=0.2"), denoiser, rows[:40], quantile=0.9, steps=20)
-    assert low.settings.pull == pytest.approx(np.quantile(levels.low_pulls, 0.9)) and low.settings.ratio == 0.2
+    assert (
+        low.settings.pull == pytest.approx(np.quantile(levels.low_pulls, 0.9), rel=1e-3) and low.settings.ratio == 0.2
+    )
     captions = ordinary_levels(denoiser, memorized(), steps=20)
     assert (captions.low_pulls > low.settings.pull).all()
     above = made.settings.weights[0] * captions.pulls + made.settings.weights[1] * captions.cosines
     assert (above > made.settings.target).mean() > 0.7
+    assert has_open_target(parse_mitigation("low-noise-norm:ratio=0.2")) and not has_open_target(low)
+    assert not has_open_target(parse_mitigation("random-tokens"))
     with pytest.raises(UsageError, match="at least 20"):
         calibrated(parse_mitigation("wen"), denoiser, rows[:3])

@@ -33,6 +33,10 @@ def mitigate(
     ] = False,
     train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
     others: Annotated[Path | None, Parameter(help="prompts that are not memorized, to see side effects")] = None,
+    reference: Annotated[
+        Path | None,
+        Parameter(help="ordinary prompts, at least 20, whose median sets the targets of wen, low-noise-norm, ..."),
+    ] = None,
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
     out: Annotated[Path | None, Parameter(help="folder; the same command resumes it")] = None,
     images: Annotated[int, Parameter(help="images per prompt")] = 4,
@@ -93,6 +97,7 @@ def mitigate(
     opened = target.open(model)
     result = run(
         opened, listed, wanted, index, out=folder, others=None if others is None else load_prompts(others),
+        reference=None if reference is None else load_prompts(reference),
         heldout=heldout, settings=settings,
         matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives),
         alignment=judge, pictures=None if index_files.exists(train) else train, retry_errors=work.retry_errors, silent=silent,

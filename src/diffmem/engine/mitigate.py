@@ -23,7 +23,9 @@ from diffmem.engine.rundir import RunDirectory, record_model
 from diffmem.errors import MitigationRefused, UsageError
 from diffmem.mitigation.amg import Amg
 from diffmem.mitigation.base import Mitigation
+from diffmem.mitigation.calibrate import calibrated, has_open_target
 from diffmem.mitigation.spec import parse_mitigation
+from diffmem.models.generation import Sampling, steps_of
 from diffmem.models.loading import quiet_libraries
 from diffmem.models.target import Target
 from diffmem.runs.atomic import write_atomic
@@ -67,6 +69,7 @@ def mitigate(
     *,
     out: str | Path,
     others: PromptList | None = None,
+    reference: PromptList | None = None,
     heldout: ImageSet | str | Path | None = None,
     settings: Generation | None = None,
     matching: Matching | None = None,
@@ -85,6 +88,8 @@ def mitigate(
         train: the training images, or an index of them with its descriptor.
         out: folder.
         others: prompts that are not memorized, to see what a mitigation does to bystanders.
+        reference: ordinary prompts, at least 20, other than `others`: their median sets the targets that nobody has set
+            (wen, low-noise-norm, han-sample, anisotropy); without, targets are those published for other models.
         heldout: images that no training saw, to calibrate the threshold of a copy.
         settings: images per prompt, seed, sampling.
         matching: descriptor, statistic, false-positive rate of a copy.
@@ -104,6 +109,8 @@ def mitigate(
     settings, judged = settings or Generation(), matching or Matching()
     known = pictures if pictures is not None else None if isinstance(train, CopyIndex) else train
     made = [_given(parse_mitigation(one), known) for one in methods]
+    if reference is not None:
+        made = [_on_reference(one, target, reference, settings.sampling) for one in made]
     labels = [one.label for one in made]
     if len(set(labels)) != len(labels):
         raise UsageError(
@@ -201,6 +208,17 @@ def _sides(prompts: PromptList, others: PromptList | None) -> PromptList:
 def _given(mitigation: Mitigation, pictures: ImageSet | str | Path | None) -> Mitigation:
     """The mitigation with the training images, where it keeps away from them and was given none."""
     return mitigation.given(pictures) if isinstance(mitigation, Amg) and pictures is not None else mitigation
+
+
+def _on_reference(mitigation: Mitigation, target: Target, reference: PromptList, sampling: Sampling) -> Mitigation:
+    """The mitigation with a target from ordinary prompts, where it has one that nobody has set."""
+    if not has_open_target(mitigation):
+        return mitigation
+    try:
+        texts = [prompt.text for prompt in reference if prompt.problem is None]
+        return calibrated(mitigation, target.need_denoiser(), texts, steps=steps_of(target.pipeline, sampling))
+    except MitigationRefused:
+        return mitigation  # its row will say why
 
 
 def _index(

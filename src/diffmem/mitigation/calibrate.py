@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import numpy as np
 import torch
 
 from diffmem.errors import MitigationRefused, UsageError
 from diffmem.mitigation.anisotropy import AnisotropyMitigation
-from diffmem.mitigation.base import Record
+from diffmem.mitigation.base import Mitigation, Record
 from diffmem.mitigation.first_step import Moment
 from diffmem.mitigation.han_sample import HanSample
 from diffmem.mitigation.low_noise_norm import LowNoiseNorm
@@ -78,6 +78,12 @@ def ordinary_levels(
     return Levels(np.array(pulls), np.array(low_pulls), np.array(cosines))
 
 
+def has_open_target(mitigation: Mitigation) -> TypeGuard[Wen | AnisotropyMitigation | HanSample]:
+    """Whether it stops at a target that nobody has set: published values are for other models."""
+    able = isinstance(mitigation, (Wen, AnisotropyMitigation, HanSample))
+    return able and not {"pull", "norm", "target", "weights"} & mitigation.parameters.model_fields_set
+
+
 def calibrated(
     mitigation: Optimising, denoiser: Denoiser, prompts: Sequence[str], *, quantile: float = 0.5, steps: int = 50
 ) -> Optimising:
@@ -111,12 +117,17 @@ def calibrated(
                 "These prompts have no spread to standardize the two halves on; give more, and different ones."
             )
         measure = weights[0] * levels.pulls + weights[1] * levels.cosines
-        changes = {"weights": (weights[0], weights[1]), "target": float(np.quantile(measure, quantile))}
+        changes = {"weights": (weights[0], weights[1]), "target": _quantile(measure, quantile)}
     elif isinstance(mitigation, (Wen, HanSample)):
         found = levels.low_pulls if isinstance(mitigation, LowNoiseNorm) else levels.pulls
-        changes = {"pull": float(np.quantile(found, quantile))}
+        changes = {"pull": _quantile(found, quantile)}
     else:
         raise MitigationRefused(
             f"{mitigation.name} has no target that could be set: calibrate wen, low-noise-norm, han-sample or anisotropy."
         )
     return type(mitigation)(settings.model_copy(update=changes))
+
+
+def _quantile(values: np.ndarray, quantile: float) -> float:
+    """To four digits: it becomes part of a name, and no noise is known better."""
+    return float(f"{np.quantile(values, quantile):.4g}")
