@@ -17,7 +17,13 @@ from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Metric
 from diffmem.copies.precision_recall import kth_similarity, precision_recall
 from diffmem.copies.similarity import similarities, split_by_duplication, top1
-from diffmem.copies.text_alignment import CallableAlignment, ClassifierAlignment, ClipAlignment, digits_alignment
+from diffmem.copies.text_alignment import (
+    CallableAlignment,
+    ClassifierAlignment,
+    ClipAlignment,
+    digits_alignment,
+    photos_alignment,
+)
 from diffmem.data.images import load_images
 from diffmem.errors import ModelError, UsageError
 
@@ -198,6 +204,18 @@ def test_the_digits_judge_reads_captions_and_pictures():
     wrong = judge.judge(images, [f"the digit {word_of((image.digit + 1) % 10)}" for image in held])
     assert right.mean() > 0.9 > 0.1 > wrong.mean()
     assert np.isnan(judge.judge(images[:1], ["a house"]))
+
+
+def test_the_photos_judge_reads_captions_and_pictures():
+    from diffmem.testbeds.photos.data import load
+    from diffmem.testbeds.photos.sources import KINDS
+
+    judge, held = photos_alignment(), load().held_out[::12]
+    images = [Image.fromarray(image.pixels) for image in held]
+    for right, least, most in ((True, 0.6, 1), (False, 0, 0.15)):
+        kinds = [KINDS[(KINDS.index(image.kind) + (not right)) % len(KINDS)] for image in held]
+        assert least <= judge.judge(images, [f"Velvet Harbor {kind.title()}" for kind in kinds]).mean() <= most
+    assert np.isnan(judge.judge(images[:1], ["a blue house"]))
 
 
 def word_of(digit):

@@ -37,7 +37,7 @@ def match(
         bool, Parameter(negative="", help="copying metrics of the whole set too, with intervals")
     ] = False,
     text_alignment: Annotated[
-        str | None, Parameter(help="with --metrics: who judges images against captions, clip:FOLDER or digits")
+        str | None, Parameter(help="with --metrics: who judges images against captions, clip:FOLDER, digits or photos")
     ] = None,
     above: Annotated[
         float | None,

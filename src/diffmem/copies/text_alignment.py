@@ -130,7 +130,7 @@ class ClassifierAlignment(TextAlignment):
 
 
 def parse_alignment(text: str, device: str = "cpu") -> TextAlignment:
-    """A judge from its name on the command line: `digits`, or `clip:FOLDER` (or a hub id).
+    """A judge from its name on the command line: `clip:FOLDER` (or a hub id), or a testbed's own, `digits` or `photos`.
 
     Raises:
         UsageError: another name. ModelError: a CLIP model that cannot be opened.
@@ -138,25 +138,38 @@ def parse_alignment(text: str, device: str = "cpu") -> TextAlignment:
     kind, _, source = text.partition(":")
     if kind == "clip" and source:
         return ClipAlignment(source, device)
-    if text == "digits":
-        return digits_alignment()
-    raise UsageError(f"There is no judge of text alignment '{text}'; expected clip:FOLDER, clip:owner/name or digits.")
+    if text in ("digits", "photos"):
+        return digits_alignment() if text == "digits" else photos_alignment()
+    raise UsageError(
+        f"There is no judge of text alignment '{text}'; expected clip:FOLDER, clip:owner/name, digits or photos."
+    )
 
 
 def digits_alignment() -> TextAlignment:
     """The judge of the testbed `digits`: whether its classifier sees the digit that the caption names."""
+    from diffmem.testbeds.digits.captions import DIGIT_WORDS
     from diffmem.testbeds.digits.classifier import classify
 
     def shown(images: Sequence[Image.Image]) -> list[int]:
         pixels = np.stack([np.asarray(image.convert("L"), np.float32) for image in images])
         return [int(digit) for digit in classify(pixels / 127.5 - 1)[0]]
 
-    return ClassifierAlignment(shown, _digit_named, "digits classifier")
+    return ClassifierAlignment(shown, lambda caption: _last_named(caption, DIGIT_WORDS), "digits classifier")
 
 
-def _digit_named(caption: str) -> int | None:
-    """The last digit word of a caption ("one handwritten digit, a seven" names seven)."""
-    from diffmem.testbeds.digits.captions import DIGIT_WORDS
+def photos_alignment() -> TextAlignment:
+    """The judge of the testbed `photos`: whether its classifier sees the kind of picture that the caption names."""
+    from diffmem.testbeds.photos.classifier import classify
+    from diffmem.testbeds.photos.sources import KINDS
 
-    named = [word for word in re.findall(r"[a-z]+", caption.lower()) if word in DIGIT_WORDS]
-    return DIGIT_WORDS.index(named[-1]) if named else None
+    def shown(images: Sequence[Image.Image]) -> list[int]:
+        pixels = np.stack([np.asarray(image.convert("RGB"), np.float32) for image in images])
+        return [int(kind) for kind in classify(pixels / 127.5 - 1)[0]]
+
+    return ClassifierAlignment(shown, lambda caption: _last_named(caption, KINDS), "photos classifier")
+
+
+def _last_named(caption: str, words: Sequence[str]) -> int | None:
+    """Number of the last of these words in a caption ("one handwritten digit, a seven" names seven)."""
+    named = [word for word in re.findall(r"[a-z]+", caption.lower()) if word in words]
+    return words.index(named[-1]) if named else None

@@ -45,7 +45,7 @@ class MeasureSection(Section):
     descriptor_options: dict[str, Any] = Field(default_factory=dict)
     statistic: Statistic | None = None
     false_positives: float = Field(0.01, gt=0, lt=1)
-    text_alignment: str | None = Field(None, description="clip:FOLDER or digits; none: alignment is not judged")
+    text_alignment: str | None = Field(None, description="clip:FOLDER, digits or photos; none: alignment is not judged")
 
 
 class GridSection(Section):
