@@ -112,10 +112,10 @@ def test_cells_that_cannot_be_done_are_rows_and_the_others_go_on(tmp_path):
     assert by[("none", "none")]["alignment"] is None
     broken = by[("instance", "prss")]
     assert broken["status"] == "error"
-    assert "have not a caption" in broken["reason"]
+    assert "lack a caption" in broken["reason"]
     assert broken["share_copied"] is None
     page = write_page(lab, result).read_text()
-    assert "have not a caption" in page
+    assert "lack a caption" in page
 
 
 def test_a_full_disk_stops_the_lab_and_keeps_what_is_done(tmp_path, monkeypatch):

@@ -207,7 +207,7 @@ def test_a_disk_that_fills_keeps_the_last_checkpoint(tmp_path, monkeypatch):
 
 def test_missing_captions_and_wrong_plans_are_said(tmp_path):
     bare = TrainingSet((*pictures(3).images, TrainingImage("bare", Image.new("RGB", (16, 16)), (), None)), "x", {})
-    with pytest.raises(DataError, match=r"1 of 4 images have not a caption \(bare\)"):
+    with pytest.raises(DataError, match=r"1 of 4 images lack a caption \(bare\)"):
         train(plan_of(), tmp_path / "a", data=bare, target=Target.from_pipeline(tiny_sd()), device="cpu")
     with pytest.raises(UsageError, match=r"unknown key 'optimizer.stepps'. Did you mean 'steps'"):
         check_plan({"model": {"base": "x"}, "data": {"images": "y"}, "optimizer": {"stepps": 3}}, TrainPlan, "p")

@@ -67,7 +67,7 @@ def test_missing_captions_are_named_and_the_mended_folder_trains(place, capsys):
     captions(place, 1)
     assert run(place) == 2
     said = capsys.readouterr().err
-    assert "2 of 3 images have not a caption (1.png, 2.png)" in said and "captions = 'fixed'" in said
+    assert "2 of 3 images lack a caption (1.png, 2.png)" in said and "captions = 'fixed'" in said
     captions(place, 3)
     assert run(place) == 0
     captions(place, 2)

@@ -39,7 +39,7 @@ def captions_of(data: TrainingSet, plan: DataPlan, tokenizer: Any, seed: int) ->
 def _require(data: TrainingSet, lacking: Sequence[str], what: str) -> None:
     if lacking:
         raise DataError(
-            f"{len(lacking)} of {len(data)} images have not {what} ({', '.join(lacking[:3])}"
+            f"{len(lacking)} of {len(data)} images lack {what} ({', '.join(lacking[:3])}"
             f"{', …' if len(lacking) > 3 else ''}): add what is missing (metadata.jsonl, a .txt file beside the image, a "
             "parquet column), or choose captions = 'fixed' or 'none'."
         )
