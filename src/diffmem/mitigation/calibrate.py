@@ -23,7 +23,7 @@ from diffmem.scores.combine import MINIMUM_PROMPTS, standard_weights
 if TYPE_CHECKING:
     from diffmem.models.denoiser import Denoiser
 
-Optimising = TypeVar("Optimising", Wen, AnisotropyMitigation, HanSample)
+Optimising = TypeVar("Optimising", bound=Wen | AnisotropyMitigation | HanSample)
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ def calibrated(
             raise UsageError(
                 "These prompts have no spread to standardize the two halves on; give more, and different ones."
             )
+        weights = _short(weights[0]), _short(weights[1])
         measure = weights[0] * levels.pulls + weights[1] * levels.cosines
         changes = {"weights": (weights[0], weights[1]), "target": _quantile(measure, quantile)}
     elif isinstance(mitigation, (Wen, HanSample)):
@@ -125,9 +126,14 @@ def calibrated(
         raise MitigationRefused(
             f"{mitigation.name} has no target that could be set: calibrate wen, low-noise-norm, han-sample or anisotropy."
         )
-    return type(mitigation)(settings.model_copy(update=changes))
+    # Each of these classes takes its own kind of settings, which its own settings are.
+    return type(mitigation)(settings.model_copy(update=changes))  # type: ignore[arg-type]
 
 
 def _quantile(values: np.ndarray, quantile: float) -> float:
+    return _short(float(np.quantile(values, quantile)))
+
+
+def _short(value: float) -> float:
     """To four digits: it becomes part of a name, and no noise is known better."""
-    return float(f"{np.quantile(values, quantile):.4g}")
+    return float(f"{value:.4g}")
