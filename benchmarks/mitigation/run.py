@@ -193,6 +193,9 @@ def draw(report, path):
         ms=4,
         label=f"methods with a larger area: {', '.join(list(report['area'])[SHOWN + 1 :])}",
     )
+    axis.plot(
+        [], [], "o", color="0.45", ms=3.5, alpha=0.45, label="pale: settings that another of the same method beats"
+    )
     place(axis, labels, [(r["copied_after"], r["alignment_after"]) for r in rows] + lines)
     axis.set_xlabel("images that are copies of training images (share)")
     axis.set_ylabel("images that show the digit asked for (share)")
@@ -218,7 +221,7 @@ def place(axis, labels, points):
     """Write every label beside its point, where it covers fewest points, lines and other labels."""
     from matplotlib.patheffects import withStroke
 
-    taken, offsets = [], [(dx, dy) for r in (12, 24, 40) for dx in (r, -r, 0) for dy in (0, r, -r) if dx or dy]
+    taken, offsets = [], [(dx, dy) for r in (12, 24, 40, 60) for dx in (r, -r, 0) for dy in (0, r, -r) if dx or dy]
     at = axis.transData.transform
     dots = [at(point) for point in points]
     for point, text, color in labels:
@@ -235,7 +238,7 @@ def place(axis, labels, points):
             frame = axis.bbox
             out = a[0] < frame.x0 or a[2] > frame.x1 or a[1] < frame.y0 or a[3] > frame.y1 - 24
             return (
-                10 * over
+                60 * over
                 + 20 * out
                 + sum(a[0] < u < a[2] and a[1] < v < a[3] for u, v in dots)
                 + 0.01 * max(map(abs, offset))
