@@ -11,7 +11,9 @@ from PIL import Image
 
 from diffmem.data.fingerprint import hash_items
 from diffmem.data.images import load_images
+from diffmem.data.prompts import load_prompts
 from diffmem.errors import DataError, UsageError
+from diffmem.training.data import load_training_set
 
 RNG = np.random.default_rng(0)
 PIXELS = [RNG.integers(0, 256, (6, 5, 3), dtype=np.uint8) for _ in range(7)]
@@ -139,6 +141,48 @@ def test_nothing_there(tmp_path, make):
         load_images(tmp_path)
 
 
+def saved_dataset(folder, pictures, shards=2):
+    """What `datasets.save_to_disk` writes: Arrow streams, names of classes in the schema's metadata."""
+    features = {"label": {"names": ["cat", "dog", "eel"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema(
+        [("image", kind), ("text", pa.string()), ("label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    rows = [
+        {"image": {"bytes": encode(picture), "path": None}, "text": f"caption {i}", "label": i % 3}
+        for i, picture in enumerate(pictures)
+    ]
+    folder.mkdir(parents=True)
+    for number in range(shards):
+        with pa.ipc.new_stream(folder / f"data-{number:05d}-of-{shards:05d}.arrow", schema) as stream:
+            part = rows[number * len(rows) // shards : (number + 1) * len(rows) // shards]
+            stream.write_table(pa.Table.from_pylist(part, schema), max_chunksize=3)
+    (folder / "state.json").write_text("{}")
+    pq.write_table(pa.Table.from_pylist(rows, schema), folder.parent / "same.parquet")
+    return folder
+
+
+def test_datasets_saved_to_disk_read_as_their_parquet_twins(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (11, 6, 6, 3)).astype(np.uint8)
+    folder = saved_dataset(tmp_path / "saved" / "train", pictures)
+    images, twin = load_images(folder), load_images(folder.parent / "same.parquet")
+    assert images.ids == twin.ids and images.fingerprint == twin.fingerprint
+    for item, picture, i in zip(images, pictures, range(11), strict=True):
+        assert (np.asarray(item.image) == picture).all() and item.caption == f"caption {i}"
+    assert [item.caption for item in images.items(4, 8)] == [f"caption {i}" for i in range(4, 8)]
+    assert images.by_id(images.ids[7]).caption == "caption 7"
+    one, two = load_training_set(folder), load_training_set(folder.parent / "same.parquet")
+    assert one.fingerprint == two.fingerprint and [x.label for x in one.images[:4]] == ["cat", "dog", "eel", "cat"]
+    assert [prompt.text for prompt in load_prompts(folder)] == [f"caption {i}" for i in range(11)]
+    (tmp_path / "saved" / "dataset_dict.json").write_text("{}")
+    with pytest.raises(DataError, match=r"several splits \(train\); name one"):
+        load_images(tmp_path / "saved")
+    (tmp_path / "junk.arrow").write_bytes(b"junk")
+    with pytest.raises(DataError, match="as Arrow"):
+        load_images(tmp_path / "junk.arrow")
+
+
 def test_missing_mixed_and_odd_sources(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         load_images(tmp_path / "no")
@@ -148,7 +192,7 @@ def test_missing_mixed_and_odd_sources(tmp_path):
         load_images(3)
     (tmp_path / "a.png").write_bytes(encode(PIXELS[0]))
     pq.write_table(pa.table({"image": [b"1"]}), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="1 images and 1 parquet files"):
+    with pytest.raises(DataError, match="1 images and 1 tables"):
         load_images(tmp_path)
     (tmp_path / "junk.parquet").write_bytes(b"junk")
     with pytest.raises(DataError, match="as parquet"):

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffmem.data.columns import read_columns, schema_of
+from diffmem.data.image_sources import table_files
 from diffmem.data.images import load_images
 from diffmem.data.prompts import Prompt, PromptList
-from diffmem.data.tables import read_jsonl, read_parquet
+from diffmem.data.tables import read_jsonl
 from diffmem.errors import DataError
 
 
@@ -48,8 +50,8 @@ def _several(path: Path) -> Mapping[str | int, list[str]]:
                 found[(table.parent / str(row["file_name"])).relative_to(path).as_posix()] = texts
     if not found:
         place = 0
-        for file in sorted([*path.rglob("*.parquet"), *path.rglob("*.pq")]):
-            for row in read_parquet(file).rows:
+        for file in table_files(path):
+            for row in read_columns(file, [name for name in schema_of(file).names if name == "captions"]):
                 if texts := _texts(row):
                     found[place] = texts
                 place += 1

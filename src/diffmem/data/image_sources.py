@@ -144,8 +144,18 @@ def read_file(path: Path, key: str, caption: str | None = None, note: str | None
         return Raw(key, None, caption, f"the file cannot be read ({error.strerror or error})")
 
 
+def is_table(path: Path) -> bool:
+    """Whether the file's name says that it is a table of pictures: parquet, or what `datasets.save_to_disk` writes."""
+    return path.suffix.lower() in (".parquet", ".pq", ".arrow")
+
+
+def table_files(folder: Path) -> list[Path]:
+    """All tables below a folder, sorted by path."""
+    return scan(folder)[1]
+
+
 def scan(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Picture files and parquet files below a folder, each sorted by path; hidden files and folders are left out.
+    """Picture files and tables (parquet, Arrow) below a folder, each sorted by path; hidden files and folders are left out.
 
     Links to folders are followed, each real folder once.
     """
@@ -165,7 +175,7 @@ def scan(folder: Path) -> tuple[list[Path], list[Path]]:
                 continue
             if path.suffix.lower() in SUFFIXES:
                 pictures.append(path)
-            elif path.suffix.lower() in (".parquet", ".pq"):
+            elif is_table(path):
                 tables.append(path)
 
     def key(path: Path) -> str:

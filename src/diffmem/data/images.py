@@ -122,10 +122,11 @@ def load_images(
 
     Args:
         source: a folder of pictures (searched recursively, sorted by path; captions from `metadata.jsonl` or .txt files
-            beside them), one picture, a parquet file or a folder of them (images as struct{bytes, path} or bytes), or a
+            beside them), one picture, a parquet file or a folder of them (images as struct{bytes, path} or bytes), what
+            `datasets.save_to_disk` has written, or a
             Python sequence, or mapping of ids, of PIL images, arrays [H, W(, C)] (uint8, or float in [0, 1]) or paths,
             or one array [N, H, W(, C)].
-        column: the parquet column of the pictures; by default found by its name and type.
+        column: the table's column of the pictures; by default found by its name and type.
         max_pixels: pictures of more pixels become problems, decided from their header.
 
     Returns:
@@ -157,23 +158,28 @@ def _open(path: Path, column: str | None) -> ImageSource:
     if path.is_file():
         if path.suffix.lower() in SUFFIXES:
             return FolderSource(path.parent, [path])
-        return _parquet([path], column)
+        return _tables([path], column)
     if not path.is_dir():
         raise DataError(f"'{path}' does not exist; expected a folder of images, an image or a parquet file.")
+    if (path / "dataset_dict.json").exists():  # what the datasets library writes for several
+        splits = sorted(child.name for child in path.iterdir() if child.is_dir())
+        raise DataError(
+            f"'{path}' holds a dataset of several splits ({', '.join(splits)}); name one: {path / splits[-1]}."
+        )
     pictures, tables = scan(path)
     if pictures and tables:
         raise DataError(
-            f"'{path}' holds {len(pictures)} images and {len(tables)} parquet files; name the folder or file to use."
+            f"'{path}' holds {len(pictures)} images and {len(tables)} tables of images; name the folder or file to use."
         )
     if tables:
-        return _parquet(tables, column)
+        return _tables(tables, column)
     if not pictures:
         raise DataError(f"'{path}' holds no images ({', '.join(sorted(SUFFIXES))}) and no parquet files.")
     return FolderSource(path, pictures)
 
 
-def _parquet(files: list[Path], column: str | None) -> ImageSource:
+def _tables(files: list[Path], column: str | None) -> ImageSource:
     # Imported here: sets in memory and folders need no pyarrow.
-    from diffmem.data.parquet_images import ParquetSource
+    from diffmem.data.table_images import TableSource
 
-    return ParquetSource(files, column)
+    return TableSource(files, column)

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from diffmem.data.image_sources import is_table, table_files
 from diffmem.data.images import ImageSet, load_images
 from diffmem.data.tables import read_jsonl
 from diffmem.errors import DataError
@@ -51,7 +52,7 @@ class TrainingSet:
 
 
 def load_training_set(source: str | Path | ImageSet, limit: int | None = None) -> TrainingSet:
-    """Read a folder, a parquet file or a folder of parquet files.
+    """Read a folder, a parquet file, a folder of parquet files, or what `datasets.save_to_disk` has written.
 
     A picture's captions are its `captions` (a list) or its caption (`caption`, `text`, `prompt`, a .txt file beside it);
     its class is `label`, `class` or `digit` in metadata.jsonl or the parquet file, or the name of its folder.
@@ -122,19 +123,15 @@ def _extra(images: ImageSet) -> _Extra:
             for row in read_jsonl(table).rows
             if "file_name" in row
         }
-        parquet = sorted([*path.rglob("*.parquet"), *path.rglob("*.pq")]) if not by_id else []
-        return _Extra(_parquet_rows(parquet), by_id)
-    return _Extra(_parquet_rows([path]) if path.suffix in (".parquet", ".pq") else (), {})
+        return _Extra(_table_rows([] if by_id else table_files(path)), by_id)
+    return _Extra(_table_rows([path]) if is_table(path) else (), {})
 
 
-def _parquet_rows(files: Sequence[Path]) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
+def _table_rows(files: Sequence[Path]) -> list[dict[str, Any]]:
+    from diffmem.data.columns import read_columns, schema_of
 
-    rows: list[dict[str, Any]] = []
-    for file in files:
-        names = [n for n in pq.read_schema(file).names if n in ("caption", "captions", "label", "class", "digit")]
-        rows += pq.read_table(file, columns=names).to_pylist() if names else [{}] * pq.read_metadata(file).num_rows
-    return rows
+    wanted = ("caption", "captions", "label", "class", "digit")
+    return [row for file in files for row in read_columns(file, [n for n in schema_of(file).names if n in wanted])]
 
 
 def _captions(row: Mapping[str, Any], caption: str | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Pictures in parquet files, streamed: struct{bytes, path} as Hugging Face datasets write it, or plain bytes."""
+"""Pictures in parquet or Arrow files, streamed: struct{bytes, path} as Hugging Face datasets write it, or plain bytes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from diffmem.data.columns import batches, count_rows, read_columns, schema_of
 from diffmem.data.image_sources import ImageSource, Raw, read_file, row_ids
 from diffmem.data.tables import find_column
 from diffmem.errors import DataError
@@ -20,8 +20,8 @@ CAPTION_COLUMNS = ("caption", "text", "prompt")
 _ROWS_AT_ONCE = 32
 
 
-class ParquetSource(ImageSource):
-    """Pictures in the rows of one or more parquet files, read a few rows at a time.
+class TableSource(ImageSource):
+    """Pictures in the rows of one or more parquet or Arrow files, read a few rows at a time.
 
     Ids come from a column `id`, `image_id` or `index`, otherwise they are row numbers over all files.
 
@@ -30,9 +30,11 @@ class ParquetSource(ImageSource):
     """
 
     def __init__(self, files: Sequence[Path], column: str | None = None) -> None:
-        self.name = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} parquet files)"
+        self.name = (
+            str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} {files[0].suffix[1:]} files)"
+        )
         self._files = list(files)
-        schemas = [_schema(path) for path in self._files]
+        schemas = [schema_of(path) for path in self._files]
         first = schemas[0]
         self._column = _image_column(first, column, self.name)
         strings = [
@@ -45,7 +47,7 @@ class ParquetSource(ImageSource):
             lacking = [name for name in (*self._columns, self._id) if name is not None and name not in schema.names]
             if lacking:
                 raise DataError(f"'{path}' lacks the columns {', '.join(lacking)} that '{self._files[0]}' has.")
-        counts = [pq.read_metadata(path).num_rows for path in self._files]
+        counts = [count_rows(path) for path in self._files]
         self._starts = [0, *accumulate(counts)]
         self.ids = row_ids(self._starts[-1]) if self._id is None else self._read_ids(self._id)
 
@@ -57,27 +59,10 @@ class ParquetSource(ImageSource):
                 yield from self._read_file(path, self._starts[number], low, high)
 
     def _read_file(self, path: Path, offset: int, start: int, stop: int) -> Iterator[Raw]:
-        try:
-            # With these two settings Arrow holds one page of a column at a time instead of a whole row group.
-            with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-                groups, position = [], offset
-                first = None
-                for group in range(file.num_row_groups):
-                    rows = file.metadata.row_group(group).num_rows
-                    if position < stop and position + rows > start:
-                        groups.append(group)
-                        first = position if first is None else first
-                    position += rows
-                row = offset if first is None else first
-                batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=self._columns)
-                for batch in batches:
-                    for i in range(max(start - row, 0), min(stop - row, batch.num_rows)):
-                        yield self._raw(batch, i, self.ids[row + i], path)
-                    row += batch.num_rows
-                    if row >= stop:
-                        return
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"Cannot read '{path}' as parquet: {error}.") from error
+        for row, batch in batches(path, start - offset, stop - offset, self._columns, _ROWS_AT_ONCE):
+            first = offset + row
+            for i in range(max(start - first, 0), min(stop - first, batch.num_rows)):
+                yield self._raw(batch, i, self.ids[first + i], path)
 
     def _raw(self, batch: Any, row: int, key: str, path: Path) -> Raw:
         caption = None if self._caption is None else batch.column(self._caption)[row].as_py()
@@ -90,14 +75,17 @@ class ParquetSource(ImageSource):
             return Raw(key, None, caption)
         beside = (path.parent / cell["path"]).resolve()
         if not beside.is_relative_to(path.parent.resolve()):
-            # A parquet file from elsewhere must not make the audit open any file of the machine.
-            return Raw(key, None, caption, f"the image lies outside the folder of the parquet file: {cell['path']}")
+            # A table from elsewhere must not make the audit open any file of the machine.
+            return Raw(
+                key, None, caption, f"the image lies outside the folder of the {path.suffix[1:]} file: {cell['path']}"
+            )
         return read_file(beside, key, caption)
 
     def _read_ids(self, column: str) -> list[str]:
         ids: list[str] = []
         for path in self._files:
-            for value in pq.read_table(path, columns=[column]).column(column).to_pylist():
+            for row in read_columns(path, [column]):
+                value = row[column]
                 text = "" if value is None else str(value).strip()
                 if not text:
                     raise DataError(
@@ -105,13 +93,6 @@ class ParquetSource(ImageSource):
                     )
                 ids.append(text)
         return ids
-
-
-def _schema(path: Path) -> Any:
-    try:
-        return pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"Cannot read '{path}' as parquet: {error}.") from error
 
 
 def _image_column(schema: Any, asked: str | None, name: str) -> str:
