@@ -7,6 +7,7 @@ from PIL import Image
 
 from diffmem.copies.descriptors import DESCRIPTORS, make_descriptor
 from diffmem.copies.descriptors.download import fetch
+from diffmem.copies.descriptors.inception import Inception
 from diffmem.copies.descriptors.l2 import L2Tiled, tiles_per_side
 from diffmem.copies.descriptors.preprocess import Preprocessing
 from diffmem.copies.descriptors.sscd import PINS, PRESETS, SSCD
@@ -302,3 +303,57 @@ def test_hub_errors(hub_models, tmp_path):
         make_descriptor("clip", weights=tmp_path)
     with pytest.raises(ModelError, match="cannot be had"):
         make_descriptor("clip", weights="nobody/nothing-of-this-name")
+
+
+# --- Inception ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    """The interface of the published network: pixels 0 ... 255 of any size, features on request, else logits."""
+    import torch
+
+    class Tiny(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = torch.nn.Linear(3 * 5 * 5, 2048)
+            self.output = torch.nn.Linear(2048, 1008)
+
+        def forward(self, img: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+            x = torch.nn.functional.interpolate(img.float(), size=[5, 5]) / 128 - 1
+            found = self.features(x.flatten(1))
+            return found if return_features else self.output(found)
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("inception") / "inception.pt"
+    torch.jit.script(Tiny().eval()).save(str(path))
+    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_inception_hands_over_pixels_of_any_size_each_image_on_its_own(inception_file):
+    import torch
+
+    path, sha256 = inception_file
+    descriptor = Inception(path, sha256=sha256, batch=2)
+    images = [picture(30, 40), picture(8, 8), picture(30, 40), picture(8, 8, 1), picture(30, 40)]
+    together = descriptor.describe(images)
+    assert together.shape == (5, 2048) and together.dtype == np.float32
+    network = torch.jit.load(str(path))
+    for row, image in zip(together, images, strict=True):
+        pixels = torch.from_numpy(np.asarray(image.convert("RGB"), np.uint8).copy()).permute(2, 0, 1)[None]
+        np.testing.assert_allclose(row, network(pixels, return_features=True)[0].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_inception_is_checked_and_refuses_other_networks(inception_file, torchscript, tmp_path):
+    path, _ = inception_file
+    with pytest.raises(ModelError, match="--weights-sha256"):
+        Inception(path)
+    assert Inception(path, allow_pickle=True).recipe == {"sha256": inception_file[1]}
+    with pytest.raises(ModelError, match="expected 00"):
+        Inception(path, sha256="00")
+    with pytest.raises(UsageError, match="needs its weights"):
+        make_descriptor("inception")
+    with pytest.raises(ModelError, match="StyleGAN2-ADA"):
+        Inception(tmp_path / "none.pt", allow_pickle=True)
+    with pytest.raises(ModelError, match="return_features"):
+        Inception(torchscript[0], allow_pickle=True).describe([picture(32, 32)])

@@ -118,19 +118,24 @@ class WorkOptions:
 class DescriptorOptions:
     """How images are compared."""
 
-    descriptor: Annotated[str, Parameter(help="l2-tiled, sscd, dinov2 or clip")] = "l2-tiled"
+    descriptor: Annotated[str, Parameter(help="l2-tiled, sscd, dinov2, clip or inception (for the FID)")] = "l2-tiled"
     weights: Annotated[str | None, Parameter(help="its weights: a file, folder or hub id")] = None
-    weights_sha256: Annotated[str | None, Parameter(help="sscd: checksum of a weights file that is not pinned")] = None
+    weights_sha256: Annotated[
+        str | None, Parameter(help="sscd, inception: checksum of a weights file that is not pinned")
+    ] = None
     preset: Annotated[str | None, Parameter(help="sscd: short-288, square-320, square-288 or crop-224")] = None
 
     def options(self, allow_pickle: bool = False) -> dict[str, Any]:
         """Options of the descriptor's class; those that it does not have are refused."""
         given: dict[str, Any] = {"weights": self.weights, "sha256": self.weights_sha256, "preset": self.preset}
-        if self.descriptor != "sscd" and (self.weights_sha256 or self.preset):
-            raise UsageError(f"--weights-sha256 and --preset belong to sscd, not to {self.descriptor}.")
+        scripted = self.descriptor in ("sscd", "inception")
+        if self.weights_sha256 and not scripted:
+            raise UsageError(f"--weights-sha256 belongs to sscd and inception, not to {self.descriptor}.")
+        if self.preset and self.descriptor != "sscd":
+            raise UsageError(f"--preset belongs to sscd, not to {self.descriptor}.")
         if self.descriptor == "l2-tiled" and self.weights:
             raise UsageError("l2-tiled needs no weights; leave --weights out or choose another --descriptor.")
-        if self.descriptor == "sscd" and allow_pickle:
+        if scripted and allow_pickle:
             given["allow_pickle"] = True
         return {name: value for name, value in given.items() if value is not None}
 

@@ -1,4 +1,4 @@
-"""Image descriptors by name: `l2-tiled` needs no weights; `sscd`, `dinov2` and `clip` need published ones."""
+"""Image descriptors by name: `l2-tiled` needs no weights; `sscd`, `dinov2`, `clip` and `inception` need published ones."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ DESCRIPTORS: Registry[type[Descriptor]] = Registry(
         "sscd": "diffmem.copies.descriptors.sscd:SSCD",
         "dinov2": "diffmem.copies.descriptors.hub:DINOv2",
         "clip": "diffmem.copies.descriptors.hub:CLIP",
+        "inception": "diffmem.copies.descriptors.inception:Inception",
     },
 )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +13,7 @@ from PIL import Image
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.descriptors.download import cache_folder, fetch
 from diffmem.copies.descriptors.preprocess import Preprocessing
+from diffmem.copies.descriptors.torchscript import UNCHECKED, open_torchscript
 from diffmem.copies.metrics import Metric
 from diffmem.errors import ModelError, UsageError
 
@@ -30,10 +29,6 @@ PINS: dict[str, str | None] = {
     "imagenet_advanced": None,
     "imagenet_blur": None,
 }
-_UNCHECKED = (
-    "A TorchScript file can run code when it is opened: state its checksum with sha256=…, or open it unchecked with "
-    "allow_pickle=True (--allow-pickle)."
-)
 _HALF = (0.5, 0.5, 0.5)
 PRESETS: dict[str, Preprocessing] = {
     "short-288": Preprocessing(288, "short"),
@@ -87,9 +82,12 @@ class SSCD(Descriptor):
         name = str(weights) if str(weights) in PINS and not Path(weights).exists() else None
         expected = sha256 or (PINS[name] if name else None)
         if name and expected is None and not allow_pickle:
-            raise ModelError(f"No SHA-256 of the published file '{name}' is known here. {_UNCHECKED}")
+            raise ModelError(f"No SHA-256 of the published file '{name}' is known here. {UNCHECKED}")
         path = fetch(_PUBLISHED.format(name), expected, cache) if name else Path(weights)
-        self._network, self.sha256 = _open(path, expected, allow_pickle, device)
+        advice = f"give the path of a TorchScript file or one of {', '.join(PINS)}"
+        self._network, self.sha256 = open_torchscript(
+            path, expected, PINS.values(), allow_pickle, device, "SSCD", advice
+        )
 
     @staticmethod
     def default_file(cache: str | Path | None = None) -> Path:
@@ -128,26 +126,3 @@ class SSCD(Descriptor):
                         )
                     rows.update(zip(part, found, strict=True))
         return np.stack([rows[i] for i in range(len(images))]).astype(np.float32)
-
-
-def _open(path: Path, expected: str | None, allow_pickle: bool, device: str) -> tuple[Any, str]:
-    """The network and the SHA-256 of its file; what is opened is what was hashed, not the file a moment later."""
-    import torch
-
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(
-            f"Cannot read the SSCD weights '{path}' ({error.strerror or error}); give the path of a TorchScript file or "
-            f"one of {', '.join(PINS)}."
-        ) from error
-    found = hashlib.sha256(data).hexdigest()
-    if expected is not None and found != expected.lower():
-        raise ModelError(f"'{path}' has SHA-256 {found}; expected {expected}. It was not opened; get the file again.")
-    if expected is None and found not in PINS.values() and not allow_pickle:
-        raise ModelError(f"'{path}' has SHA-256 {found}, which is none of the pinned ones. {_UNCHECKED}")
-    try:
-        network = torch.jit.load(io.BytesIO(data), map_location=device)  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(f"'{path}' is not a TorchScript file: {str(error).splitlines()[0]}.") from error
-    return network.eval(), found
