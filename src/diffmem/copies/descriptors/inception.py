@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffmem.copies.descriptors.base import Descriptor
-from diffmem.copies.descriptors.torchscript import open_torchscript
+from diffmem.copies.descriptors.torchscript import describe_by_shape, open_torchscript
 from diffmem.copies.metrics import Metric
 from diffmem.errors import ModelError, UsageError
 
@@ -69,34 +69,17 @@ class Inception(Descriptor):
 
     def describe(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Features [N, 2048] float32."""
-        import torch
-
-        rows = np.empty((len(images), FEATURES), np.float32)
         pixels = [np.asarray(image.convert("RGB"), np.uint8).transpose(2, 0, 1) for image in images]
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for i, value in enumerate(pixels):
-            by_shape.setdefault(value.shape, []).append(i)
-        with torch.inference_mode():
-            for positions in by_shape.values():
-                for low in range(0, len(positions), self.batch):
-                    part = positions[low : low + self.batch]
-                    batch = torch.from_numpy(np.stack([pixels[i] for i in part])).to(self.device)
-                    found = self._features(batch)
-                    if found.shape != (len(part), FEATURES):
-                        raise ModelError(
-                            f"The Inception network gave an output of shape {found.shape} for {len(part)} images; expected "
-                            f"{FEATURES} features each."
-                        )
-                    rows[part] = found
-        return rows
+        found = describe_by_shape(pixels, self.batch, self._features, self.device, "Inception")
+        if found.shape[1] != FEATURES:
+            raise ModelError(f"The Inception network gave {found.shape[1]} features per image; expected {FEATURES}.")
+        return found
 
-    def _features(self, batch: Any) -> NDArray[np.float32]:
+    def _features(self, batch: Any) -> Any:
         try:
-            found = self._network(batch, return_features=True)
+            return self._network(batch, return_features=True)
         except (RuntimeError, TypeError) as error:
             raise ModelError(
                 "This TorchScript file is not the Inception network that was published with StyleGAN2-ADA: it does not take "
                 f"return_features=True ({str(error).splitlines()[0]})."
             ) from error
-        features: NDArray[np.float32] = found.float().cpu().numpy()
-        return features

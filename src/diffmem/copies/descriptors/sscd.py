@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.descriptors.download import cache_folder, fetch
 from diffmem.copies.descriptors.preprocess import Preprocessing
-from diffmem.copies.descriptors.torchscript import UNCHECKED, open_torchscript
+from diffmem.copies.descriptors.torchscript import UNCHECKED, describe_by_shape, open_torchscript
 from diffmem.copies.metrics import Metric
 from diffmem.errors import ModelError, UsageError
 
@@ -106,23 +105,5 @@ class SSCD(Descriptor):
 
     def describe(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Descriptors [N, D] float32, D = 512 (disc_large: 1024)."""
-        import torch
-
-        inputs = [PRESETS[self.preset](image) for image in images]
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for i, value in enumerate(inputs):
-            by_shape.setdefault(value.shape, []).append(i)
-        rows: dict[int, NDArray[np.float32]] = {}
-        with torch.inference_mode():
-            # Images of one shape share a batch; `short-288` keeps aspect ratios.
-            for positions in by_shape.values():
-                for low in range(0, len(positions), self.batch):
-                    part = positions[low : low + self.batch]
-                    batch = torch.from_numpy(np.stack([inputs[i] for i in part])).to(self.device)
-                    found = self._network(batch).float().cpu().numpy()
-                    if found.ndim != 2 or len(found) != len(part):
-                        raise ModelError(
-                            f"The SSCD network gave an output of shape {found.shape} for {len(part)} images."
-                        )
-                    rows.update(zip(part, found, strict=True))
-        return np.stack([rows[i] for i in range(len(images))]).astype(np.float32)
+        inputs = [PRESETS[self.preset](image) for image in images]  # `short-288` keeps aspect ratios
+        return describe_by_shape(inputs, self.batch, self._network, self.device, "SSCD")

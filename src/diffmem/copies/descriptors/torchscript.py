@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from diffmem.errors import ModelError
 
@@ -55,3 +58,37 @@ def open_torchscript(
     except (RuntimeError, ValueError) as error:
         raise ModelError(f"'{path}' is not a TorchScript file: {str(error).splitlines()[0]}.") from error
     return network.eval(), found
+
+
+def describe_by_shape(
+    inputs: Sequence[NDArray[Any]], batch: int, network: Callable[[Any], Any], device: str, what: str
+) -> NDArray[np.float32]:
+    """Outputs [N, D] float32 of inputs whose shapes may differ: those of one shape share batches, order is kept.
+
+    Args:
+        inputs: N arrays.
+        batch: inputs at a time.
+        network: tensor [n, ...] -> tensor [n, D].
+        device: where the network runs.
+        what: whose network, for messages.
+
+    Raises:
+        ModelError: another number of rows than inputs.
+    """
+    import torch
+
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for i, value in enumerate(inputs):
+        by_shape.setdefault(value.shape, []).append(i)
+    rows: dict[int, NDArray[np.float32]] = {}
+    with torch.inference_mode():
+        for positions in by_shape.values():
+            for low in range(0, len(positions), batch):
+                part = positions[low : low + batch]
+                found = network(torch.from_numpy(np.stack([inputs[i] for i in part])).to(device)).float().cpu().numpy()
+                if found.ndim != 2 or len(found) != len(part):
+                    raise ModelError(
+                        f"The {what} network gave an output of shape {found.shape} for {len(part)} images."
+                    )
+                rows.update(zip(part, found, strict=True))
+    return np.stack([rows[i] for i in range(len(inputs))]).astype(np.float32)
