@@ -12,9 +12,10 @@ from tests.report.test_html import HOSTILE
 from diffmem.data.png import png_bytes
 from diffmem.report.digest import build_digest
 from diffmem.report.html import write_report
+from diffmem.report.measure_charts import curve_chart, kinds, strip_chart
 from diffmem.report.measure_groups import median_interval
 from diffmem.report.measures import read_measures
-from diffmem.runs.facts import write_fact
+from diffmem.runs.facts import read_fact, write_fact
 from diffmem.runs.keys import row_key
 from diffmem.runs.manifest import open_run, record_stage
 from diffmem.runs.provenance import provenance
@@ -43,7 +44,14 @@ def measure_row(name, score, value, evidence=None, **more):
 
 def vgr_parts(level):
     curve = [[0.01 * 2**i, level * i / 8] for i in range(9)]
-    return json.dumps({"curve": curve, "spectrum": [level / (1 + i) for i in range(16)], "cap": 4.5})
+    parts = {"curve": curve, "spectrum": [level / (1 + i) for i in range(16)], "cap": 4.5, "k": 16}
+    return json.dumps(parts | {"share_of_cap": level / 100, "beyond_cap": 2.0 if level > 90 else 0.0})
+
+
+def invmm_parts(reached):
+    if reached:
+        return json.dumps({"status": "reached", "steps": 20, "fresh_passed": 7, "prompt": "amber <cat>"})
+    return json.dumps({"status": "not reached", "steps": 1, "worst_similarity": 0.5, "beta": 0.925, "prompt": None})
 
 
 def measured_run(folder, captions=None, heldout=30):
@@ -71,7 +79,8 @@ def measured_run(folder, captions=None, heldout=30):
         reached = i < 6
         rows.append(
             measure_row(name, "invmm", 0.01 * (i + 1) if reached else math.inf, -0.01 * (i + 1) if reached else -10.0 - i,
-                        error_bar=0.001 if reached else None, png=png_bytes(picture(i, 24)))
+                        error_bar=0.001 if reached else None, png=png_bytes(picture(i, 24)),
+                        components=invmm_parts(reached))
         )  # fmt: skip
         rows.append(measure_row(name, "loss", 0.2 + i / 100, -0.2 - i / 100))
     for i in range(heldout):
@@ -110,7 +119,8 @@ def test_groups_medians_separations_and_costs(run):
     pairs = {(pair.positives, pair.negatives): pair for pair in vgr.separations}
     assert pairs["trained", "held-out"].auroc == 1.0 and pairs["trained", "held-out"].p_value < 1e-6
     assert pairs["5 to 9 times", "once"].n_positives == 8 and vgr.warning is None
-    assert (vgr.cost.nfe, vgr.cost.nfe_tangent, vgr.cost.seconds) == (30, 20, 0.5) and vgr.cost.nfe_total == 2100
+    assert (vgr.cost.nfe, vgr.cost.nfe_tangent, vgr.cost.seconds) == (30, 20, 0.5)
+    assert (vgr.cost.images, vgr.cost.nfe_total) == (71, 2130)  # the torn one was paid for, too
     assert [image.image_id for image in vgr.top[:2]] == ["train/007.png", "train/006.png"]
     assert vgr.bottom[-1].image_id == "heldout/000.png" and vgr.bottom[-1].rank == 70
     assert {curve.name for curve in vgr.curves} == {"once", "5 to 9 times", "held-out"}
@@ -124,7 +134,56 @@ def test_infinite_values_keep_their_order_and_say_so(run):
         invmm.infinite == 34 and invmm.top[0].value == 0.01 and invmm.top[0].error_bar == 0.001 and invmm.top[0].strip
     )
     assert invmm.top[6].value == "inf" and invmm.bottom[-1].image_id == "train/039.png"
-    assert next(group for group in invmm.groups if group.name == "once").median == "inf"
+    once = next(group for group in invmm.groups if group.name == "once")
+    assert once.median == "inf"
+    # The scale is that of the six finite values: what orders infinite ones would squeeze them into one bar.
+    assert (invmm.edges[0], invmm.edges[-1]) == pytest.approx((-0.06, -0.01))
+    trained = next(group for group in invmm.groups if group.name == "trained")
+    assert (sum(trained.counts), trained.infinite) == (6, 34) and max(trained.counts) == 1
+    assert "∞" in strip_chart(invmm)
+
+
+def test_a_score_without_any_finite_value_is_still_drawn(tmp_path):
+    store = measured_run(tmp_path / "run", heldout=0)
+    store.append(
+        "measures", [measure_row(f"train/{i:03d}.png", "invmm:steps=1", math.inf, -1000.0 + i) for i in range(9)]
+    )
+    score = next(score for score in read_measures(tmp_path / "run").scores if score.score == "invmm:steps=1")
+    assert score.edges == () and score.infinite == 9 and "∞" in strip_chart(score)
+    assert "invmm:steps=1" in write_report(tmp_path / "run").read_text()
+
+
+def test_a_picture_says_how_its_value_came_about(run):
+    vgr, invmm, loss = read_measures(run).scores
+    assert vgr.top[0].detail == "91 % of the cap, 2 of 16 directions beyond it" and vgr.cap == 4.5
+    assert vgr.bottom[-1].detail == "30 % of the cap" and loss.top[0].detail is None
+    assert (
+        invmm.top[0].detail == "reached after 20 steps; 7 fresh noises passed" and invmm.top[0].fitted == "amber <cat>"
+    )
+    assert invmm.top[-1].detail == "not reached in 1 step; came to 0.500 of 0.925" and invmm.top[-1].fitted is None
+    page = write_report(run).read_text()
+    assert "91 % of the cap" in page and "amber &lt;cat&gt;" in page
+    assert "amber" not in write_report(run, "hash", hash_prompts=True).read_text()
+
+
+def test_images_without_a_caption_among_captioned_ones_are_said(tmp_path):
+    measured_run(tmp_path / "run")
+    assert read_measures(tmp_path / "run").uncaptioned == (0, 0)  # a model that takes no prompts
+    fact = read_fact(tmp_path / "run", "measured-model")
+    write_fact(tmp_path / "run", "measured-model", fact | {"conditional": True, "condition": "caption"})
+    assert read_measures(tmp_path / "run").uncaptioned == (0, 30)
+    assert "30 images (30 held-out) came without a caption" in write_report(tmp_path / "run").read_text()
+    write_fact(tmp_path / "run", "measured-model", fact | {"conditional": True, "condition": "none"})
+    assert read_measures(tmp_path / "run").uncaptioned == (0, 0)
+
+
+def test_a_group_has_one_colour_in_all_charts(run):
+    vgr = read_measures(run).scores[0]
+    bars, lines = strip_chart(vgr), curve_chart(vgr.curves, "growth", "x", "y", True)
+    assert kinds(vgr.curves) == {"held-out": 0, "once": 1, "5 to 9 times": 2}
+    rows = [part.split('"')[0] for part in bars.split('class="bar ')[1:]]
+    assert list(dict.fromkeys(rows)) == ["all", "kind-1", "kind-2", "kind-0"]
+    assert [part[0] for part in lines.split('class="line kind-')[1:]] == ["1", "2", "0"]
 
 
 def test_a_reference_above_the_trained_images_is_a_warning(run):
@@ -137,6 +196,8 @@ def test_membership_stands_beside_memorization(run):
     assert pairs["vgr-bottom"].images == 70 and pairs["invmm"].images == 40
     assert pairs["vgr-bottom"].interval[0] < pairs["vgr-bottom"].spearman < pairs["vgr-bottom"].interval[1]
     assert sum(held for *_, held in pairs["vgr-bottom"].points) == 30
+    assert not pairs["vgr-bottom"].ranks and pairs["invmm"].ranks
+    assert sorted(y for _, y, _ in pairs["invmm"].points) == list(range(1, 41))
 
 
 def test_intervals_of_medians_cover_whatever_the_distribution():

@@ -19,7 +19,11 @@ def print_measures(summary: dict[str, Any], top: int = 10) -> None:
     for score in summary["scores"]:
         print()
         infinite = f", {score['infinite']} infinite" if score["infinite"] else ""
-        errors = f", {score['errors']} errors ({plain(score['reason'] or '')})" if score["errors"] else ""
+        errors = (
+            f", {score['errors']} without a value (the first: {plain(score['reason'] or '')})"
+            if score["errors"]
+            else ""
+        )
         print(f"{score['score']}: {score['images']} images{infinite}{errors}; unit: {plain(score['unit'])}; "
               f"a high value means {score['high_means']}")  # fmt: skip
         if score["warning"]:
@@ -77,6 +81,6 @@ def _cost(cost: dict[str, Any]) -> str:
         f"{number(cost[f'nfe_{kind}'])} {kind}" for kind in ("forward", "tangent", "backward") if cost[f"nfe_{kind}"]
     )
     return (
-        f"per image {number(cost['nfe'])} network evaluations ({parts or 'none'}) and {duration(cost['seconds'])}; "
+        f"per image tried {number(cost['nfe'])} network evaluations ({parts or 'none'}) and {duration(cost['seconds'])}; "
         f"all together {number(cost['nfe_total'])} in {duration(cost['seconds_total'])}, {cost['dtype']} on {cost['device']}"
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from diffmem.report.charts import _svg, _text, _upright, ticks
-from diffmem.report.measure_groups import HELD_OUT_NAME
+from diffmem.report.measure_groups import HELD_OUT_NAME, drawn
 from diffmem.report.measure_shape import GroupCurve, GroupStats, MeasureScore, Pairing
 from diffmem.report.prose import number, shorten, visible
 
@@ -15,24 +15,38 @@ KINDS = 6
 """Line styles that the page has; further groups use them again."""
 
 
+def kinds(groups: Sequence[GroupCurve | GroupStats]) -> dict[str, int]:
+    """Group name -> line style and colour, the same in every chart of a score: held-out ones 0, the others 1, 2, …"""
+    own = [group.name for group in groups if group.name != HELD_OUT_NAME]
+    return {HELD_OUT_NAME: 0} | {name: 1 + place % (KINDS - 1) for place, name in enumerate(own)}
+
+
 def strip_chart(score: MeasureScore) -> Markup:
-    """One row of bars per group over the evidence, to its own scale; the held-out images last."""
+    """One row of bars per group over the evidence, to its own scale; the held-out images last.
+
+    Infinite values are one bar of their own at the left end, as they have no place on the scale.
+    """
     names = [
         *(g for g in score.groups if g.name != HELD_OUT_NAME),
         *(g for g in score.groups if g.name == HELD_OUT_NAME),
     ]
     width, left, right, row, bottom = 340, 4, 4, 44, 30
+    apart = 34 if score.infinite else 0
     height = row * len(names) + bottom
-    low, high = score.edges[0], score.edges[-1]
+    low, high = (score.edges[0], score.edges[-1]) if score.edges else (0.0, 1.0)
+    colours = kinds(drawn(names))
 
     def x(value: float) -> float:
-        return left + (value - low) / (high - low) * (width - left - right)
+        return left + apart + (value - low) / (high - low) * (width - left - apart - right)
 
     body = []
     for place, group in enumerate(names):
         base = row * (place + 1) - 4
-        kind = "bar neg" if group.name == HELD_OUT_NAME else "bar all" if group.kind == "set" else "bar pos"
-        tallest = max(*group.counts, 1)
+        kind = f"bar kind-{colours[group.name]}" if group in drawn(names) else "bar all"
+        tallest = max(*group.counts, group.infinite, 1)
+        if group.infinite:
+            tall = max(1.0, (row - 20) * group.infinite / tallest)
+            body.append(f'<rect class="{kind}" x="{left + 2}" y="{base - tall:.1f}" width="18" height="{tall:.1f}"/>')
         for i, n in enumerate(group.counts):
             if n:
                 a, b, tall = x(score.edges[i]), x(score.edges[i + 1]), max(1.0, (row - 20) * n / tallest)
@@ -42,8 +56,10 @@ def strip_chart(score: MeasureScore) -> Markup:
         body.append(
             _text(left, base - row + 17, f"{visible(shorten(group.name, 40))} ({group.images:,})", "key", "start")
         )
-    for value in ticks(low, high):
-        body.append(_text(min(max(x(value), 16), width - 16), height - 16, number(value, 3)))
+    if score.infinite:
+        body.append(_text(left + 11, height - 16, "∞"))
+    for value in ticks(low, high) if score.edges else ():
+        body.append(_text(min(max(x(value), apart + 16), width - 16), height - 16, number(value, 3)))
     body.append(_text(width - right, height - 2, "evidence, more memorized →", "axis-name", "end"))
     words = "; ".join(_in_words(group) for group in names)
     return _svg(
@@ -56,8 +72,10 @@ def _in_words(group: GroupStats) -> str:
     return f"{visible(shorten(group.name, 40))}: {group.images} images, median {median}"
 
 
-def curve_chart(groups: Sequence[GroupCurve], title: str, x_name: str, y_name: str, log_x: bool) -> Markup:
-    """Median (line) and quartiles (band) of each group."""
+def curve_chart(
+    groups: Sequence[GroupCurve], title: str, x_name: str, y_name: str, log_x: bool, cap: float | None = None
+) -> Markup:
+    """Median (line) and quartiles (band) of each group; a dashed line at the cap."""
     import math
 
     width, height, left, right, top, bottom = 340, 220, 46, 8, 8, 34
@@ -65,6 +83,8 @@ def curve_chart(groups: Sequence[GroupCurve], title: str, x_name: str, y_name: s
     places = [v for g in shown for v in g.x if v > 0 or not log_x]
     low, high = min(places), max(places)
     least, most = min(v for g in shown for v in g.low), max(v for g in shown for v in g.high)
+    if cap is not None:
+        most = max(most, cap)
     if not most > least:
         least, most = least - 0.5, most + 0.5
     if not high > low:
@@ -83,7 +103,12 @@ def curve_chart(groups: Sequence[GroupCurve], title: str, x_name: str, y_name: s
         body.append(_text(left - 5, y(value) + 4, number(value, 3), "tick", "end"))
     for value in _log_ticks(low, high) if log_x else ticks(low, high):
         body.append(_text(min(max(x(value), left + 8), width - 14), height - bottom + 14, number(value, 3)))
-    for place, group in enumerate(shown):
+    if cap is not None:
+        body.append(f'<line class="chance" x1="{left}" x2="{width - right}" y1="{y(cap):.1f}" y2="{y(cap):.1f}"/>')
+        body.append(_text(left + 4, y(cap) + 12, "cap", "tick", "start"))
+    colours = kinds(groups)
+    for group in shown:
+        place = colours[group.name]
         points = [(x(v), a, b, c) for v, a, b, c in zip(group.x, group.low, group.median, group.high, strict=True)
                   if v > 0 or not log_x]  # fmt: skip
         band = [f"{p:.1f},{y(c):.1f}" for p, _, _, c in points] + [f"{p:.1f},{y(a):.1f}" for p, a, _, _ in points[::-1]]
@@ -132,7 +157,8 @@ def scatter_chart(pair: Pairing) -> Markup:
             body.append(f'<rect class="point held" x="{x(a) - 2.5:.1f}" y="{y(b) - 2.5:.1f}" width="5" height="5"/>')
         else:
             body.append(f'<circle class="point own" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.6"/>')
-    one, other = (visible(shorten(name, 40)) for name in (pair.membership, pair.memorization))
+    what = " (rank)" if pair.ranks else ""
+    one, other = (visible(shorten(name, 40)) + what for name in (pair.membership, pair.memorization))
     body.append(_text((left + width - right) / 2, height - 4, f"{one}: seen in training →", "axis-name"))
     body.append(_upright(11, (top + height - bottom) / 2, f"{other}: memorized →", "axis-name"))
     words = f"{pair.images} images, rank correlation {pair.spearman:.2f}"

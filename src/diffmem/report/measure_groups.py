@@ -63,6 +63,13 @@ def groups_of(images: Sequence[dict[str, Any]], measured: str) -> list[Group]:
     return [group for group in found if group.mask.any()]
 
 
+def drawn(groups: Sequence[Any]) -> list[Any]:
+    """Groups that get a curve and a colour: repeats where there are any, else groups, else the sets; held-out last."""
+    own = [g for g in groups if g.kind == "repeats"] or [g for g in groups if g.kind == "group"]
+    sets = [g for g in groups if g.kind == "set"]
+    return [*own, *(g for g in sets if g.name == HELD_OUT_NAME)] if own else sets
+
+
 def edges_of(evidence: Floats) -> Floats:
     """Bins that span the evidence; a few far values do not squeeze the rest into a corner (the outer bins take them)."""
     if not len(evidence):
@@ -77,11 +84,15 @@ def edges_of(evidence: Floats) -> Floats:
 
 
 def stats(group: Group, value: Floats, evidence: Floats, edges: Floats) -> GroupStats:
-    """Quartiles of the values of a group, the distribution-free 95 % interval of the median, and counts per bin."""
+    """Quartiles of the values of a group, the distribution-free 95 % interval of the median, and counts per bin.
+
+    Infinite values are in no bin: their evidence orders them, on a scale of its own.
+    """
     mine = np.sort(value[group.mask])
     low, high = median_interval(mine)
     quartiles = [_quantile(mine, q) for q in (0.25, 0.5, 0.75)]
-    counts = np.histogram(np.clip(evidence[group.mask], edges[0], edges[-1]), edges)[0]
+    finite = evidence[group.mask & np.isfinite(value)]
+    counts = np.histogram(np.clip(finite, edges[0], edges[-1]), edges)[0] if len(edges) else ()
     return GroupStats(
         kind=group.kind, name=group.name, images=len(mine), infinite=int(np.isinf(mine).sum()),
         low=number_of(quartiles[0]), median=number_of(quartiles[1]), high=number_of(quartiles[2]),

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from diffmem.data.png import decode_png
 from diffmem.errors import DataError
-from diffmem.report.measure_charts import curve_chart, scatter_chart, strip_chart
+from diffmem.report.measure_charts import curve_chart, kinds, scatter_chart, strip_chart
 from diffmem.report.measure_shape import MeasuredImage, MeasuresDigest
 from diffmem.report.redaction import SIDE, Embedded, Redaction, embed
 from diffmem.runs.store import RunStore
@@ -37,7 +37,8 @@ def measures_section(
     if measures is None:
         return Markup()
     source = (files("diffmem.report") / "measures.html").read_text(encoding="utf-8")
-    environment.globals |= {"strip_chart": strip_chart, "curve_chart": curve_chart, "scatter_chart": scatter_chart}
+    environment.globals |= {"strip_chart": strip_chart, "curve_chart": curve_chart, "scatter_chart": scatter_chart,
+                            "kinds": kinds}  # fmt: skip
     pictures = _pictures(folder, measures, redact)
     return Markup(environment.from_string(source).render(m=measures, pictures=pictures))
 

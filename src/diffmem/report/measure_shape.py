@@ -16,7 +16,12 @@ class _Part(BaseModel):
 
 
 class MeasuredImage(_Part):
-    """One image with one measure; keys are those of its picture and of the measure's own picture in the store."""
+    """One image with one measure; keys are those of its picture and of the measure's own picture in the store.
+
+    Attributes:
+        detail: how the value came about (share of the cap, steps of a search), in words.
+        fitted: the prompt that an inversion recovered.
+    """
 
     rank: int
     image_id: str
@@ -27,13 +32,19 @@ class MeasuredImage(_Part):
     group: str | None
     duplicates: int | None
     caption: str | None
+    detail: str | None
+    fitted: str | None
     target_key: str
     measure_key: str
     strip: bool
 
 
 class GroupStats(_Part):
-    """A measure over one group of images; quantiles of the value, the interval is that of the median (95 %)."""
+    """A measure over one group of images; quantiles of the value, the interval is that of the median (95 %).
+
+    Attributes:
+        counts: of the images with a finite value, by the score's `edges`.
+    """
 
     kind: Literal["set", "group", "repeats"]
     name: str
@@ -71,8 +82,9 @@ class GroupCurve(_Part):
 
 
 class MeasureCost(_Part):
-    """Network evaluations and seconds of one image, means over those that were measured."""
+    """Network evaluations and seconds of one image, means over all that were tried: unusable ones cost as much."""
 
+    images: int
     nfe_forward: FiniteFloat
     nfe_tangent: FiniteFloat
     nfe_backward: FiniteFloat
@@ -88,7 +100,8 @@ class MeasureScore(_Part):
     """One image score over all images of the run.
 
     Attributes:
-        edges: [B + 1] bins of the evidence, to which the `counts` of the groups belong; empty without values.
+        edges: [B + 1] bins of the evidence, to which the `counts` of the groups belong; empty without finite values.
+        cap: most that a direction can grow in an exact model, in nats, or null.
         warning: what speaks against reading the measure as memorization, or null.
     """
 
@@ -109,11 +122,16 @@ class MeasureScore(_Part):
     bottom: tuple[MeasuredImage, ...]
     curves: tuple[GroupCurve, ...]
     spectra: tuple[GroupCurve, ...]
+    cap: FiniteFloat | None
     cost: MeasureCost | None
 
 
 class Pairing(_Part):
-    """A membership score beside a memorization score on the same images: (x, y, held out), both as evidence."""
+    """A membership score beside a memorization score on the same images: (x, y, held out), both as evidence.
+
+    Attributes:
+        ranks: x and y are ranks of the evidence (1 = least), because some values are infinite.
+    """
 
     membership: str
     memorization: str
@@ -121,6 +139,7 @@ class Pairing(_Part):
     spearman: FiniteFloat
     interval: tuple[FiniteFloat, FiniteFloat] | None
     points: tuple[tuple[FiniteFloat, FiniteFloat, bool], ...]
+    ranks: bool
 
 
 class ShiftFact(_Part):
@@ -143,6 +162,7 @@ class MeasuresDigest(_Part):
         images: distinct ones that were measured or tried, without the held-out ones.
         trained: whether the model was trained on them; null if that is not known.
         form: size and mode in which the model saw them.
+        uncaptioned: images without a caption in a run that measures under captions, (measured, held out).
     """
 
     images: int
@@ -153,6 +173,7 @@ class MeasuresDigest(_Part):
     repeats: int
     form: str | None
     latent: bool
+    uncaptioned: tuple[int, int]
     scores: tuple[MeasureScore, ...]
     pairings: tuple[Pairing, ...]
     shift: ShiftFact | None

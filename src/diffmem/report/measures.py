@@ -9,7 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from diffmem.report.measure_groups import FEWEST, Group, curves, edges_of, groups_of, number_of, separate, stats
+from diffmem.report.measure_details import cap_of, detail_of, fitted_of
+from diffmem.report.measure_groups import (
+    FEWEST,
+    Group,
+    curves,
+    drawn,
+    edges_of,
+    groups_of,
+    number_of,
+    separate,
+    stats,
+)  # fmt: skip
 from diffmem.report.measure_shape import (
     MeasureCost,
     MeasuredImage,
@@ -70,9 +81,19 @@ def read_measures(folder: Path, shown: int = SHOWN) -> MeasuresDigest | None:
         converted=sum(row["status"] == "ok" and bool(row["note"]) for row in targets.values()),
         repeats=sum((row["duplicates"] or 1) - 1 for row in own),
         form=f"{fact['width']}×{fact['height']} {form}" if form else None,
-        latent=fact.get("space") == "latent", scores=scores, pairings=tuple(_pairings(scores, rows)),
-        shift=_shift(folder), headline=_headline(len(own), len(held), scores),
+        latent=fact.get("space") == "latent", uncaptioned=_uncaptioned(own, held, fact), scores=scores,
+        pairings=tuple(_pairings(scores, rows)), shift=_shift(folder), headline=_headline(len(own), len(held), scores),
     )  # fmt: skip
+
+
+def _uncaptioned(own: list[dict[str, Any]], held: list[dict[str, Any]], fact: dict[str, Any]) -> tuple[int, int]:
+    """Images measured without a prompt although the run measures under captions: (measured, held out)."""
+    if not (fact.get("conditional") and fact.get("condition") == "caption"):
+        return 0, 0
+    own_bare, held_bare = (
+        sum(row["status"] == "ok" and row["caption"] is None for row in side) for side in (own, held)
+    )
+    return own_bare, held_bare
 
 
 def _in_order(labels: set[str], fact: dict[str, Any]) -> list[str]:
@@ -111,12 +132,16 @@ def _score(
     strips: set[bytes], shown: int,
 ) -> MeasureScore:  # fmt: skip
     good = [row for row in rows if row["status"] == "ok" and row["image_id"] in targets]
-    bad = [row for row in rows if row["status"] != "ok"]
+    bad = sorted(
+        (row for row in rows if row["status"] != "ok"),
+        # What the measure says itself comes before files that no measure could read.
+        key=lambda row: targets.get(row["image_id"], {}).get("status") != "ok",
+    )
     value = np.array([row["value"] for row in good], np.float64)
     evidence = np.array([row["evidence"] for row in good], np.float64)
     images = [targets[row["image_id"]] for row in good]
     groups = groups_of(images, measured) if good else []
-    edges = edges_of(evidence)
+    edges = edges_of(evidence[np.isfinite(value)])
     parts = [json.loads(row["components"] or "{}") for row in good]
     order = [int(i) for i in np.argsort(-evidence, kind="stable")]
     about = fact.get("scores", {}).get(label, {})
@@ -125,6 +150,7 @@ def _score(
             rank=rank, image_id=good[i]["image_id"], value=number_of(good[i]["value"]), evidence=good[i]["evidence"],
             error_bar=good[i]["error_bar"], held_out=is_held_out(images[i]), group=images[i]["group"],
             duplicates=images[i]["duplicates"], caption=_short(images[i]["caption"]),
+            detail=detail_of(parts[i]), fitted=_short(fitted_of(parts[i])),
             target_key=images[i]["key"].hex(), measure_key=good[i]["key"].hex(), strip=good[i]["key"] in strips,
         )
         for rank, i in enumerate(order, 1)
@@ -140,16 +166,9 @@ def _score(
         reason=_short(bad[0]["error"]) if bad else None, edges=tuple(map(float, edges)),
         groups=tuple(stats(group, value, evidence, edges) for group in groups), separations=tuple(separations),
         warning=_warning(sets, evidence), top=tuple(described[:half]), bottom=tuple(described[half:]),
-        curves=curves(_drawn(groups), parts, lambda part: part.get("curve")),
-        spectra=curves(_drawn(groups), parts, lambda part: part.get("spectrum")), cost=_cost(good),
+        curves=curves(drawn(groups), parts, lambda part: part.get("curve")),
+        spectra=curves(drawn(groups), parts, lambda part: part.get("spectrum")), cap=cap_of(parts), cost=_cost(rows),
     )  # fmt: skip
-
-
-def _drawn(groups: list[Group]) -> list[Group]:
-    """Groups that get a curve of their own: repeats where there are any, else groups, else the sets."""
-    own = [group for group in groups if group.kind == "repeats"] or [g for g in groups if g.kind == "group"]
-    held = [group for group in groups if group.kind == "set" and group.name == "held-out"]
-    return [*own, *held] if own else [group for group in groups if group.kind == "set"]
 
 
 def _separations(groups: list[Group], evidence: Any) -> list[Any]:
@@ -182,16 +201,17 @@ def _cost(rows: list[dict[str, Any]]) -> MeasureCost | None:
     mean = {name: float(np.mean([row[name] or 0.0 for row in counted])) for name in _MEASURE[9:14]}
     last = counted[-1]
     return MeasureCost(
-        **mean, nfe_total=mean["nfe"] * len(counted), seconds_total=mean["seconds"] * len(counted),
+        **mean, images=len(counted), nfe_total=mean["nfe"] * len(counted), seconds_total=mean["seconds"] * len(counted),
         dtype=last["dtype"], device=last["device"],
     )  # fmt: skip
 
 
 def _pairings(scores: tuple[MeasureScore, ...], rows: list[dict[str, Any]]) -> list[Pairing]:
     """Every membership score beside every memorization score, on the images that have both."""
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata, spearmanr
 
     by_score: dict[str, dict[str, float]] = {}
+    unbounded = {score.score for score in scores if score.infinite}
     for row in rows:
         if row["status"] == "ok":
             by_score.setdefault(row["score"], {})[row["image_id"]] = row["evidence"]
@@ -204,10 +224,13 @@ def _pairings(scores: tuple[MeasureScore, ...], rows: list[dict[str, Any]]) -> l
                 continue
             rho = float(spearmanr(x, y).statistic)
             step = max(1, -(-len(both) // POINTS))
+            ranks = bool(unbounded & {one, other})
+            if ranks:
+                x, y = (rankdata(side).tolist() for side in (x, y))
             points = tuple((x[i], y[i], both[i].startswith("heldout/")) for i in range(0, len(both), step))
             found.append(
                 Pairing(membership=one, memorization=other, images=len(both), spearman=rho,
-                        interval=_rho_interval(rho, len(both)), points=points)
+                        interval=_rho_interval(rho, len(both)), points=points, ranks=ranks)
             )  # fmt: skip
     return found
 
@@ -229,7 +252,8 @@ def _headline(images: int, held: int, scores: tuple[MeasureScore, ...]) -> str:
     beside = f" beside {count(held, 'held-out image')}" if held else ""
     with_values = max((score.images for score in scores), default=0)
     what = count(len(scores), "measure")
-    return f"{count(images, 'image')}{beside} measured one by one with {what}; {with_values:,} have a value."
+    have = "has" if with_values == 1 else "have"
+    return f"{count(images, 'image')}{beside} measured one by one with {what}; {with_values:,} {have} a value."
 
 
 def _short(text: str | None) -> str | None:

@@ -86,7 +86,7 @@ def _without_captions(measures: MeasuresDigest | None) -> MeasuresDigest | None:
         return None
 
     def bare(images: tuple[MeasuredImage, ...]) -> tuple[MeasuredImage, ...]:
-        return tuple(image.model_copy(update={"caption": None}) for image in images)
+        return tuple(image.model_copy(update={"caption": None, "fitted": None}) for image in images)
 
     scores = tuple(
         score.model_copy(
