@@ -45,7 +45,7 @@ def test_copied_images_are_measured_beside_others(memorizer, tmp_path):
     result = audit(target, prompts, load_images(train), measure=["toy"], measure_images=8, **arguments)
     found = result.summary()["measures"]
     groups = {group["name"]: group["images"] for group in found["scores"][0]["groups"] if group["kind"] == "group"}
-    assert groups == {"copied": 8, "not copied": 8} and found["trained"] is True
+    assert groups == {"copied": 8, "no copy found": 8} and found["trained"] is True
     top = [image["group"] for image in found["scores"][0]["top"][:8]]
     assert top == ["copied"] * 8
     page = result.report.read_text()

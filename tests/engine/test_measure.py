@@ -183,6 +183,20 @@ def test_captions_condition_the_measure_unless_told_not_to(tmp_path):
     assert right > -1e-9 and wrong < none < right
 
 
+def test_captioned_and_uncaptioned_images_in_one_run_are_said(tmp_path):
+    target, pixels = memorizer(captions=True)
+    own = write_folder(tmp_path / "own", pixels, captions=[f"plant {i}" for i in range(6)])
+    bare = write_folder(tmp_path / "bare", strangers(2))
+
+    def notes(images, **more):
+        return [note for note in measure(target, images, ["toy"], **more).notes if "caption" in note]
+
+    [mixed] = notes(own, heldout=bare)
+    assert mixed.startswith("2 of 8 images have no caption") and "--condition none" in mixed
+    assert notes(bare) == ["none of the images has a caption: measured without a prompt"]
+    assert notes(own) == [] and notes(own, heldout=bare, condition="none") == []
+
+
 def test_two_shards_do_all(tmp_path):
     target, pixels = memorizer(12)
     whole = measure(target, list(pixels), ["toy"])

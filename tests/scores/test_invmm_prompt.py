@@ -85,6 +85,14 @@ def test_families_that_cannot_say_so():
     parse_image_score("invmm").check(denoiser)
 
 
+@pytest.mark.parametrize("spec", ["invmm:prompt=invert", "invmm:prompt=caption", "vgr-trace:condition=caption"])
+def test_a_model_that_takes_no_prompt_refuses_to_be_asked_under_one(spec):
+    denoiser = Target.from_pipeline(tiny.tiny_ddpm()).denoiser
+    with pytest.raises(ScoreRefused, match="takes no"):
+        parse_image_score(spec).check(denoiser)
+    parse_image_score(spec.partition(":")[0]).check(denoiser)
+
+
 def test_the_likeliest_tokens_are_tried_only_in_fast_mode():
     denoiser = Target.from_pipeline(tiny.tiny_sd()).denoiser
     item = ImageItem("i", torch.zeros(3, 16, 16), torch.zeros(4, 8, 8), None, denoiser.null())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.scores.vgr_cases import VPSDE, compute, items_of, normal, rotation
 from tests.tiny import tiny_ddpm, tiny_sd
 from tests.tiny_families import flux, sd3
+from torch.nn.attention import SDPBackend
 
 from diffmem.errors import ScoreRefused
 from diffmem.evaluation.roc import auroc
@@ -214,6 +215,8 @@ def test_the_caption_is_used_on_request_and_a_distilled_model_needs_it():
         values.append(score.compute(denoiser, [captioned], 0)[0].value)
         assert null.compute(denoiser, [captioned], 0)[0].value == null.compute(denoiser, [item], 0)[0].value
     assert values[0] != values[1]
+    bare, said = score.compute(denoiser, [item, captioned], 0)
+    assert (bare.components["condition"], said.components["condition"]) == ("null", "caption")
     with pytest.raises(ScoreRefused, match="condition=caption"):
         null.check(Target.from_pipeline(flux(distilled=True)).denoiser)
 
@@ -243,6 +246,30 @@ def test_an_image_on_which_the_network_fails_gets_an_error_and_the_others_their_
     json.dumps(bad.components, allow_nan=False)
     [alone] = compute(parse_image_score(FAST[name]), denoiser, x[:1], names=["a"])
     assert alone.value == pytest.approx(good.value, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_kernels_and_precision_are_restored_even_if_the_network_fails(name):
+    """The network sees plain attention in full precision; whatever was chosen before is back after an exception."""
+    seen = []
+
+    def fn(y, t, tensors):
+        seen.append((torch.backends.cuda.math_sdp_enabled(), torch.backends.cuda.flash_sdp_enabled(),
+                     torch.backends.cuda.matmul.allow_tf32))  # fmt: skip
+        raise RuntimeError("the network fell over")
+
+    denoiser = CallableDenoiser(fn, (8,), schedule=VPSDE(), dtype=torch.float64)
+    old = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with torch.nn.attention.sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            with pytest.raises(RuntimeError, match="fell over"):
+                compute(parse_image_score(FAST[name]), denoiser, points(1)[1])
+            assert seen and set(seen) == {(True, False, False)}
+            assert torch.backends.cuda.flash_sdp_enabled() and not torch.backends.cuda.math_sdp_enabled()
+            assert torch.backends.cuda.matmul.allow_tf32 and torch.overrides._len_torch_function_stack() == 0
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = old
 
 
 def test_a_way_back_that_misses_the_image_makes_the_row_unusable():

@@ -12,7 +12,7 @@ from diffmem.randomness import seed_of
 from diffmem.report.digest import build_digest
 from diffmem.scores.images.base import ImageScore
 
-COPIED, OTHER = "copied", "not copied"
+COPIED, OTHER = "copied", "no copy found"
 
 
 def measure_matched(

@@ -217,6 +217,7 @@ class Measurer:
         write_fact(
             self.run.path, "measured-model",
             {"name": self.target.name, "space": denoiser.space, "conditional": denoiser.conditional,
+             "condition": self.settings.condition,
              "mode": form.mode, "width": form.width, "height": form.height,
              "scores": {**(read_fact(self.run.path, "measured-model") or {}).get("scores", {}), **about}},
         )  # fmt: skip
@@ -237,6 +238,13 @@ class Measurer:
         repeats = sum(max(0, (target.duplicates or 1) - 1) for target in targets if target.member is not False)
         if repeats:
             notes.append(f"images of equal pixels are measured once: {repeats} repeats were left out")
+        bare = sum(target.problem is None and target.caption is None for target in targets)
+        if self.denoiser.conditional and self.settings.condition == "caption" and bare:
+            notes.append(
+                "none of the images has a caption: measured without a prompt" if bare == len(targets) else
+                f"{bare} of {len(targets)} images have no caption and were measured without a prompt, the others under "
+                "theirs: a difference can come from the prompt alone; diffmem measure --condition none compares them"
+            )  # fmt: skip
         if self.denoiser.space == "latent":
             notes.append("this model works in a latent space: what is measured is the image's latent, not its pixels")
         return notes

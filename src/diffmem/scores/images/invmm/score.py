@@ -49,10 +49,14 @@ class InvMM(ImageScore):
         return default_beta(self.settings.similarity) if self.settings.beta is None else self.settings.beta
 
     def check(self, denoiser: Denoiser) -> None:
-        """Refused where a prompt is to be inverted and the family cannot, or epsilon says nothing at pure noise."""
+        """Refused where a prompt is asked for that the model cannot take, or epsilon says nothing at pure noise."""
         from diffmem.errors import ModelError, ScoreRefused
 
         settings = settings_for(denoiser, self.settings)
+        if self.settings.prompt in ("caption", "invert") and not denoiser.conditional:
+            raise ScoreRefused(
+                f"{self.label} asks for a prompt, and this model takes none: leave prompt={self.settings.prompt} out."
+            )
         if settings.prompt == "invert":
             try:
                 denoiser.soft_prompt()

@@ -39,6 +39,11 @@ class VolumeScore(BatchImageScore):
                 f"{self.name} differentiates the network, which runs in {str(denoiser.dtype).removeprefix('torch.')}; "
                 "rounding would drown the result. Load the model in float32."
             )
+        if self.common.condition == "caption" and not denoiser.conditional:
+            raise ScoreRefused(
+                f"{self.name}:condition=caption asks for the model under a caption, and this model takes no prompts: "
+                "leave condition out."
+            )
         if self.common.condition == "null" and not denoiser.unconditional_branch:
             raise ScoreRefused(
                 f"{self.name} asks for the model without a prompt, which a guidance-distilled model does not have: "
@@ -61,6 +66,9 @@ class VolumeScore(BatchImageScore):
             )
             for start in range(0, len(items), together):
                 found += self.portion(denoiser, items[start : start + together], seed, chunk)
+        for item, result in zip(items, found, strict=True):
+            if item.caption is None:  # condition=caption leaves an image without one unconditioned: its row says so
+                result.components["condition"] = "null"
         return found
 
     def condition(self, denoiser: Denoiser, items: Sequence[ImageItem]) -> Conditioning:
