@@ -182,6 +182,25 @@ def test_forward_products_agree_with_differences_and_reverse_mode():
     torch.testing.assert_close(products[0], reverse, rtol=1e-6, atol=1e-9)
 
 
+def test_the_jacobian_of_an_exact_score_is_symmetric_and_a_network_s_is_not_quite():
+    """An exact eps is a gradient. How far a network is from one is what its full volumes rest on."""
+
+    def asymmetry(denoiser, x, t):
+        def eps(y):
+            return denoiser.predict(y, t, denoiser.null(), "epsilon")
+
+        with forward_mode(denoiser.device):
+            frame = torch.eye(x.numel()).reshape(-1, *x.shape).to(x)
+            jacobian = push(eps, x, frame, chunk=16)[1].reshape(x.numel(), -1).double()
+        return float((jacobian - jacobian.T).norm() / jacobian.norm())
+
+    exact, x = points(1)
+    assert asymmetry(exact, x, exact.schedule.time_at_ratio(0.3)) < 1e-9
+    network = Target.from_pretrained(digits.model_path("unconditional")).denoiser
+    image = torch.from_numpy(to_signed(digits.load().training[0].pixels[None]))[None].float()
+    assert 1e-3 < asymmetry(network, image, network.schedule.time_at_ratio(0.3)) < 0.5
+
+
 MODELS = {
     "pixels": tiny_ddpm,
     "latent": tiny_sd,

@@ -107,6 +107,24 @@ def test_a_random_start_measures_the_volume_of_its_own_frame():
     assert result.components["log_likelihood"] is None
 
 
+def test_the_bias_of_a_random_start_is_that_of_a_random_projection():
+    """m of d directions grow by the cap, the others hardly: E log VGR_k = k cap + (1/2) sum psi((m-j)/2) - psi((d-j)/2)."""
+    size, fixed, k, count = 24, 18, 4, 400
+    variances = torch.cat([torch.full((fixed,), 1e-12), torch.ones(size - fixed)]).double()
+    denoiser = gaussian_mixture(
+        torch.zeros(1, size), ((rotation(size) * variances) @ rotation(size).T)[None], schedule=VPSDE()
+    )
+    names = [f"n{i}" for i in range(count)]
+    x = torch.zeros(count, size, dtype=torch.float64)
+    found = compute(parse_image_score(f"vgr-subspace:k={k},steps=4,limit=1e9"), denoiser, x, names=names)
+    j = torch.arange(k, dtype=torch.float64)
+    bias = 0.5 * float((torch.digamma((fixed - j) / 2) - torch.digamma((size - j) / 2)).sum())
+    values = torch.tensor([result.value for result in found]) - k * found[0].components["cap"]
+    error = float(values.std()) / math.sqrt(count)
+    assert bias < -0.5 and error < 0.03
+    assert float(values.mean()) == pytest.approx(bias, abs=4 * error)
+
+
 def test_the_least_growing_directions_of_a_gaussian():
     schedule = VPSDE()
     size = 10

@@ -104,15 +104,15 @@ def limit_of(rule: Rule, evidence: Sequence[float], heldout: Sequence[float]) ->
         place = int(np.ceil((len(ordered) + 1) * (1 - rule.false_positives)))
         resolved = place <= len(ordered)
         text = (
-            f"above all but {rule.false_positives:.3g} of {len(ordered)} held-out images"
+            f"above all but {100 * rule.false_positives:.3g} % of {len(ordered)} held-out images"
             if resolved
-            else f"above all {len(ordered)} held-out images (too few for a rate of {rule.false_positives:.3g}; about "
-            f"{1 / (len(ordered) + 1):.2g})"
+            else f"above all {len(ordered)} held-out images (too few for a rate of {100 * rule.false_positives:.3g} %; about "
+            f"{100 / (len(ordered) + 1):.2g} %)"
         )
         return float(ordered[min(place, len(ordered)) - 1]), text
     if not len(evidence):
         return float("inf"), "no image was measured"
-    text = f"the highest {rule.share:.3g} of the measured images (no {LEAST_REFERENCE} held-out images to compare with)"
+    text = f"the highest {100 * rule.share:.3g} % of the measured images (no {LEAST_REFERENCE} held-out images to compare with)"
     return float(np.quantile(np.asarray(evidence, np.float64), 1 - rule.share)), text
 
 
