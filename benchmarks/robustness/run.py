@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 import diffmem as dm
+from diffmem.copies.text_alignment import parse_alignment
 from diffmem.engine.robustness import Outcome, Robustness
 from diffmem.engine.robustness_conditions import RobustnessPlan, word_variants
 from diffmem.models.generation import Sampling
@@ -105,7 +106,14 @@ def searched(made):
 def rows(made, method):
     found = made.rows(method)
     for row in found:
-        shown = [row["kind"], row["setting"], row["status"], row["copied_before"], row["copied_after"]]
+        shown = [
+            row["kind"],
+            row["setting"],
+            row["status"],
+            row["copied_before"],
+            row["copied_after"],
+            row["alignment_after"],
+        ]
         print("  ", method, *(round(x, 3) if isinstance(x, float) else x for x in shown), flush=True)
     return found
 
@@ -123,7 +131,9 @@ def main():
         count = CAPTIONS[name]
         chosen = [captions[i * len(captions) // count] for i in range(count)]
         plan = RobustnessPlan(sampling=SAMPLING[name], draws=2, seed=ROOT, batch=32)
-        made = Robustness(target, chosen, judge, plan, paraphrase=word_variants, pictures=pictures)
+        made = Robustness(
+            target, chosen, judge, plan, paraphrase=word_variants, pictures=pictures, alignment=parse_alignment(name)
+        )
         plain = results.part(f"{name}/none", lambda m=made: {k: asdict(v) for k, v in m.without().items()})
         made.plain = {label: Outcome(**outcome) for label, outcome in plain.items()}
         results.part(f"{name}/search", lambda m=made: searched(m))

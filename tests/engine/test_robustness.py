@@ -13,6 +13,7 @@ from tests.tiny import tiny_sd
 from tests.tiny_families import dit, sd3
 
 import diffmem
+from diffmem.copies.text_alignment import CallableAlignment
 from diffmem.engine.robustness import Robustness
 from diffmem.engine.robustness_compare import share_interval, worst_of_share
 from diffmem.engine.robustness_conditions import RobustnessPlan, paraphrases_in, word_variants
@@ -72,6 +73,36 @@ def test_every_condition_is_generated_without_and_with_the_mitigation(made):
     # The same sampling in two conditions gives the same images.
     assert made.plain["guidance 2"].hits == made.plain["seeds 2 seeds"].hits
     assert json.dumps(list(rows.values()), allow_nan=False)
+
+
+def test_alignment_says_where_copies_vanish_because_the_picture_does(bed):
+    """A judge that calls an image aligned if it is no flat grey, against a mitigation that leaves flat grey only."""
+    target, captions, judge, _ = bed
+    asked = []
+
+    def known(images, texts):
+        asked.extend(texts)
+        return [
+            np.nan if text == captions[1] else float(np.asarray(image).std() > 20) for image, text in zip(images, texts)
+        ]
+
+    plan = RobustnessPlan(
+        sampling=Sampling(steps=10, guidance=2.0),
+        worst_of=(1,),
+        guidance=(),
+        samplers=(),
+        draws=2,
+        adversarial=None,
+        seed=1,
+    )
+    alignment = CallableAlignment(known, "contrast", "share")
+    (row,) = Robustness(target, captions, judge, plan, alignment=alignment).rows("transition-dynamic:before=0")
+    assert set(asked) == set(captions)
+    assert row["alignment_before"] == 1 and row["alignment_change"] == row["alignment_after"] - 1
+    outcome = Robustness(target, captions, judge, plan, alignment=alignment).without()["seeds 1 seeds"]
+    assert outcome.aligned[1] == [None] * len(outcome.aligned[0]) and set(outcome.aligned[0]) == {1.0}
+    (plain,) = Robustness(target, captions, judge, plan).rows("transition-dynamic:before=0")
+    assert plain["alignment_before"] is plain["alignment_change"] is None
 
 
 def test_a_mitigation_of_the_prompt_is_bypassed_by_an_embedding(made):

@@ -20,7 +20,8 @@ SAMPLING = SamplingOptions()
 WORK = WorkOptions()
 SHOWN = {
     "method": "method", "kind": "what changes", "setting": "setting", "status": "status", "copied_before": "copied before",
-    "copied_after": "after", "copied_after_low": "low", "copied_after_high": "high", "nfe_per_image": "NFE/image",
+    "copied_after": "after", "copied_after_low": "low", "copied_after_high": "high", "alignment_after": "alignment",
+    "nfe_per_image": "NFE/image",
 }  # fmt: skip
 
 
@@ -38,6 +39,7 @@ def robustness(
         str, Parameter(help="a file with the columns prompt and paraphrase; words: turned round and halved; none")
     ] = "words",
     adversarial_steps: Annotated[int, Parameter(help="of the embedding search; 0 leaves it out")] = 50,
+    text_alignment: Annotated[str | None, Parameter(help="clip:FOLDER, digits or photos; default: not judged")] = None,
     statistic: Literal["similarity", "ratio", "normalised"] | None = None,
     false_positives: Annotated[float, Parameter(help="nominal rate of falsely called images")] = 0.01,
     batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,
@@ -59,6 +61,7 @@ def robustness(
     from diffmem.cli.match import open_or_build_index
     from diffmem.cli.output import emit_json, emit_table, note
     from diffmem.copies.calibration import calibrate
+    from diffmem.copies.text_alignment import parse_alignment
     from diffmem.data.images import load_images
     from diffmem.engine.robustness import Robustness, index_judge, pictures_of
     from diffmem.engine.robustness_conditions import paraphrases_in, word_variants
@@ -77,8 +80,9 @@ def robustness(
     held = None if heldout is None else load_images(heldout)
     threshold = calibrate(index, held, false_positives, 1, statistic)
     made = Robustness(
-        target.open(model), listed, index_judge(index, threshold), plan, paraphrase=others, pictures=pictures_of(train)
-    )
+        target.open(model), listed, index_judge(index, threshold), plan, paraphrase=others, pictures=pictures_of(train),
+        alignment=None if text_alignment is None else parse_alignment(text_alignment),
+    )  # fmt: skip
     if work.dry_run:
         count = sum(c.draws * sum(len(texts) for texts in c.texts) for c in made.conditions) * (1 + len(methods))
         emit_table(

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from diffmem.copies import index_files
 from diffmem.copies.calibration import CopyThreshold
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
+from diffmem.copies.text_alignment import TextAlignment
 from diffmem.data.images import ImageSet, load_images
 from diffmem.engine.microbatch import MicroBatches
 from diffmem.engine.robustness_compare import rows_of
@@ -42,6 +43,8 @@ class Outcome:
     Attributes:
         hits: per prompt, whether each of its images is a copy.
         nearest: per prompt, the training images that its images are nearest to, copies first.
+        aligned: per prompt, how well each of its images shows what was asked, None where its words name nothing that the
+            judge knows; empty where alignment is not judged.
         status: "ok"; "refused" where the mitigation or sampler does not work so; "bypassed" where the mitigation cannot
             reach the condition.
         reason: why.
@@ -51,6 +54,7 @@ class Outcome:
 
     hits: list[list[bool]] = field(default_factory=list)
     nearest: list[str | None] = field(default_factory=list)
+    aligned: list[list[float | None]] = field(default_factory=list)
     status: str = "ok"
     reason: str = ""
     nfe: float | None = None
@@ -71,6 +75,7 @@ class Robustness:
         plan: the conditions.
         paraphrase: other wordings of a prompt, or None.
         pictures: the training image of a name, for the adversarial search, in the model's size; None leaves that out.
+        alignment: judges images against the words that asked for them: copies can vanish because the picture does.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Robustness:
         *,
         paraphrase: Paraphrase | None = None,
         pictures: Callable[[str], Image.Image] | None = None,
+        alignment: TextAlignment | None = None,
     ) -> None:
         if not prompts:
             raise UsageError("There are no prompts; robustness is asked of prompts whose images are copies.")
@@ -91,7 +97,7 @@ class Robustness:
             judge,
             plan or RobustnessPlan(),
         )
-        self.denoiser, self.pictures = self.target.need_denoiser(), pictures
+        self.denoiser, self.pictures, self.alignment = self.target.need_denoiser(), pictures, alignment
         self.conditions = conditions_of(self.prompts, self.plan, self.denoiser.schedule, paraphrase)
         self.plain: Arm = {}
 
@@ -147,7 +153,7 @@ class Robustness:
         if bypassed:
             before = self._plain(condition)
             reason = "an embedding is handed over, which no change of the text reaches"
-            return Outcome(before.hits, before.nearest, "bypassed", reason, before.nfe, before.seconds)
+            return replace(before, status="bypassed", reason=reason)
         try:
             return self._generated(condition, mitigation)
         except (MitigationRefused, UsageError) as refusal:
@@ -161,6 +167,7 @@ class Robustness:
             for draw in range(condition.draws)
         ]  # fmt: skip
         verdicts: list[Verdict] = []
+        aligned: list[float | None] = []
         with ExitStack() as stack:
             if condition.kind == "adversarial":
                 found = self.adversarial.conditioning
@@ -174,6 +181,9 @@ class Robustness:
                     raise UsageError(f"No image of {items[0][1]!r} under {condition.label}: {images}") from images
                 seconds += time.perf_counter() - started
                 verdicts += self.judge(images)
+                if self.alignment is not None:
+                    values = self.alignment.judge(images, [text for _, text, _ in items])
+                    aligned += [None if np.isnan(value) else float(value) for value in values]
                 started = time.perf_counter()
         per_image = self.target.generation_nfe(condition.sampling)
         extra = 0.0 if record is None else record.nfe.total / len(work)
@@ -182,6 +192,8 @@ class Robustness:
             mine = [verdict for verdict, item in zip(verdicts, work, strict=True) if item[0] == prompt]
             outcome.hits.append([bool(copied) for copied, _ in mine])
             outcome.nearest.append(_most(mine))
+            if aligned:
+                outcome.aligned.append([value for value, item in zip(aligned, work, strict=True) if item[0] == prompt])
         return outcome
 
     def _images(self, items: Sequence[tuple[int, str, int]], condition: Condition) -> list[Image.Image]:
@@ -198,6 +210,7 @@ def robustness(
     *,
     paraphrase: Paraphrase | None = None,
     pictures: Callable[[str], Image.Image] | None = None,
+    alignment: TextAlignment | None = None,
 ) -> list[dict[str, Any]]:
     """Copies without and with each mitigation under every condition; see `Robustness` for the arguments.
 
@@ -205,7 +218,7 @@ def robustness(
         One row per mitigation and condition, see `diffmem.engine.robustness_compare.rows_of`. Cost: per arm the images of
         all conditions, and once the adversarial search (50 steps of 8 noises per prompt: 1,200 NFE).
     """
-    made = Robustness(target, prompts, judge, plan, paraphrase=paraphrase, pictures=pictures)
+    made = Robustness(target, prompts, judge, plan, paraphrase=paraphrase, pictures=pictures, alignment=alignment)
     return [row for one in mitigations for row in made.rows(one)]
 
 

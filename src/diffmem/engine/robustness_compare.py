@@ -29,10 +29,11 @@ def rows_of(
 
     Returns:
         {"method", "kind", "setting", "status", "reason", "n_prompts", "n_images", "copied_before", "copied_after", each
-        with "_low" and "_high", "copied_change", "_low", "_high", "nfe_per_image", "seconds_per_image"}. "copied" is the
-        probability that a prompt's image is a copy; for the worst of N seeds, that one of N images is. Intervals at
-        95 % over prompts, near-duplicates counted once: `share_interval` for shares, resampled prompts for changes.
-        Figures are None where the condition was refused.
+        with "_low" and "_high", "copied_change", "_low", "_high", "alignment_before", "alignment_after",
+        "alignment_change", "_low", "_high", "nfe_per_image", "seconds_per_image"}. "copied" is the probability that a
+        prompt's image is a copy; for the worst of N seeds, that one of N images is. Intervals at 95 % over prompts,
+        near-duplicates counted once: `share_interval` for shares, resampled prompts for changes.
+        Figures are None where the condition was refused; those of alignment, over all images, where it was not judged.
     """
     groups = near_duplicate_groups(list(prompts))
     rows: list[dict[str, Any]] = []
@@ -46,7 +47,7 @@ def rows_of(
             row |= {"status": decisive.status, "reason": decisive.reason, "n_prompts": len(prompts)}
             row |= {"n_images": sum(len(hits) for hits in one.hits)}
             row |= {"nfe_per_image": two.nfe, "seconds_per_image": two.seconds}
-            rows.append(row | _figures(one, two, 1 if count is None else count, groups))
+            rows.append(row | _figures(one, two, 1 if count is None else count, groups) | _alignment(one, two, groups))
     return rows
 
 
@@ -83,4 +84,23 @@ def _figures(before: Outcome, after: Outcome, count: int, groups: Any) -> dict[s
     if len(shares[0]) and len(shares[1]):
         change = mean_difference(shares[1], shares[0], groups)
         figures |= dict(zip(("copied_change", "copied_change_low", "copied_change_high"), change, strict=True))
+    return figures
+
+
+def _alignment(before: Outcome, after: Outcome, groups: Any) -> dict[str, Any]:
+    """Means over prompts, and the paired change over those whose words name something that the judge knows."""
+    change = ("alignment_change", "alignment_change_low", "alignment_change_high")
+    figures: dict[str, Any] = dict.fromkeys(("alignment_before", "alignment_after", *change))
+    means = [
+        np.array([np.mean(known) if (known := [v for v in mine if v is not None]) else np.nan for mine in one.aligned])
+        for one in (before, after)
+    ]
+    for what, values in zip(("before", "after"), means, strict=True):
+        if np.isfinite(values).any():
+            figures[f"alignment_{what}"] = float(np.nanmean(values))
+    if len(means[0]) and len(means[1]):
+        both = np.isfinite(means[0]) & np.isfinite(means[1])
+        if both.any():
+            found = mean_difference(means[1][both], means[0][both], np.asarray(groups)[both])
+            figures |= dict(zip(change, found, strict=True))
     return figures
