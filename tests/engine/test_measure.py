@@ -183,6 +183,17 @@ def test_captions_condition_the_measure_unless_told_not_to(tmp_path):
     assert right > -1e-9 and wrong < none < right
 
 
+def test_values_are_found_by_the_score_as_it_was_typed_and_never_silently_missing(tmp_path):
+    target, pixels = memorizer()
+    result = measure(target, write_folder(tmp_path / "own", pixels), ["toy:steps=5,t=990", "toy-long"])
+    assert result.labels == ["toy:t=990.0,steps=5", "toy-long"]
+    assert len(result.values("toy:steps=5,t=990")) == 6 and result.values("toy") == result.values("toy:t=990,steps=5")
+    with pytest.raises(DataError, match="no measures by 'toy:t=1'; it has toy-long"):
+        result.values("toy:t=1")
+    with pytest.raises(UsageError, match="toy-lon"):
+        result.evidence("toy-lon")
+
+
 def test_captioned_and_uncaptioned_images_in_one_run_are_said(tmp_path):
     target, pixels = memorizer(captions=True)
     own = write_folder(tmp_path / "own", pixels, captions=[f"plant {i}" for i in range(6)])

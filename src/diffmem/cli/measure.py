@@ -45,7 +45,7 @@ def measure(
     """Measure, image by image, how strongly a model holds on to it.
 
     Args:
-        model: pipeline folder, hub id, testbed:digits or testbed:digits-unconditional.
+        model: pipeline folder, hub id, testbed:digits, testbed:digits-unconditional or testbed:photos.
     """
     from diffmem.cli.output import emit_json, note
     from diffmem.data.images import load_images

@@ -15,13 +15,13 @@ from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet, load_images
 from diffmem.engine.curate_write import Format, write_dataset, write_table
 from diffmem.engine.measure_images import HELD_OUT, ModelImage, convert, image_sha
+from diffmem.engine.measure_rows import label_in
 from diffmem.engine.progress import Progress
 from diffmem.errors import DataError
 from diffmem.report.measures import is_membership
 from diffmem.runs.facts import read_fact
 from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore
-from diffmem.scores.spec import parse_image_score
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,6 @@ def curate(
     return Curation(proposals, label, limit, files, dataset, notes)
 
 
-def _in_run(asked: str, there: set[str], folder: Path) -> str:
-    """The run's label for a score: as it stands there, with its parameters in another order, or by its name alone."""
-    label = asked if asked in there else parse_image_score(asked).label
-    named = [label] if label in there else [other for other in there if other.partition(":")[0] == asked]
-    if len(named) != 1:
-        problem = "several measures" if named else "no measures"
-        raise DataError(f"'{folder}' holds {problem} by '{asked}'; it has {', '.join(sorted(there))}.")
-    return named[0]
-
-
 def _evidence(folder: Path, score: str | None) -> tuple[str, dict[str, tuple[float, float]], list[float]]:
     """The measure's label, pixel hash -> (value, evidence) of the measured images, evidence of the held-out ones."""
     store = RunStore(folder)
@@ -131,7 +121,7 @@ def _evidence(folder: Path, score: str | None) -> tuple[str, dict[str, tuple[flo
         able = [label for label in labels if label in there]
         score = next((label for label in able if not is_membership(label)), able[0])
     else:
-        score = _in_run(score, there, folder)
+        score = label_in(score, there, folder)
     shas = {row["image_id"]: row["sha"] for row in store.read("targets", ["image_id", "sha", "status"]).to_pylist()}
     mine = [row for row in rows if row["score"] == score]
     own = {

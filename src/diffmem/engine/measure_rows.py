@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +14,28 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffmem.data.png import png_bytes
 from diffmem.engine.measure_images import TargetImage
+from diffmem.errors import DataError
 from diffmem.models.denoiser import Denoiser
 from diffmem.runs.atomic import write_atomic
 from diffmem.runs.keys import row_key
 from diffmem.scores.images.base import ImageResult, ImageScore
+from diffmem.scores.spec import parse_image_score
 
 TARGET_COLUMNS = ("key", "image_id", "sha", "caption", "member", "group", "duplicates", "note", "status", "error")
+
+
+def label_in(asked: str, there: Collection[str], run: Path) -> str:
+    """The run's label for a score: as it stands there, with its parameters in another order, or by its name alone.
+
+    Raises:
+        DataError: the run has no such measure, or several.
+    """
+    label = asked if asked in there else parse_image_score(asked).label
+    named = [label] if label in there else [other for other in there if other.partition(":")[0] == asked]
+    if len(named) != 1:
+        problem = "several measures" if named else "no measures"
+        raise DataError(f"'{run}' holds {problem} by '{asked}'; it has {', '.join(sorted(there))}.")
+    return named[0]
 
 
 class Measuring(BaseModel):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from diffmem.engine.measure_images import MeasuredSet, TargetImage, encode, in_image_shard, to_pixels
-from diffmem.engine.measure_rows import TARGET_COLUMNS, MeasureRows, Measuring
+from diffmem.engine.measure_rows import TARGET_COLUMNS, MeasureRows, Measuring, label_in
 from diffmem.engine.measure_shift import record_shift
 from diffmem.engine.measure_work import Worker
 from diffmem.engine.microbatch import describe
@@ -53,15 +53,23 @@ class MeasureResult:
     notes: list[str] = field(default_factory=list)
 
     def values(self, label: str) -> dict[str, float]:
-        """Image id -> value of one score, in its own sign (may be infinite); images with errors are absent."""
+        """Image id -> value of one score, in its own sign (may be infinite); images with errors are absent.
+
+        Args:
+            label: the score as it was given, or its name where the run has one of that name.
+
+        Raises:
+            DataError: the run has no such measure, or several.
+        """
         return self._column(label, "value")
 
     def evidence(self, label: str) -> dict[str, float]:
-        """Image id -> evidence of one score, higher = more memorized."""
+        """Image id -> evidence of one score, higher = more memorized; see `values`."""
         return self._column(label, "evidence")
 
     def _column(self, label: str, column: str) -> dict[str, float]:
         rows = self.run.store.read("measures", ["image_id", "score", column, "status"]).to_pylist()
+        label = label_in(label, {*self.labels, *(row["score"] for row in rows)}, self.run.path)
         return {row["image_id"]: row[column] for row in rows if row["score"] == label and row["status"] == "ok"}
 
 

@@ -141,7 +141,10 @@ def _result(
 
 def _problem(value: float, round_trip: float, limit: float) -> str | None:
     if not math.isfinite(value) or not math.isfinite(round_trip):
-        return "the network gave numbers that are not finite on the way of this image to its latent"
+        return (
+            "the network gave numbers that are not finite on the way of this image to its latent: check the model, its "
+            "schedule and what it predicts"
+        )
     if round_trip > limit:
         return (
             f"the way to the latent and back misses the image by {round_trip:.3g} (RMS per number), more than the limit "
