@@ -107,7 +107,7 @@ def limit_of(rule: Rule, evidence: Sequence[float], heldout: Sequence[float]) ->
             f"above all but {100 * rule.false_positives:.3g} % of {len(ordered)} held-out images"
             if resolved
             else f"above all {len(ordered)} held-out images (too few for a rate of {100 * rule.false_positives:.3g} %; about "
-            f"{100 / (len(ordered) + 1):.2g} %)"
+            f"{100 / (len(ordered) + 1):.3g} %)"
         )
         return float(ordered[min(place, len(ordered)) - 1]), text
     if not len(evidence):
@@ -175,7 +175,8 @@ def _decide(
         reason = "not measured" if candidate.evidence is None else f"not {words}"
         return "keep", reason, None
     if size > 1:
-        return "keep", f"held on to ({words}), but {size - 1} near-duplicates of it go: measure again after that", None
+        others = "1 near-duplicate of it goes" if size == 2 else f"{size - 1} near-duplicates of it go"
+        return "keep", f"held on to ({words}), but {others}: measure again after that", None
     if candidate.caption and candidate.caption not in shared and rule.recaption is not None:
         return "re-caption", f"held on to ({words}) under a caption that no other image has", rule.recaption
     return rule.alter, f"held on to ({words}) without duplicates", None
