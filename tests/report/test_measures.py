@@ -225,7 +225,8 @@ def test_the_page_shows_rankings_curves_strips_costs_and_no_prompts(run):
     for text in (
         "Measured images", "Growth along the path by group", "Growth per direction", "Membership beside memorization",
         "Target and samples of the first 6", "∞", "95&nbsp;% interval", "20 tangent", "Members differ by themselves",
-        "shift check", "5 to 9 times", "Mann–Whitney", "±",
+        "shift check", "5 to 9 times", "Mann–Whitney", "±", "Most memorized by this measure",
+        "Most surely seen by this measure", "means less surely seen in training", "evidence, more surely seen →",
     ):  # fmt: skip
         assert text in page, text
     assert 'id="prompts"' not in page and page.count("<svg") >= 7

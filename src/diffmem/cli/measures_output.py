@@ -18,6 +18,8 @@ def print_measures(summary: dict[str, Any], top: int = 10) -> None:
         print(f"Shift    {'WARNING: ' if summary['shift']['shifted'] else ''}{plain(summary['shift']['message'])}")
     for score in summary["scores"]:
         print()
+        seen = score["membership"]  # was it in the training set? That is not whether it is memorized
+        means = score["high_means"].replace("memorized", "surely seen in training") if seen else score["high_means"]
         infinite = f", {score['infinite']} infinite" if score["infinite"] else ""
         errors = (
             f", {score['errors']} without a value (the first: {plain(score['reason'] or '')})"
@@ -25,14 +27,17 @@ def print_measures(summary: dict[str, Any], top: int = 10) -> None:
             else ""
         )
         print(f"{score['score']}: {score['images']} images{infinite}{errors}; unit: {plain(score['unit'])}; "
-              f"a high value means {score['high_means']}")  # fmt: skip
+              f"a high value means {means}")  # fmt: skip
         if score["warning"]:
             print(f"WARNING  {score['warning']}")
         emit_table([_group(group) for group in score["groups"]], title="Median with its 95 % interval, and quartiles")
         for found in score["separations"]:
             print(f"  {_separation(found)}")
         if top and score["top"]:
-            emit_table([_image(image) for image in score["top"][:top]], title="Most memorized first")
+            emit_table(
+                [_image(image) for image in score["top"][:top]],
+                title="Most surely seen first" if seen else "Most memorized first",
+            )
         if score["cost"] is not None:
             print(f"  {_cost(score['cost'])}")
 

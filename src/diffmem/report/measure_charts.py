@@ -35,6 +35,7 @@ def strip_chart(score: MeasureScore) -> Markup:
     height = row * len(names) + bottom
     low, high = (score.edges[0], score.edges[-1]) if score.edges else (0.0, 1.0)
     colours = kinds(drawn(names))
+    meaning = "more surely seen" if score.membership else "more memorized"
 
     def x(value: float) -> float:
         return left + apart + (value - low) / (high - low) * (width - left - apart - right)
@@ -60,7 +61,7 @@ def strip_chart(score: MeasureScore) -> Markup:
         body.append(_text(left + 11, height - 16, "∞"))
     for value in ticks(low, high) if score.edges else ():
         body.append(_text(min(max(x(value), apart + 16), width - 16), height - 16, number(value, 3)))
-    body.append(_text(width - right, height - 2, "evidence, more memorized →", "axis-name", "end"))
+    body.append(_text(width - right, height - 2, f"evidence, {meaning} →", "axis-name", "end"))
     words = "; ".join(_in_words(group) for group in names)
     return _svg(
         width, height, "strips", f"Distribution of {visible(shorten(score.score, 60))} by group", words, "".join(body)
