@@ -35,6 +35,11 @@ Action = Literal["log", "mitigate", "reseed", "refuse"]
 SCORE, DRAWS = "score-difference:over=ratio", 2
 
 
+MITIGATION = "anisotropy:weights=0/1,target=-0.25,lr=0.1,steps=20"
+"""The default: the cosine of the anisotropy measure alone, which has no scale, so that its target carries over between
+models; the published target of both halves is a norm of Stable Diffusion 1.4 (benchmarks/mitigation, robustness)."""
+
+
 class Guard:
     """A context manager that guards every call of a pipeline.
 
@@ -52,7 +57,7 @@ class Guard:
         pipe: a diffusers pipeline, or a Target.
         threshold: from `Guard.calibrate`, or a file written by `diffmem calibrate`; it says which regime.
         action: what to do with a flagged image.
-        mitigation: for "mitigate": a name with parameters ("wen:target=1.5") or a Mitigation.
+        mitigation: for "mitigate": a name with parameters ("wen:pull=0.5") or a Mitigation; by default `MITIGATION`.
         index: descriptors of the training images, or None.
         copy_threshold: from which match on an image is a copy; needed with `index`.
         on_refuse: "raise" GenerationRefused, or give a "blank" image in its place.
@@ -69,7 +74,7 @@ class Guard:
 
     def __init__(
         self, pipe: Any, *, threshold: Calibration | ScoreThreshold | str | Path, action: Action = "mitigate",
-        mitigation: str | Mitigation = "anisotropy", index: CopyIndex | None = None,
+        mitigation: str | Mitigation = MITIGATION, index: CopyIndex | None = None,
         copy_threshold: CopyThreshold | None = None, on_refuse: Literal["raise", "blank"] = "raise",
         on_decision: Callable[[Decision], None] | None = None, seed: int = 0, keep: int = 1000,
         regime: Regime | None = None,
