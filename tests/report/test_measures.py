@@ -216,6 +216,7 @@ def test_the_digest_is_strict_json_and_leads_with_what_was_measured(run):
     assert '"inf"' in text and digest.headline.startswith("41 images beside 30 held-out images")
     assert {method.name for method in digest.methods} >= {"vgr-bottom", "invmm", "loss"}
     assert any("not comparable between models" in limit for limit in digest.limits)
+    assert not any("tokenizer" in check.check for check in digest.checks)  # there were no prompts
 
 
 def test_the_page_shows_rankings_curves_strips_costs_and_no_prompts(run):

@@ -159,7 +159,7 @@ def scatter_chart(pair: Pairing) -> Markup:
         else:
             body.append(f'<circle class="point own" cx="{x(a):.1f}" cy="{y(b):.1f}" r="2.6"/>')
     what = " (rank)" if pair.ranks else ""
-    one, other = (visible(shorten(name, 40)) + what for name in (pair.membership, pair.memorization))
+    one, other = (visible(shorten(name, 24)) + what for name in (pair.membership, pair.memorization))
     body.append(_text((left + width - right) / 2, height - 4, f"{one}: seen in training →", "axis-name"))
     body.append(_upright(11, (top + height - bottom) / 2, f"{other}: memorized →", "axis-name"))
     words = f"{pair.images} images, rank correlation {pair.spearman:.2f}"

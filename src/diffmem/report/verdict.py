@@ -98,11 +98,12 @@ def checks(
                 found=f"{stage.state}: {stage.done:,}{total} rows in {number(stage.seconds, 3)} s",
             )
         )  # fmt: skip
-    cut = f"{count(prompts.truncated, 'prompt')} of {prompts.total:,} longer: the model saw their beginning only"
-    found.append(
-        Check(check="prompts fit the tokenizer", state="note" if prompts.truncated else "passed",
-              found=cut if prompts.truncated else f"all {prompts.total:,}")
-    )  # fmt: skip
+    if prompts.total:
+        cut = f"{count(prompts.truncated, 'prompt')} of {prompts.total:,} longer: the model saw their beginning only"
+        found.append(
+            Check(check="prompts fit the tokenizer", state="note" if prompts.truncated else "passed",
+                  found=cut if prompts.truncated else f"all {prompts.total:,}")
+        )  # fmt: skip
     for score in scores:
         if score.errors or score.skipped:
             text = f"{score.errors:,} errors, {score.skipped:,} skipped, {score.prompts:,} with a value"
