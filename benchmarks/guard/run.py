@@ -33,13 +33,13 @@ from diffmem.engine.screen import Calibration
 from diffmem.evaluation.calibration import Setting, calibrate_threshold
 from diffmem.evaluation.paired import mean_difference
 from diffmem.evaluation.proportion import clopper_pearson
-from diffmem.mitigation.calibrate import calibrated
 from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.generation import Sampling
 from diffmem.randomness import seed_of
 from diffmem.runs.atomic import write_atomic
 from diffmem.runs.provenance import provenance
 from diffmem.scores.text_groups import near_duplicate_groups
+from diffmem.serving.guard import MITIGATION
 from diffmem.testbeds import digits, photos
 
 FILE = Path(__file__).with_name("result.json")
@@ -51,7 +51,6 @@ DRAWS = {"digits": 1, "photos": 2}  # images per memorized caption
 MITIGATED = {"digits": (40, 60), "photos": (16, 24)}
 SAMPLING = {"digits": Sampling(steps=20, guidance=2.0), "photos": Sampling(steps=12, guidance=2.0)}  # as the truth's
 LADDERS = ("before", "generation, 50% of the steps")  # the detectors behind which flagged images are mitigated
-MITIGATION = "anisotropy:lr=0.1,steps=20"  # its target and weights are set on the reference half
 
 
 class Bed:
@@ -330,9 +329,7 @@ def main():
         results.part(f"{name}/overhead", lambda bed=bed, at=at: overhead(bed, at))
     for name in options.beds.split(","):  # last, because it takes longest
         bed = Bed(name)
-        mitigation = calibrated(
-            parse_mitigation(MITIGATION), bed.target.need_denoiser(), bed.reference, steps=bed.sampling.steps
-        )
+        mitigation = parse_mitigation(MITIGATION)
         for rate in reversed(RATES):
             for detector in LADDERS:
                 calibration = Calibration.from_dict(results.parts[f"{name}/threshold/{detector}/{rate:g}"])
