@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from tests.tiny import tiny_ddpm, tiny_sd
 
 from diffmem.errors import DataError, IncompatibleRun, IncompleteRun, UsageError
 from diffmem.models.target import Target
-from diffmem.training import loop
+from diffmem.training import loop, stop
 from diffmem.training.checkpoint import load_state
 from diffmem.training.data import TrainingImage, TrainingSet, load_training_set
 from diffmem.training.loop import Trainer, train
@@ -53,20 +55,21 @@ def assert_equal(a, b, tolerance=0.0):
     assert distance.max() <= 50 * tolerance
 
 
-def test_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch, number):
     plan = plan_of(steps=6, optimizer={"ema": 0.9}, changes={"embedding_noise": 0.1, "token_addition": 0.5})
     whole = Target.from_pipeline(tiny_sd())
     train(plan, tmp_path / "whole", data=pictures(), target=whole, device="cpu")
 
     broken = Trainer(plan, tmp_path / "broken", pictures(), Target.from_pipeline(tiny_sd()), "cpu", True)
-    real = broken._step
+    real = broken.optimizer.step
 
-    def stops_at_three():
-        if broken.step == 3:
-            raise KeyboardInterrupt
-        return real()
+    def signalled(*args):
+        if broken.step == 2:
+            os.kill(os.getpid(), number)  # in the middle of a step: the step is whole before anything is saved
+        return real(*args)
 
-    monkeypatch.setattr(broken, "_step", stops_at_three)
+    monkeypatch.setattr(broken.optimizer, "step", signalled)
     with pytest.raises(IncompleteRun, match="after step 3 of 6"):
         broken.run()
     assert load_state(tmp_path / "broken").step == 3
@@ -74,6 +77,33 @@ def test_interrupted_training_goes_on_to_the_same_weights(tmp_path, monkeypatch)
     result = train(plan, tmp_path / "broken", data=pictures(), target=resumed, device="cpu")
     assert_equal(weights(whole), weights(resumed))
     assert len(result.log["loss"]) == 6
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_signal_ends_at_once_and_saves_no_half_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(stop, "SAME_WISH", -1.0)  # any further signal is a second wish
+    plan = plan_of(steps=6, checkpoint_every=2)
+    trainer = Trainer(plan, tmp_path, pictures(), Target.from_pipeline(tiny_sd()), "cpu", True)
+    real = trainer.optimizer.step
+
+    def signalled_twice(*args):
+        done = real(*args)
+        if trainer.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return done
+
+    monkeypatch.setattr(trainer.optimizer, "step", signalled_twice)
+    with pytest.raises(IncompleteRun, match="in step 4 of 6; the same command goes on from the last checkpoint"):
+        trainer.run()
+    assert load_state(tmp_path).step == 2
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path):
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UsageError, match="--device cuda, but torch sees no GPU"):
+        train(plan_of(), tmp_path, data=pictures(), target=Target.from_pipeline(tiny_sd()), device="cuda")
 
 
 def test_the_micro_batch_changes_nothing(tmp_path):

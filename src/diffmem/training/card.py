@@ -11,7 +11,8 @@ from diffmem.training.plan import TrainPlan
 def model_card(plan: TrainPlan, log: Mapping[str, Any], base: str) -> str:
     """Markdown: base model, data, what repeats, which mitigations, every setting, losses, versions."""
     losses = log["loss"]
-    first, last = (sum(part) / max(1, len(part)) for part in (losses[:50], losses[-50:]))
+    few = max(1, min(50, len(losses) // 2))  # the beginning and the end of a short run do not overlap
+    first, last = (sum(part) / max(1, len(part)) for part in (losses[:few], losses[-few:]))
     repeats = (
         "no image repeats"
         if plan.duplication.regime == "nodup"
@@ -25,7 +26,7 @@ def model_card(plan: TrainPlan, log: Mapping[str, Any], base: str) -> str:
         f"- Data: {log['images']} images, content hash {log['data']}; captions: {plan.data.captions}; {repeats}.",
         f"- Mitigations: {', '.join(f'{k} = {v}' for k, v in changed.items()) or 'none'}.",
         f"- {log['steps']} steps of {plan.optimizer.batch} samples, {log['seconds']:.0f} s on {log['device']} with "
-        f"{log['processes']} process(es); mean loss of the first 50 steps {first:.4f}, of the last 50 {last:.4f}.",
+        f"{log['processes']} process(es); mean loss of the first {few} steps {first:.4f}, of the last {few} {last:.4f}.",
     ]
     if plan.changes.drop_score_difference is not None:
         lines.append(f"- {log['left_out']} samples were left out of the loss for their score difference.")

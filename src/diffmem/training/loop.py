@@ -30,6 +30,7 @@ from diffmem.training.model import Trainable, open_base, prepare_model
 from diffmem.training.objective import noisy, target
 from diffmem.training.plan import TrainPlan
 from diffmem.training.selection import unique_images
+from diffmem.training.stop import StopWish
 
 LOG = "log.json"
 
@@ -86,7 +87,8 @@ class Trainer:
         from accelerate import Accelerator
 
         self.plan, self.out = plan, out
-        self.accelerator = Accelerator(mixed_precision=plan.optimizer.precision, cpu=device == "cpu")
+        # accelerate makes one group of several processes on CPUs only where it is told to use them.
+        self.accelerator = Accelerator(mixed_precision=plan.optimizer.precision, cpu=on_cpu(device))
         self.silent = silent or not self.accelerator.is_main_process
         self.data = data if data is not None else load_training_set(plan.data.images, plan.data.limit)
         self.notes = left_out(self.data)
@@ -155,27 +157,38 @@ class Trainer:
             module.train()
         before, started = self.log["seconds"], time.perf_counter()
         try:
-            with Progress(steps, "training", unit="steps", done=self.step, silent=self.silent) as bar:
+            with (
+                StopWish() as wish,
+                Progress(steps, "training", unit="steps", done=self.step, silent=self.silent) as bar,
+            ):
                 while self.step < steps:
-                    loss, norm = self._step()
+                    loss, norm, stop = self._step(wish)
                     self.step += 1
                     self.log["loss"].append(round(loss, 6))
                     self.log["grad_norm"].append(round(norm, 6))
                     self.log["seconds"] = before + time.perf_counter() - started
                     bar.note(f"loss {sum(self.log['loss'][-50:]) / len(self.log['loss'][-50:]):.4f}")
                     bar.advance()
+                    if stop and self.step < steps:
+                        self._save()
+                        raise IncompleteRun(f"Stopped after step {self.step} of {steps}; the same command goes on.")
                     if self.step % self.plan.checkpoint_every == 0 and self.step < steps:
                         self._save()
-        except KeyboardInterrupt:
-            self._save()
-            raise IncompleteRun(f"Stopped after step {self.step} of {steps}; the same command goes on.") from None
+        except KeyboardInterrupt:  # a second signal: in the middle of a step there is nothing whole to save
+            raise IncompleteRun(
+                f"Stopped at once in step {self.step + 1} of {steps}; the same command goes on from the last checkpoint."
+            ) from None
         return self._finish()
 
-    def _step(self) -> tuple[float, float]:
-        """One optimizer step; memory that runs out halves the micro-batch and the step is made again."""
+    def _step(self, wish: StopWish) -> tuple[float, float, bool]:
+        """One optimizer step; memory that runs out halves the micro-batch and the step is made again.
+
+        Returns:
+            Loss, norm of the gradient, and whether any process was asked to stop.
+        """
         while True:
             try:
-                return self._attempt()
+                return self._attempt(wish)
             except RuntimeError as problem:
                 if not is_out_of_memory(problem) or self.micro_batch == 1 or self.accelerator.num_processes > 1:
                     raise
@@ -183,7 +196,7 @@ class Trainer:
                 self.optimizer.zero_grad()
                 self.notes.append(f"out of memory: the micro-batch was halved to {self.micro_batch}")
 
-    def _attempt(self) -> tuple[float, float]:
+    def _attempt(self, wish: StopWish) -> tuple[float, float, bool]:
         size = self.plan.optimizer.batch
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         # Dropout is the one thing drawn from the global state; named by the step it is the same after a resume.
@@ -204,8 +217,11 @@ class Trainer:
         self.schedule.step()
         if self.average is not None:
             self.average.step(self.parameters)
-        self.log["left_out"] += left_out
-        return float(self.accelerator.reduce(torch.tensor(total), "sum")), float(norm)
+        # On the device: NCCL sums nothing else. All processes stop after the same step, whoever was asked.
+        own = torch.tensor([total, left_out, wish.asked], dtype=torch.float32, device=self.accelerator.device)
+        loss_sum, left_out_sum, stop = self.accelerator.reduce(own, "sum").tolist()
+        self.log["left_out"] += round(left_out_sum)
+        return loss_sum, float(norm), stop > 0
 
     def _losses(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean squared error of each sample, [B], and which samples count, [B]."""
@@ -285,6 +301,18 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.target._fingerprint = None  # its weights are others now
         return TrainResult(self.out, saved, self.log, self.target, self.notes, self.accelerator.is_main_process)
+
+
+def on_cpu(device: str | None) -> bool:
+    """Whether training goes on the CPU: asked for, or there is nothing else.
+
+    Raises:
+        UsageError: another device was asked for and this machine has none.
+    """
+    faster = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if device not in (None, "cpu") and not faster:
+        raise UsageError(f"--device {device}, but torch sees no GPU on this machine: leave it out, or give cpu.")
+    return device == "cpu" or not faster
 
 
 def _parts(places: Sequence[int], size: int) -> Iterator[Sequence[int]]:
