@@ -183,6 +183,32 @@ def test_datasets_saved_to_disk_read_as_their_parquet_twins(tmp_path):
         load_images(tmp_path / "junk.arrow")
 
 
+def test_datasets_of_the_hub_are_their_converted_parquet_files(tmp_path, monkeypatch):
+    """As the hub's client keeps them: the branch of converted files, read offline."""
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 3)).astype(np.uint8)
+    saved_dataset(tmp_path / "saved" / "train", pictures)
+    kept = tmp_path / "hub" / "datasets--someone--birds"
+    split = kept / "snapshots" / ("a" * 40) / "default" / "train"
+    split.mkdir(parents=True)
+    (tmp_path / "saved" / "same.parquet").rename(split / "0000.parquet")
+    (kept / "refs" / "refs" / "convert").mkdir(parents=True)
+    (kept / "refs" / "refs" / "convert" / "parquet").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for source in ("hf:someone/birds", "hf:someone/birds/default/train"):
+        images, twin = load_images(source), load_images(tmp_path / "saved" / "train")
+        assert images.fingerprint == twin.fingerprint and images.name == source
+        assert [image.label for image in load_training_set(source).images[:3]] == ["cat", "dog", "eel"]
+    with pytest.raises(DataError, match=r"cannot be had from the Hugging Face hub .*Offline"):
+        load_images("hf:someone/birds/default/test")  # which splits there are is asked of the hub
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: ["a/b/0.parquet", "a/b/1.parquet"])
+    with pytest.raises(DataError, match="has no default/test; name one: hf:someone/birds/a/b"):
+        load_images("hf:someone/birds/default/test")
+    with pytest.raises(DataError, match="cannot be had"):
+        load_images("hf:someone/fish")
+    with pytest.raises(DataError, match="expected hf:OWNER/NAME or"):
+        load_images("hf:birds")
+
+
 def test_missing_mixed_and_odd_sources(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         load_images(tmp_path / "no")

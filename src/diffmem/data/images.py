@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffmem.data.decode import MAX_PIXELS, SUFFIXES
 from diffmem.data.fingerprint import hash_items
+from diffmem.data.hub_dataset import hub_tables, is_hub_dataset
 from diffmem.data.image_sources import FolderSource, ImageSource, MemorySource, Raw, require_unique, scan
 from diffmem.errors import DataError, UsageError
 
@@ -123,7 +124,7 @@ def load_images(
     Args:
         source: a folder of pictures (searched recursively, sorted by path; captions from `metadata.jsonl` or .txt files
             beside them), one picture, a parquet file or a folder of them (images as struct{bytes, path} or bytes), what
-            `datasets.save_to_disk` has written, or a
+            `datasets.save_to_disk` has written, a data set of the Hugging Face hub (hf:OWNER/NAME/CONFIG/SPLIT), or a
             Python sequence, or mapping of ids, of PIL images, arrays [H, W(, C)] (uint8, or float in [0, 1]) or paths,
             or one array [N, H, W(, C)].
         column: the table's column of the pictures; by default found by its name and type.
@@ -137,7 +138,11 @@ def load_images(
     """
     if isinstance(source, ImageSet):
         return source
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, Path)) and is_hub_dataset(source):
+        tables = hub_tables(source)
+        images = ImageSet(_tables(tables, column), tables[0].parent, column, max_pixels)
+        images.name = str(source)
+    elif isinstance(source, (str, Path)):
         path = Path(source)
         images = ImageSet(_open(path, column), path, column, max_pixels)
     elif isinstance(source, np.ndarray) and source.ndim in (3, 4):
@@ -160,7 +165,9 @@ def _open(path: Path, column: str | None) -> ImageSource:
             return FolderSource(path.parent, [path])
         return _tables([path], column)
     if not path.is_dir():
-        raise DataError(f"'{path}' does not exist; expected a folder of images, an image or a parquet file.")
+        raise DataError(
+            f"'{path}' does not exist; expected a folder of images, an image, a parquet file, or hf:OWNER/NAME of a data set."
+        )
     if (path / "dataset_dict.json").exists():  # what the datasets library writes for several
         splits = sorted(child.name for child in path.iterdir() if child.is_dir())
         raise DataError(

@@ -52,7 +52,7 @@ class TrainingSet:
 
 
 def load_training_set(source: str | Path | ImageSet, limit: int | None = None) -> TrainingSet:
-    """Read a folder, a parquet file, a folder of parquet files, or what `datasets.save_to_disk` has written.
+    """Read a folder, parquet files, what `datasets.save_to_disk` has written, or a data set of the hub (hf:OWNER/NAME).
 
     A picture's captions are its `captions` (a list) or its caption (`caption`, `text`, `prompt`, a .txt file beside it);
     its class is `label`, `class` or `digit` in metadata.jsonl or the parquet file, or the name of its folder.

@@ -36,7 +36,7 @@ class ModelPlan(Section):
 class DataPlan(Section):
     """The training images and what they are called."""
 
-    images: str = Field(description="folder, parquet file or folder of parquet files")
+    images: str = Field(description="folder, parquet, saved data set, or hf:OWNER/NAME of the hub")
     captions: Literal["instance", "class", "fixed", "random", "none"] = Field(
         "instance", description="instance: the image's own; random: tokens that mean nothing; none: unconditional"
     )
