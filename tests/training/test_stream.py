@@ -13,8 +13,10 @@ from tests.training.test_training import pictures
 
 from diffmem.models.conditioning import Conditioning
 from diffmem.randomness import generator
+from diffmem.training import changes as plain
 from diffmem.training.batch import add_noise, mix
-from diffmem.training.captions import CaptionDraw, add_tokens, captions_of, repeat_words, replace_caption
+from diffmem.training.captions import CaptionDraw, captions_of
+from diffmem.training.changes import add_tokens, repeat_words, replace_caption
 from diffmem.training.duplication import Order, repeated, weights
 from diffmem.training.objective import noisy, target
 from diffmem.training.plan import ChangesPlan, DataPlan, DuplicationPlan
@@ -109,6 +111,28 @@ def test_noise_and_mixing_of_embeddings():
     other = Conditioning({"encoder_hidden_states": values + 1, "encoder_attention_mask": torch.ones(200, 3)}, 200)
     mixed = mix(cond, other, torch.full((200,), 0.25))
     assert torch.allclose(mixed.tensors["encoder_hidden_states"], torch.tensor(0.25))
+
+
+def test_plain_functions_on_tensors():
+    random = generator(0, "plain")
+    zeros = torch.zeros(50, 4, 32)
+    assert plain.add_noise(zeros, random).std() == pytest.approx(0.1, rel=0.05)
+    assert torch.equal(plain.add_noise(zeros, generator(1)), plain.add_noise(zeros, generator(1)))
+    assert plain.add_noise(zeros.half(), random).dtype == torch.float16
+    mixed = plain.mix(zeros[:2], zeros[:2] + 1, torch.tensor([0.25, 1.0]))
+    assert torch.equal(mixed.mean((1, 2)), torch.tensor([0.25, 1.0]))
+    assert sum(plain.happens(random) for _ in range(4000)) / 4000 == pytest.approx(0.1, abs=0.02)
+    drawn = Counter(plain.draw_caption([str(i) for i in range(30)], random) for _ in range(4000))
+    assert set(drawn) == {str(i) for i in range(20)} and max(drawn.values()) < 300
+    shares = torch.tensor([plain.beta_share(0.2, random) for _ in range(2000)])
+    assert shares.mean() == pytest.approx(0.5, abs=0.04)  # Beta(a, a): variance 1 / (4 (2 a + 1))
+    assert shares.var() == pytest.approx(1 / 5.6, rel=0.06)
+
+
+def test_samples_are_kept_by_the_norm_of_what_the_caption_adds():
+    without = torch.zeros(3, 1, 2, 2)
+    with_caption = torch.stack([torch.full((1, 2, 2), value) for value in (0.0, 0.5, 0.51)]).requires_grad_()
+    assert plain.within(with_caption, without, 1.0).tolist() == [True, True, False]  # norms 0, 1, 1.02
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "x0", "v", "flow", "score"])

@@ -14,6 +14,8 @@ from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
 from diffmem.randomness import gaussian, generator
 from diffmem.training.captions import CaptionDraw
+from diffmem.training.changes import beta_share
+from diffmem.training.changes import mix as blend
 from diffmem.training.data import TrainingSet
 from diffmem.training.duplication import Order
 from diffmem.training.objective import draw_time
@@ -97,7 +99,7 @@ class Samples:
             if changes.embedding_mixing > 0 and self._captions is not None:
                 other = int(torch.randint(self._order.size, (1,), generator=random))
                 mixed.append(self._captions(other, random))
-                shares.append(_beta(changes.embedding_mixing, random))
+                shares.append(beta_share(changes.embedding_mixing, random))
         cond = self._encode(texts)
         if mixed:
             cond = mix(cond, self._encode(mixed), torch.tensor(shares))
@@ -145,19 +147,10 @@ def mix(cond: Conditioning, other: Conditioning, share: torch.Tensor) -> Conditi
     with_those = embeddings_of(other)
     changed = {}
     for key, value in embeddings_of(cond).items():
-        part = share.to(value).reshape(-1, *[1] * (value.ndim - 1))
-        changed[key] = (1 - part) * value + part * with_those[key]
+        changed[key] = blend(value, with_those[key], share)
     return with_embeddings(cond, changed)
 
 
 def embeddings_of(cond: Conditioning) -> dict[str, torch.Tensor]:
     """The tensors that embed the text, with their gradients."""
     return {name: cond.tensors[name] for name in continuous(cond)}
-
-
-def _beta(a: float, random: torch.Generator) -> float:
-    """One draw of Beta(a, a): X/(X+Y) of two Gamma(a) draws, by the inverse of their distribution."""
-    from scipy.stats import gamma
-
-    x, y = (float(gamma.ppf(u, a)) for u in torch.rand(2, generator=random, dtype=torch.float64).tolist())
-    return x / (x + y) if x + y > 0 else 0.5

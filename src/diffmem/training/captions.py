@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from diffmem.errors import DataError
-from diffmem.mitigation.words import below, inserted, random_tokens
+from diffmem.mitigation.words import random_tokens
 from diffmem.randomness import generator
+from diffmem.training.changes import add_tokens, repeat_words, replace_caption
 from diffmem.training.data import TrainingSet
 from diffmem.training.plan import ChangesPlan, DataPlan
 
@@ -43,22 +44,6 @@ def _require(data: TrainingSet, lacking: Sequence[str], what: str) -> None:
             f"{', …' if len(lacking) > 3 else ''}): add what is missing (metadata.jsonl, a .txt file beside the image, a "
             "parquet column), or choose captions = 'fixed' or 'none'."
         )
-
-
-def replace_caption(caption: str, tokenizer: Any, random: torch.Generator, tokens: int = 4) -> str:
-    """RC: random tokens instead of the caption."""
-    return " ".join(random_tokens(tokenizer, tokens, random)) or caption
-
-
-def add_tokens(caption: str, tokenizer: Any, random: torch.Generator, tokens: int = 2) -> str:
-    """RT: random tokens at random places between the words."""
-    return inserted(caption, random_tokens(tokenizer, tokens, random), random)
-
-
-def repeat_words(caption: str, random: torch.Generator, words: int = 2) -> str:
-    """CWR: some of the caption's own words again at random places."""
-    own = caption.split()
-    return inserted(caption, [own[below(len(own), random)] for _ in range(words)], random) if own else caption
 
 
 class CaptionDraw:

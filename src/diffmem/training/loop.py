@@ -22,6 +22,7 @@ from diffmem.training.batch import Batch, Latents, Samples
 from diffmem.training.canary_files import registered_in
 from diffmem.training.captions import CaptionDraw, captions_of
 from diffmem.training.card import model_card
+from diffmem.training.changes import within
 from diffmem.training.checkpoint import State, load_state, load_weights, save_state
 from diffmem.training.data import TrainingSet, left_out, load_training_set
 from diffmem.training.duplication import Order, repeated, weights
@@ -240,8 +241,7 @@ class Trainer:
             # Wen et al. 2024: a sample whose prompt steers this strongly is being memorized; leave it out.
             with torch.no_grad(), self.accelerator.autocast():
                 without = denoiser.forward(x, t, denoiser.null().expand(len(x)))
-            strength = (output.detach().float() - without.float()).flatten(1).norm(dim=1)
-            kept = (strength <= limit) | batch.unconditional.to(device)
+            kept = within(output, without, limit) | batch.unconditional.to(device)
         return losses, kept
 
     def _share_gradients(self) -> None:
