@@ -15,7 +15,7 @@ from diffmem.models.conditioning import Conditioning
 from diffmem.randomness import generator
 from diffmem.training import changes as plain
 from diffmem.training.batch import add_noise, mix
-from diffmem.training.captions import CaptionDraw, captions_of
+from diffmem.training.captions import CaptionDraw, captions_of, cut_captions
 from diffmem.training.changes import add_tokens, repeat_words, replace_caption
 from diffmem.training.duplication import Order, repeated, weights
 from diffmem.training.objective import noisy, target
@@ -111,6 +111,16 @@ def test_noise_and_mixing_of_embeddings():
     other = Conditioning({"encoder_hidden_states": values + 1, "encoder_attention_mask": torch.ones(200, 3)}, 200)
     mixed = mix(cond, other, torch.full((200,), 0.25))
     assert torch.allclose(mixed.tensors["encoder_hidden_states"], torch.tensor(0.25))
+
+
+def test_captions_that_the_encoder_does_not_read_to_the_end_are_said():
+    tokenizer, _ = tiny_tokenizer()
+    limit = tokenizer.model_max_length
+    short, long = "a " * (limit - 2), "a " * (limit - 1)  # the tokens of begin and end count
+    assert [len(tokenizer(text).input_ids) for text in (short, long)] == [limit, limit + 1]
+    assert cut_captions([(short,), (short, "a")], tokenizer) == []
+    (note,) = cut_captions([(short,), (long, "a")], tokenizer)
+    assert note.startswith(f"1 of 3 captions are longer than the {limit} tokens")
 
 
 def test_plain_functions_on_tensors():

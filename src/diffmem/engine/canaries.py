@@ -130,6 +130,13 @@ def _generated(
     result: CanaryResult, retry_errors: bool, silent: bool,
 ) -> None:  # fmt: skip
     conditional = target.denoiser is None or target.denoiser.conditional
+    if target.denoiser is not None and conditional:
+        cut = [text for text in target.denoiser.encode_prompts([c.caption for c in known.canaries]).truncated if text]
+        if cut:
+            result.notes.append(
+                f"{len(cut)} of {len(known.canaries)} captions are longer than the text encoder reads and were cut (in the "
+                "training too): shorter ones tell canaries apart better (--words dataset)"
+            )
     if conditional:
         prompts = [Prompt(canary.id, canary.caption) for canary in known.canaries]
         work = None

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffmem.errors import ModelError, UsageError
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.families._schedulers import is_flow
+from diffmem.models.families._texts import quiet
 from diffmem.randomness import gaussian, seed_of
 
 SCHEDULERS = {
@@ -77,7 +78,8 @@ def prepared(pipeline: Any, sampling: Sampling) -> Iterator[Any]:
     try:
         if sampling.scheduler is not None:
             pipeline.scheduler = _built(sampling.scheduler, before)
-        yield pipeline
+        with quiet():  # pipelines print all that the tokenizer cuts off, in every batch
+            yield pipeline
     finally:
         pipeline.scheduler = before
         if bar is None:

@@ -9,6 +9,7 @@ import torch
 
 from diffmem.errors import DataError
 from diffmem.mitigation.words import random_tokens
+from diffmem.models.families._texts import quiet
 from diffmem.randomness import generator
 from diffmem.training.changes import add_tokens, repeat_words, replace_caption
 from diffmem.training.data import TrainingSet
@@ -35,6 +36,20 @@ def captions_of(data: TrainingSet, plan: DataPlan, tokenizer: Any, seed: int) ->
         return [(plan.template.format(label=image.label),) for image in data.images]
     _require(data, [image.id for image in data.images if not image.captions], "a caption")
     return [image.captions for image in data.images]
+
+
+def cut_captions(captions: Sequence[Sequence[str]], tokenizer: Any) -> list[str]:
+    """A sentence on captions that are longer than the text encoder reads, if there are any."""
+    texts = list(dict.fromkeys(text for among in captions for text in among))
+    limit = int(tokenizer.model_max_length)
+    with quiet():
+        cut = [text for text, ids in zip(texts, tokenizer(texts).input_ids, strict=True) if len(ids) > limit]
+    if not cut:
+        return []
+    return [
+        f"{len(cut)} of {len(texts)} captions are longer than the {limit} tokens that the text encoder reads; their ends are "
+        f"never seen ({cut[0]!r})"
+    ]
 
 
 def _require(data: TrainingSet, lacking: Sequence[str], what: str) -> None:

@@ -20,7 +20,7 @@ from diffmem.runs.atomic import write_atomic
 from diffmem.runs.provenance import provenance
 from diffmem.training.batch import Batch, Latents, Samples
 from diffmem.training.canary_files import registered_in
-from diffmem.training.captions import CaptionDraw, captions_of
+from diffmem.training.captions import CaptionDraw, captions_of, cut_captions
 from diffmem.training.card import model_card
 from diffmem.training.changes import within
 from diffmem.training.checkpoint import State, load_state, load_weights, save_state
@@ -119,6 +119,8 @@ class Trainer:
         if self.denoiser.conditional:
             tokenizer = getattr(self.model.pipeline, "tokenizer", None)
             captions = captions_of(self.data, plan.data, tokenizer, plan.seed)
+            if tokenizer is not None and not hasattr(self.model.pipeline, "tokenizer_2"):  # a second one may read more
+                self.notes += cut_captions(captions, tokenizer)
             several = (
                 repeated(ids, plan.duplication, plan.seed) if plan.duplication.regime == "dup_image" else frozenset()
             )
