@@ -42,7 +42,7 @@ class AnisotropyMitigation(EmbeddingMitigation):
         summary="the embedding optimised until both halves of the anisotropy measure are low",
         formula="e' = argmin_e g1 pull(x_T, t_hi, e) + g2 cos(eps(x_T, t_lo, empty), delta_eps(x_T, t_lo, e)), to a target",
         reference="Asthana & Belagiannis, ICLR 2026, arXiv 2601.20642 (described, not released)",
-        cost="2 + 2n forward, 2n backward passes (2 NFE each), n at most 11",
+        cost="2 + 2n forward, 2n backward passes (2 NFE each), n at most 10",
         memory="activations of two backward passes",
         sweep="none published",
         fails_when="weights or target from another model; ordinary prompts above the target are changed too",

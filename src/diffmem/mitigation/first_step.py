@@ -41,6 +41,17 @@ def pull_factor(denoiser: Denoiser, t: float, elements: int | None = None) -> fl
     return factor / math.sqrt(elements or math.prod(denoiser.sample_shape))
 
 
+def epsilon_factor(denoiser: Denoiser, t: float) -> float:
+    """What turns a norm of the difference of outputs at time t into that of the difference of noise estimates.
+
+    ||eps_c - eps_u|| = f ||out_c - out_u|| with f = 1 (epsilon), alpha (v, flow), alpha/sigma (x0), sigma (score). It is 0 at
+    alpha = 0 for v and flow: there every prompt estimates the same noise, x itself.
+    """
+    alpha, sigma = denoiser.schedule.at(t)
+    kind = denoiser.prediction
+    return {"v": alpha, "flow": alpha, "score": sigma}.get(kind, 1.0 if kind == "epsilon" else alpha / sigma)
+
+
 class Moment:
     """Both branches at one (x, t): the unconditional output is computed once, the conditional one as often as asked.
 

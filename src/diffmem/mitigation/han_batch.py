@@ -48,6 +48,7 @@ class HanBatch(NoiseMitigation):
         sweep="rho 50, gamma .7, M 2, tau 900 on SD 1.4; rho 30, gamma .7, M 4, tau 917 on SD 2",
         fails_when="the prompt's pull is the same everywhere around the noise",
     )
+    version: ClassVar[int] = 2
     neutral: ClassVar = {"rounds": 0, "until": 1000}
 
     def __init__(self, parameters: HanBatchParameters | None = None) -> None:
@@ -60,14 +61,14 @@ class HanBatch(NoiseMitigation):
             return noise
         pull, rows = Pull(call), torch.arange(len(noise))
         x, probe = noise, self.settings.rho * math.sqrt(noise[0].numel())
-        # In units of a pull the difference is sqrt(d) times smaller than one of x0; in epsilon it has the other sign.
+        # The difference is one of x0 over sqrt(d). One of epsilon, in which the formula is written, has the other sign.
         step = self.settings.gamma * SD_SIGNAL * math.sqrt(noise[0].numel())
         moved = []
         with torch.no_grad():
             for _ in range(self.settings.rounds):
                 here = pull.difference(x, rows)
-                ahead = pull.difference(x + probe * here / per_row(norms(here).clamp(min=1e-12), here), rows)
-                x = x - step * (ahead - here)
+                ahead = pull.difference(x - probe * here / per_row(norms(here).clamp(min=1e-12), here), rows)
+                x = x + step * (ahead - here)
                 moved.append(norms(here))
             moved.append(norms(pull.difference(x, rows)))
         call.record.items += [

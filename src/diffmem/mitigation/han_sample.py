@@ -34,7 +34,7 @@ class HanSample(NoiseMitigation):
         summary="the initial noise optimised until the prompt steers its first step less",
         formula="x_T' = argmin_x ||f(x, T, c) - f(x, T, empty)||_2, to a target",
         reference="Han et al., NeurIPS 2025, arXiv 2510.08625 (per-sample)",
-        cost="2n forward, 2n backward passes (2 NFE each), n at most 11",
+        cost="2n forward, 2n backward passes (2 NFE each), n at most 10",
         memory="activations of two backward passes",
         sweep="norm .7, .9, 1.1, 1.3, 1.5 on SD 1.4 (pull .07 ... .15); 5 ... 20 on SD 2, lr .1",
         fails_when="the pull hardly depends on the noise: ten steps of .01 cannot leave the basin of a small image",

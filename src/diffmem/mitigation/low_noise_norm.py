@@ -30,7 +30,7 @@ class LowNoiseNorm(Wen):
         summary="the embedding optimised until the prompt steers the network less at low noise",
         formula="e' = argmin_e ||f(x_T, t_lo, e) - f(x_T, t_lo, empty)||_2 at sigma/alpha = ratio, to a target; start token kept",
         reference="this toolkit: the loss of Wen et al. (ICLR 2024) at the low noise of Asthana & Belagiannis (ICLR 2026)",
-        cost="1 + n forward, n backward passes (2 NFE each), n at most 31",
+        cost="1 + n forward, n backward passes (2 NFE each), n at most 30",
         memory="activations of one backward pass",
         sweep="none published; on the digits pull .0125 ... .075, ratio .05 ... .2 (benchmarks/mitigation)",
         fails_when="the target lies below what ordinary prompts have: then it changes them too; set it with `calibrated`",

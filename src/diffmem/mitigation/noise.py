@@ -60,10 +60,15 @@ class Pull:
     def __init__(self, call: Call) -> None:
         self.denoiser, self.record = call.denoiser, call.record
         self.t, self.cond, self.null = call.first_time, call.conditioning(), call.denoiser.null()
-        self.factor = pull_factor(self.denoiser, self.t, call.noise()[0].numel())
+        # Noise that is estimated higher (epsilon, v, flow) is a clean sample, and a score, that is lower.
+        sign = 1.0 if self.denoiser.prediction in ("x0", "score") else -1.0
+        self.factor = sign * pull_factor(self.denoiser, self.t, call.noise()[0].numel())
 
     def difference(self, x: torch.Tensor, rows: torch.Tensor, gradient: bool = False) -> torch.Tensor:
-        """(f(x, T, c) - f(x, T, empty)) * factor of some rows, [n, *sample_shape]: its norm is the pull. 2 NFE a row."""
+        """How far the prompts move the predicted x0, over sqrt(d), of some rows, [n, *sample_shape]; 2 NFE a row.
+
+        Its norm is the pull, its direction that of the score difference, whatever the network predicts.
+        """
         self.record.nfe.add(forward=2 * len(x), backward=4 * len(x) if gradient else 0)
         cond: Conditioning = self.cond.select(rows)
         pair = [self.denoiser.predict(x, self.t, c) for c in (cond, self.null)]

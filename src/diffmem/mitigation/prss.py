@@ -11,7 +11,7 @@ from pydantic import Field
 from diffmem.errors import MitigationRefused
 from diffmem.mitigation.base import About, Parameters
 from diffmem.mitigation.calls import Call
-from diffmem.mitigation.first_step import WEN_PULL, Moment
+from diffmem.mitigation.first_step import WEN_PULL, Moment, epsilon_factor
 from diffmem.mitigation.guidance import GuidanceMitigation
 from diffmem.mitigation.noise import norms
 from diffmem.mitigation.rewrite import imported
@@ -100,12 +100,7 @@ class Prss(GuidanceMitigation):
         self, call: Call, t: float, original: torch.Tensor, unconditional: torch.Tensor, other: torch.Tensor
     ) -> torch.Tensor:
         """The formula, per sample; l and m are held against the difference converted to epsilon."""
-        alpha, sigma = call.denoiser.schedule.at(t)
-        # Differences of all parameterisations are proportional: in epsilon alpha for v and flow, alpha/sigma for x0.
-        unit = {"epsilon": 1.0, "v": alpha, "flow": alpha, "x0": alpha / sigma, "score": sigma}[
-            call.denoiser.prediction
-        ]
-        size = norms(other - unconditional) * unit / original[0].numel() ** 0.5
+        size = norms(other - unconditional) * epsilon_factor(call.denoiser, t) / original[0].numel() ** 0.5
         scale, low, high = call.guidance, self.settings.low, self.settings.high
         start = (scale * low - high) / (scale - 1)
         part = ((size - start) / (high - start) * scale).clamp(max=scale)

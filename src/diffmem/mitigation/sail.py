@@ -40,13 +40,14 @@ class Sail(NoiseMitigation):
         name="sail",
         level="noise",
         summary="initial noise in a flat place: optimised against the curvature of the prompt's pull, several tried",
-        formula="min_x ||s(x + d s/||s||) - s(x)||^2 + a ||x||^2, s = f(x, T, c) - f(x, T, empty) (Jeon et al., SAIL)",
+        formula="min_x ||s(x + d s/||s||) - s(x)||^2 + a ||x||^2, s = score(x, T, c) - score(x, T, empty) (Jeon et al., SAIL)",
         reference="Jeon et al., ICML 2025, arXiv 2412.04140 (the paper's loss; the released code has another)",
-        cost="4n forward, 4n backward passes (2 NFE each), n at most 11 per candidate",
+        cost="4n forward, 4n backward passes (2 NFE each), n at most 10 per candidate",
         memory="activations of four backward passes",
         sweep="threshold 7.6, 7.8, 8.2, 8.6, 9 on SD 1.4 and 4 ... 6 on SD 2, of the released code's loss; 8 candidates",
         fails_when="the image is memorized from every noise: then flat places do not exist",
     )
+    version: ClassVar[int] = 2
     neutral: ClassVar = {"steps": 0}
 
     def __init__(self, parameters: SailParameters | None = None) -> None:

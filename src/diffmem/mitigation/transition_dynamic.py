@@ -10,6 +10,7 @@ from pydantic import Field
 
 from diffmem.mitigation.base import About, Parameters
 from diffmem.mitigation.calls import Call
+from diffmem.mitigation.first_step import epsilon_factor
 from diffmem.mitigation.guidance import GuidanceMitigation
 from diffmem.mitigation.steering import Decision, Step
 from diffmem.scores.score_difference import score_difference
@@ -28,13 +29,14 @@ class TransitionDynamic(GuidanceMitigation):
         name="transition-dynamic",
         level="guidance",
         summary="no guidance until the score difference has passed its first local minimum, per image",
-        formula="w = 1 until g_{k-2} > g_{k-1} < g_k, g_k = ||f_k(c) - f_k(empty)||_2, then the scale (Jain et al., DTP)",
+        formula="w = 1 until g_{k-2} > g_{k-1} < g_k, g_k = ||eps_k(c) - eps_k(empty)||_2, then the scale (Jain et al., DTP)",
         reference="Jain et al., CVPR 2025, arXiv 2411.16738",
         cost="none",
         memory="three norms",
         sweep="none",
         fails_when="the norm has no minimum (guidance never starts) or one by chance in the first steps",
     )
+    version: ClassVar[int] = 2
     neutral: ClassVar = {"before": 7.5}  # with a pipeline at guidance 7.5: the same scale before and after
 
     def __init__(self, parameters: TransitionDynamicParameters | None = None) -> None:
@@ -49,7 +51,9 @@ class TransitionDynamic(GuidanceMitigation):
         call.record.items += notes
 
         def decide(step: Step) -> Decision:
-            norms.append(score_difference(step.conditional, step.unconditional).cpu())
+            # In epsilon: the network's own output (v, flow) is scaled differently at every step, and so are its minima.
+            unit = epsilon_factor(call.denoiser, step.t)
+            norms.append(score_difference(step.conditional, step.unconditional).cpu() * unit)
             if len(norms) >= 3:
                 minimum = (norms[-3] > norms[-2]) & (norms[-2] < norms[-1])
                 for image in (closed & minimum).nonzero()[:, 0].tolist():

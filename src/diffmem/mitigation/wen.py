@@ -39,7 +39,7 @@ class Wen(EmbeddingMitigation):
         summary="the embedding optimised until the prompt steers the first step less",
         formula="e' = argmin_e ||f(x_T, T, e) - f(x_T, T, empty)||_2 (Wen et al., section 4.2), to a target; start token kept",
         reference="Wen et al., ICLR 2024, arXiv 2407.21720",
-        cost="1 + n forward, n backward passes (2 NFE each), n at most 11",
+        cost="1 + n forward, n backward passes (2 NFE each), n at most 10",
         memory="activations of one backward pass",
         sweep="norm 3, 4, 5, 6, 7 on SD 1.4 (pull .31 ... .72); 50 ... 90 on SD 2",
         fails_when="the target lies below what ordinary prompts have: then it changes them too",
