@@ -22,6 +22,7 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
         "guard.md",
         "training.md",
         "lora.md",
+        "matching.md",
         "canaries.md",
         "lab.md",
         "mitigation.md",

@@ -54,6 +54,38 @@ def test_the_judge_of_a_testbed_takes_its_pictures(tmp_path, capsys):
     assert "judged by digits classifier" in out
 
 
+def test_the_page_shows_both_histograms_and_the_pairs(folders, tmp_path, capsys):
+    arguments = ["match", folders / "made", "--train", folders / "train", "--metrics", "--out", tmp_path / "whole"]
+    code, out, _ = run(capsys, *arguments, "--json")
+    assert code == 0
+    assert json.loads((tmp_path / "whole" / "match.json").read_text()) == json.loads(out)
+    page = (tmp_path / "whole" / "match.html").read_text()
+    found = json.loads(out)
+    copies = sum(row["copy"] for row in found["matches"])
+    assert copies >= 6 and f"{copies} of 12 images" in page
+    histograms = [found["metrics"]["similarity"][name]["histogram"] for name in ("generated", "background")]
+    assert [page.count(f'<rect class="bar {kind}"') for kind in ("pos", "neg")] == [
+        sum(n > 0 for n in counts) for counts in histograms
+    ]
+    nearest = {row["train_id"] for row in found["matches"]}  # each once, with two pictures
+    assert page.count('<figure class="panel pair">') == len(nearest)
+    assert page.count('src="data:image/') == 2 * len(nearest)
+    assert "<script" not in page and "threshold, not calibrated" in page  # 30 images cannot tell a rate of 1 %
+    assert run(capsys, *arguments[:-1], tmp_path / "bare", "--redact", "hash")[0] == 0
+    bare = (tmp_path / "bare" / "match.html").read_text()
+    assert "data:image/" not in bare.partition("<body>")[2] and "not shown" in bare
+
+
+def test_a_distance_that_its_correction_makes_negative_is_shown_without_it():
+    from diffmem.evaluation.frechet import FrechetDistance
+    from diffmem.report.copying import _frechet
+
+    failed = _frechet(FrechetDistance(0.25, -1.5, -1.9, -1.1, 0.95, (120, 40), 64, ""))
+    assert (failed["value"], failed["low"], failed["high"]) == (0.25, None, None) and "cannot be" in failed["read as"]
+    sound = _frechet(FrechetDistance(0.25, -0.1, -0.3, 0.1, 0.95, (120, 400), 64, ""))
+    assert (sound["value"], sound["low"], sound["high"]) == (-0.1, -0.3, 0.1) and "uncorrected 0.25" in sound["read as"]
+
+
 def test_images_without_metrics_have_no_metrics(folders, capsys):
     _, out, _ = run(capsys, "match", folders / "made", "--train", folders / "train", "--json")
     assert "metrics" not in json.loads(out)
@@ -63,6 +95,7 @@ def test_images_without_metrics_have_no_metrics(folders, capsys):
     ("arguments", "message"),
     [
         (["--above", "0.5"], "belong to --metrics"),
+        (["--out", "page"], "belong to --metrics"),
         (["--metrics", "--text-alignment", "blip"], "no judge of text alignment 'blip'"),
         (["--metrics", "--text-alignment", "clip:nowhere"], "cannot be opened"),
         (["--metrics", "--text-alignment", "digits"], "give images [N, 8, 8]"),

@@ -96,6 +96,19 @@ def test_parquet_streams_and_finds_by_id(tmp_path, layout, row_group):
     assert [len(b) for b in images.batches(3)] == [3, 3, 1]
 
 
+def test_the_first_of_several_captions_is_the_pictures(tmp_path):
+    (tmp_path / "folder").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "folder" / "a.png")
+    row = {"file_name": "a.png", "captions": ["one", "two"], "text": None}
+    (tmp_path / "folder" / "metadata.jsonl").write_text(json.dumps(row))
+    png = (tmp_path / "folder" / "a.png").read_bytes()
+    pq.write_table(pa.table({"image": [png], "captions": [["one", "two"]]}), tmp_path / "same.parquet")
+    for source in (tmp_path / "folder", tmp_path / "same.parquet"):
+        (item,) = load_images(source)
+        assert item.caption == "one"
+        assert load_training_set(source).images[0].captions == ("one", "two")
+
+
 def test_parquet_without_ids_numbers_rows_and_records_missing_images(tmp_path):
     (tmp_path / "beside.png").write_bytes(encode(PIXELS[1]))
     outside = tmp_path.parent / "outside.png"

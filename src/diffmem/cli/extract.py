@@ -63,7 +63,8 @@ def extract(
     if work.json:
         emit_json(result.as_dict())
         return 0
-    shown = [{name: row[name] for name in SHOWN if name in row} for row in result.rows]
+    # A seed is a name, not a quantity: no separators in it.
+    shown = [{name: row[name] for name in SHOWN if name in row} | {"seed": str(row["seed"])} for row in result.rows]
     emit_table(shown, title=f"{len(shown)} images extracted from {result.prompts} prompts; surest first")
     for text in dict.fromkeys(result.notes):
         note(text)

@@ -44,6 +44,12 @@ def match(
         Parameter(help="with --metrics: similarity above which images are counted; default: the descriptor's"),
     ] = None,
     seed: Annotated[int, Parameter(help="with --metrics: of resampling")] = 0,
+    out: Annotated[
+        Path | None, Parameter(help="with --metrics: folder for a page (histograms, pairs, figures) and match.json")
+    ] = None,
+    redact: Annotated[
+        Literal["none", "blur", "hash"], Parameter(help="with --out: pictures blurred or left out of the page")
+    ] = "none",
     json: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -65,8 +71,8 @@ def match(
         raise UsageError("--train is missing: give the training images or an index of them.")
     if not 0 < false_positives < 1:
         raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
-    if not metrics and (text_alignment is not None or above is not None):
-        raise UsageError("--text-alignment and --above belong to --metrics; add it.")
+    if not metrics and any(option is not None for option in (text_alignment, above, out)):
+        raise UsageError("--text-alignment, --above and --out belong to --metrics; add it.")
     choose_search(search, 0)  # before anything is described
     judge = None if text_alignment is None else parse_alignment(text_alignment)
     index = open_or_build_index(train, copies, allow_pickle, quiet or json)
@@ -76,6 +82,11 @@ def match(
     listed = load_images(images)
     found = match_images(listed, index, settings, held, quiet or json)
     measured = copying_metrics(listed, index, alignment=judge, threshold=above, seed=seed) if metrics else None
+    page = None
+    if out is not None and measured is not None:
+        from diffmem.engine.match_page import write_match_page
+
+        page = write_match_page(out, listed, index, found, measured, redact)
     called = sum(row["copy"] for row in found.rows)
     if json:
         extra = {} if measured is None else {"metrics": measured.as_dict()}
@@ -97,6 +108,8 @@ def match(
             "of the others a farther one is shown"
         )
     note(_threshold_text(found.threshold.calibrated, found.threshold.note, false_positives))
+    if page is not None:
+        note(f"the page is {page}")
     return 0
 
 

@@ -88,7 +88,7 @@ class MemorySource(ImageSource):
 
 
 class FolderSource(ImageSource):
-    """Picture files below a folder; captions from metadata.jsonl (`file_name`) or a .txt file beside the picture.
+    """Picture files below a folder; captions from metadata.jsonl (`file_name`; the first of several) or a .txt file beside.
 
     Ids are paths relative to the folder, with forward slashes.
     """
@@ -113,10 +113,10 @@ class FolderSource(ImageSource):
             if not path.is_file():
                 continue
             for row in read_jsonl(path).rows:
-                name = row.get("file_name")
-                caption = next(
-                    (row[key] for key in ("caption", "text", "prompt") if isinstance(row.get(key), str)), None
-                )
+                name, several = row.get("file_name"), row.get("captions")
+                known = [row.get(key) for key in ("caption", "text", "prompt")]
+                known += several if isinstance(several, list) else [several]
+                caption = next((text for text in known if isinstance(text, str)), None)
                 if isinstance(name, str) and caption is not None:
                     captions[(table.relative_to(self._folder) / name).as_posix()] = caption
         return captions

@@ -17,6 +17,8 @@ from diffmem.errors import DataError
 IMAGE_COLUMNS = ("image", "img", "picture", "png", "jpg", "jpeg", "bytes", "image_bytes")
 ID_COLUMNS = ("id", "image_id", "index")
 CAPTION_COLUMNS = ("caption", "text", "prompt")
+SEVERAL = "captions"
+"""A list of captions per picture, of which the first is the picture's caption."""
 _ROWS_AT_ONCE = 32
 
 
@@ -41,6 +43,8 @@ class TableSource(ImageSource):
             field.name for field in first if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
         ]
         self._caption = find_column(strings, CAPTION_COLUMNS, None, "captions", self.name)
+        if self._caption is None and SEVERAL in first.names and pa.types.is_list(first.field(SEVERAL).type):
+            self._caption = SEVERAL
         self._id = find_column(first.names, ID_COLUMNS, None, "ids", self.name)
         self._columns = [name for name in (self._column, self._caption) if name is not None]
         for path, schema in zip(self._files, schemas, strict=True):
@@ -66,6 +70,8 @@ class TableSource(ImageSource):
 
     def _raw(self, batch: Any, row: int, key: str, path: Path) -> Raw:
         caption = None if self._caption is None else batch.column(self._caption)[row].as_py()
+        if isinstance(caption, list):
+            caption = next((text for text in caption if isinstance(text, str)), None)
         cell = batch.column(self._column)[row].as_py()
         if not isinstance(cell, dict):
             return Raw(key, cell, caption)

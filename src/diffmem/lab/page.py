@@ -13,6 +13,7 @@ from diffmem.lab.plan import Cell
 from diffmem.lab.run import FIGURES, Lab, LabResult
 from diffmem.report.lab import LabView, ShownPair, write_lab_page
 from diffmem.report.redaction import Redaction, embed
+from diffmem.report.verdict import STATISTICS
 from diffmem.runs.store import RunStore
 
 PAIRS = 4
@@ -76,7 +77,7 @@ def _facts(lab: Lab, result: LabResult) -> list[tuple[str, str]]:
     if threshold is not None:
         rate = f"{threshold['nominal_fpr']:.1%} false positives per image"
         called = rate if threshold["calibrated"] else "customary threshold, not calibrated"
-        facts.append(("A copy", f"{threshold['statistic']} of {plan.measure.descriptor}; {called}"))
+        facts.append(("A copy", f"by the {STATISTICS[threshold['statistic']]} of {plan.measure.descriptor}; {called}"))
     facts.append(("Quality", next((row["quality_is"] for row in result.rows if row["quality_is"]), "not measured")))
     return facts
 

@@ -7,6 +7,7 @@ from typing import Any
 from diffmem.copies.copying_metrics import CopyingMetrics
 from diffmem.copies.similarity import SimilarityStatistics
 from diffmem.evaluation.estimate import Estimate
+from diffmem.evaluation.frechet import FrechetDistance
 
 FIGURES = ("mean", "std", "p75", "p90", "p95", "share_above")
 
@@ -31,11 +32,7 @@ def copying_rows(metrics: CopyingMetrics) -> list[dict[str, Any]]:
         )
     if metrics.frechet is not None:
         distance = metrics.frechet
-        note = f"0: same distribution; uncorrected {distance.value:.4g} at n = {distance.n[0]} and {distance.n[1]}"
-        rows.append(
-            {"figure": f"Fréchet distance of {metrics.descriptor['name']} features", "value": distance.corrected,
-             "low": distance.low, "high": distance.high, "n": distance.n[0], "read as": note}
-        )  # fmt: skip
+        rows.append({"figure": f"Fréchet distance of {metrics.descriptor['name']} features", **_frechet(distance)})
     if metrics.precision_recall is not None:
         pair = metrics.precision_recall
         rows.append(_row("precision", pair.precision, f"share of generated images among real ones, k = {pair.k}"))
@@ -43,6 +40,21 @@ def copying_rows(metrics: CopyingMetrics) -> list[dict[str, Any]]:
     judge = metrics.alignment.note if metrics.alignment_judge is None else f"judged by {metrics.alignment_judge}"
     rows.append(_row("text alignment", metrics.alignment, judge))
     return rows
+
+
+def _frechet(distance: FrechetDistance) -> dict[str, Any]:
+    """The corrected distance; the plain one where the correction cannot be right, for no distance lies below 0."""
+    sizes = f"n = {distance.n[0]} and {distance.n[1]}, {distance.dimension} dimensions"
+    if distance.high < 0:
+        note = (
+            f"0: same distribution; biased upwards at {sizes} (corrected {distance.corrected:.3g}, which cannot be: copies "
+            "or fewer images than dimensions)"
+        )
+        return {"value": distance.value, "low": None, "high": None, "n": distance.n[0], "read as": note}
+    note = f"0: same distribution; uncorrected {distance.value:.4g} at {sizes}"
+    return {
+        "value": distance.corrected, "low": distance.low, "high": distance.high, "n": distance.n[0], "read as": note,
+    }  # fmt: skip
 
 
 def _row(figure: str, estimate: Estimate, reference: str) -> dict[str, Any]:
