@@ -31,10 +31,25 @@ def test_rows_as_json(inputs, capsys):
     assert all(0 <= row["copied_before"] <= 1 for row in rows)
 
 
+def test_a_folder_keeps_what_is_done_and_amg_takes_the_training_images(inputs, tmp_path, capsys):
+    caption = next(row["caption"] for row in digits.truth() if row["label"] == "reproduced")
+    command = ["robustness", "testbed:digits", caption, "--method", "amg", "--train", str(inputs.train), "--worst-of", "1",
+               "--scales", "2", "--samplers", "ddim:4", "--images", "1", "--steps", "4", "--guidance", "2",
+               "--adversarial-steps", "0", "--paraphrases", "none", "--out", str(tmp_path / "run")]  # fmt: skip
+    assert main(command) == 0
+    assert "amg: seeds" in capsys.readouterr().err
+    rows = json.loads((tmp_path / "run" / "rows.json").read_text())
+    assert [row["status"] for row in rows] == ["ok"] * 3
+    assert main([*command, "--json"]) == 0
+    again = capsys.readouterr()
+    assert json.loads(again.out) == rows, "seconds too: nothing was generated again"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ((), "--method is missing"),
+        (("--method", "ren", "--method", "wenn", "--train", "no/such/folder"), "Did you mean 'wen'"),
         (("--method", "attenuation"), "--train is missing"),
         (("--method", "attenuation", "--train", "x", "--worst-of", "0"), "at least 1"),
     ],

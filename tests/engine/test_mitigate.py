@@ -205,8 +205,13 @@ def test_command(inputs, tmp_path, capsys):
         str(inputs.train), "--images", "2", "--steps", "4", "--guidance", "2", "--text-alignment", "digits", "--out",
         str(tmp_path / "run"), "--json",
     ]  # fmt: skip
-    assert main([*command, "--sweep", "--method", "ren", "--dry-run"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["settings"] == 1 + len(sweep_of("ren"))
+    bystanders = tmp_path / "others.txt"
+    bystanders.write_text("a three\na four\n")
+    assert main([*command, "--sweep", "--method", "ren", "--dry-run", "--others", str(bystanders)]) == 0
+    planned, settings = json.loads(capsys.readouterr().out)[0], 1 + len(sweep_of("ren"))
+    assert planned == {"settings": settings, "prompts": 6, "images": 6 * 2 * (settings + 1)}
+    assert main(["mitigate", "testbed:digits", "a", "--method", "wenn", "--train", "no/such", "--out", "x"]) == 2
+    assert "Did you mean 'wen'" in capsys.readouterr().err, "before anything is read"
     assert main(command) == 0
     none, row = json.loads(capsys.readouterr().out)
     assert (none["setting"], row["setting"]) == ("none", "random-tokens:count=2")

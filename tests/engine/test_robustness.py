@@ -17,6 +17,7 @@ from diffmem.copies.text_alignment import CallableAlignment
 from diffmem.engine.robustness import Robustness
 from diffmem.engine.robustness_compare import share_interval, worst_of_share
 from diffmem.engine.robustness_conditions import RobustnessPlan, paraphrases_in, word_variants
+from diffmem.engine.robustness_kept import Kept
 from diffmem.errors import DataError, MitigationRefused, UsageError
 from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.mitigation.adversarial import AdversarialParameters, handed_over, search
@@ -53,6 +54,37 @@ def made(bed):
         draws=2, adversarial=SHORT, seed=1,
     )  # fmt: skip
     return Robustness(target, captions, judge, plan, paraphrase=word_variants, pictures=pictures)
+
+
+def test_what_is_kept_is_not_generated_again_and_belongs_to_its_model_and_mitigation(
+    bed, tmp_path, monkeypatch, capsys
+):
+    target, captions, judge, pictures = bed
+    plan = RobustnessPlan(
+        sampling=Sampling(steps=4, guidance=2.0), worst_of=(1,), guidance=(1.0, 2.0), samplers=("ddim:4",), draws=1,
+        adversarial=SHORT,
+    )  # fmt: skip
+
+    def begun(model="m", silent=True):
+        kept = Kept(tmp_path, {"model": model})
+        return Robustness(target, captions, judge, plan, pictures=pictures, kept=kept, silent=silent)
+
+    first = begun(silent=False).rows("transition-static:until=150")
+    assert capsys.readouterr().err.count("transition-static:until=150.0: ") == 5
+    assert [row["status"] for row in first].count("refused") == 1
+    seen = []
+    whole = Robustness._generated
+    monkeypatch.setattr(
+        Robustness, "_generated", lambda self, c, m: seen.append((c.label, m and m.label)) or whole(self, c, m)
+    )
+    assert begun().rows("transition-static:until=150") == first
+    assert seen == [("guidance 1", "transition-static:until=150.0")], "what was refused is tried again"
+    seen.clear()
+    begun().rows("attenuation")
+    assert {label for _, label in seen} == {"attenuation"}, "the arm without mitigation is common"
+    seen.clear()
+    begun("another").rows("attenuation")
+    assert len(seen) == 10
 
 
 def test_every_condition_is_generated_without_and_with_the_mitigation(made):

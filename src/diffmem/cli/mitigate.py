@@ -26,7 +26,8 @@ def mitigate(
     model: str,
     *typed: Annotated[str, Parameter(show=False)],
     methods: Annotated[
-        tuple[str, ...], Parameter(name="--method", help="name[:key=value,...]; may be repeated; all: every one")
+        tuple[str, ...],
+        Parameter(name="--method", negative="", help="name[:key=value,...]; may be repeated; all: every one"),
     ] = (),
     sweep: Annotated[
         bool, Parameter(negative="", help="also the published settings of every method given without parameters")
@@ -69,6 +70,7 @@ def mitigate(
     from diffmem.engine.mitigate import mitigate as run
     from diffmem.engine.mitigate_page import write_page
     from diffmem.mitigation import MITIGATIONS
+    from diffmem.mitigation.spec import parse_mitigation
     from diffmem.mitigation.sweeps import sweep_of
 
     if work.shard is not None:
@@ -80,15 +82,18 @@ def mitigate(
     if train is None:
         raise UsageError("--train is missing: without the training images nothing says what a copy is.")
     wanted = [one for text in methods for one in (MITIGATIONS if text == "all" else [text])]
-    wanted = [setting for one in wanted for setting in (sweep_of(one) if sweep else [one])]
+    # Read before the training images are described, which can take long: a slip of the pen is told at once.
+    made = [parse_mitigation(setting) for one in wanted for setting in (sweep_of(one) if sweep else [one])]
     listed = prompts.load(typed)
+    bystanders = None if others is None else load_prompts(others)
+    ordinary = None if reference is None else load_prompts(reference)
     settings = Generation(draws=images, seed=work.seed, batch=batch, sampling=sampling.sampling())
     judge = None if text_alignment is None else parse_alignment(text_alignment)
     if work.dry_run:
-        count = len(listed) * images * (len(wanted) + 1)
+        total = len(listed) + len(bystanders or ())
         emit_table(
-            [{"settings": len(wanted), "prompts": len(listed), "images": count}], json=work.json,
-            title="without the mitigations' own evaluations: diffmem methods --mitigations",
+            [{"settings": len(made), "prompts": total, "images": total * images * (len(made) + 1)}], json=work.json,
+            title="with --others, and once without mitigation; each one's own evaluations: diffmem methods --mitigations",
         )  # fmt: skip
         return 0
     folder = need(out, "--out", "the comparison needs a folder")
@@ -96,9 +101,7 @@ def mitigate(
     index = open_or_build_index(train, copies, target.allow_pickle, silent)
     opened = target.open(model)
     result = run(
-        opened, listed, wanted, index, out=folder, others=None if others is None else load_prompts(others),
-        reference=None if reference is None else load_prompts(reference),
-        heldout=heldout, settings=settings,
+        opened, listed, made, index, out=folder, others=bystanders, reference=ordinary, heldout=heldout, settings=settings,
         matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives),
         alignment=judge, pictures=None if index_files.exists(train) else train, retry_errors=work.retry_errors, silent=silent,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,9 +29,14 @@ SHOWN = {
 def robustness(
     model: str,
     *typed: Annotated[str, Parameter(show=False)],
-    methods: Annotated[tuple[str, ...], Parameter(name="--method", help="name[:key=value,...]; may be repeated")] = (),
+    methods: Annotated[
+        tuple[str, ...], Parameter(name="--method", negative="", help="name[:key=value,...]; may be repeated")
+    ] = (),
     train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
+    out: Annotated[
+        Path | None, Parameter(help="folder: rows.json, and what is done is kept, so that the same command resumes")
+    ] = None,
     worst_of: Annotated[tuple[int, ...], Parameter(help="numbers of seeds of which the worst counts")] = (1, 4, 16),
     scales: Annotated[tuple[float, ...], Parameter(help="guidance scales")] = (1.0, 2.0, 4.0, 7.5),
     samplers: Annotated[tuple[str, ...] | None, Parameter(help="scheduler:steps; own: the pipeline's")] = None,
@@ -65,6 +71,10 @@ def robustness(
     from diffmem.data.images import load_images
     from diffmem.engine.robustness import Robustness, index_judge, pictures_of
     from diffmem.engine.robustness_conditions import paraphrases_in, word_variants
+    from diffmem.engine.robustness_kept import Kept
+    from diffmem.mitigation.amg import given_images
+    from diffmem.mitigation.spec import parse_mitigation
+    from diffmem.runs.atomic import write_atomic
 
     if not methods:
         raise UsageError("--method is missing: name a mitigation (diffmem methods --mitigations lists them).")
@@ -72,6 +82,7 @@ def robustness(
         raise UsageError("--train is missing: without the training images nothing says what a copy is.")
     if not 0 < false_positives < 1:
         raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
+    mitigations = [parse_mitigation(one) for one in methods]  # all of them before the work on the first begins
     plan = _plan(worst_of, scales, samplers, images, adversarial_steps, batch, sampling, work)
     listed = [prompt.text for prompt in prompts.load(typed) if prompt.problem is None]
     others = None if paraphrases == "none" else word_variants if paraphrases == "words" else paraphrases_in(paraphrases)
@@ -79,9 +90,18 @@ def robustness(
     index = open_or_build_index(train, copies, target.allow_pickle, silent)
     held = None if heldout is None else load_images(heldout)
     threshold = calibrate(index, held, false_positives, 1, statistic)
+    alignment, opened, pictures = (
+        None if text_alignment is None else parse_alignment(text_alignment), target.open(model), pictures_of(train)
+    )  # fmt: skip
+    if pictures is not None:  # an index holds no pictures to keep away from
+        mitigations = [given_images(one, train) for one in mitigations]
+    basis = {
+        "model": opened.fingerprint, "training": index.fingerprint, "threshold": [threshold.statistic, threshold.value],
+        "alignment": text_alignment,
+    }  # fmt: skip
     made = Robustness(
-        target.open(model), listed, index_judge(index, threshold), plan, paraphrase=others, pictures=pictures_of(train),
-        alignment=None if text_alignment is None else parse_alignment(text_alignment),
+        opened, listed, index_judge(index, threshold), plan, paraphrase=others, pictures=pictures, alignment=alignment,
+        kept=None if out is None else Kept(out, basis), silent=silent,
     )  # fmt: skip
     if work.dry_run:
         count = sum(c.draws * sum(len(texts) for texts in c.texts) for c in made.conditions) * (1 + len(methods))
@@ -90,7 +110,9 @@ def robustness(
             title="without the mitigations' own evaluations",
         )  # fmt: skip
         return 0
-    rows = [row for one in methods for row in made.rows(one)]
+    rows = [row for one in mitigations for row in made.rows(one)]
+    if out is not None:
+        write_atomic(out / "rows.json", json.dumps(rows, indent=1, allow_nan=False).encode())
     if work.json:
         emit_json(rows)
         return 0

@@ -21,7 +21,7 @@ from diffmem.engine.mitigate_compare import OTHER, Seen, compared, look
 from diffmem.engine.peak import peak_memory
 from diffmem.engine.rundir import RunDirectory, record_model
 from diffmem.errors import MitigationRefused, UsageError
-from diffmem.mitigation.amg import Amg
+from diffmem.mitigation.amg import given_images
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.calibrate import calibrated, has_open_target
 from diffmem.mitigation.spec import parse_mitigation
@@ -108,7 +108,7 @@ def mitigate(
     listed = _sides(prompts, others)
     settings, judged = settings or Generation(), matching or Matching()
     known = pictures if pictures is not None else None if isinstance(train, CopyIndex) else train
-    made = [_given(parse_mitigation(one), known) for one in methods]
+    made = [given_images(parse_mitigation(one), known) for one in methods]
     if reference is not None:
         made = [_on_reference(one, target, reference, settings.sampling) for one in made]
     labels = [one.label for one in made]
@@ -203,11 +203,6 @@ def _sides(prompts: PromptList, others: PromptList | None) -> PromptList:
         Prompt(f"{side or 'prompt'}/{p.id}", p.text, p.label, side or None, p.extra, p.problem) for side, p in sides
     ]
     return PromptList(tuple(rows), prompts.source)
-
-
-def _given(mitigation: Mitigation, pictures: ImageSet | str | Path | None) -> Mitigation:
-    """The mitigation with the training images, where it keeps away from them and was given none."""
-    return mitigation.given(pictures) if isinstance(mitigation, Amg) and pictures is not None else mitigation
 
 
 def _on_reference(mitigation: Mitigation, target: Target, reference: PromptList, sampling: Sampling) -> Mitigation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,7 @@ from diffmem.data.images import ImageSet, load_images
 from diffmem.engine.microbatch import MicroBatches
 from diffmem.engine.robustness_compare import rows_of
 from diffmem.engine.robustness_conditions import Condition, Paraphrase, RobustnessPlan, conditions_of
+from diffmem.engine.robustness_kept import Kept
 from diffmem.errors import DataError, MitigationRefused, UsageError
 from diffmem.mitigation.adversarial import Adversarial, handed_over, search
 from diffmem.mitigation.base import Mitigation
@@ -76,6 +78,8 @@ class Robustness:
         paraphrase: other wordings of a prompt, or None.
         pictures: the training image of a name, for the adversarial search, in the model's size; None leaves that out.
         alignment: judges images against the words that asked for them: copies can vanish because the picture does.
+        kept: where outcomes are kept, so that the same conditions are not generated again; None: nowhere.
+        silent: no progress on stderr.
     """
 
     def __init__(
@@ -88,6 +92,8 @@ class Robustness:
         paraphrase: Paraphrase | None = None,
         pictures: Callable[[str], Image.Image] | None = None,
         alignment: TextAlignment | None = None,
+        kept: Kept | None = None,
+        silent: bool = True,
     ) -> None:
         if not prompts:
             raise UsageError("There are no prompts; robustness is asked of prompts whose images are copies.")
@@ -100,6 +106,7 @@ class Robustness:
         self.denoiser, self.pictures, self.alignment = self.target.need_denoiser(), pictures, alignment
         self.conditions = conditions_of(self.prompts, self.plan, self.denoiser.schedule, paraphrase)
         self.plain: Arm = {}
+        self.kept, self.silent = kept, silent
 
     def without(self) -> Arm:
         """The arm without mitigation, made once."""
@@ -154,10 +161,20 @@ class Robustness:
             before = self._plain(condition)
             reason = "an embedding is handed over, which no change of the text reaches"
             return replace(before, status="bypassed", reason=reason)
+        if self.kept is not None and (known := self.kept.read(condition, mitigation, self.plan)) is not None:
+            return known
+        if not self.silent:
+            arm = "without mitigation" if mitigation is None else mitigation.label
+            print(f"diffmem: {arm}: {condition.label}", file=sys.stderr, flush=True)
         try:
-            return self._generated(condition, mitigation)
+            outcome = self._generated(condition, mitigation)
         except (MitigationRefused, UsageError) as refusal:
-            return Outcome(status="refused", reason=str(refusal))
+            return Outcome(
+                status="refused", reason=str(refusal)
+            )  # not kept: it may be mended, and costs next to nothing
+        if self.kept is not None:
+            self.kept.write(condition, mitigation, self.plan, outcome)
+        return outcome
 
     def _generated(self, condition: Condition, mitigation: Mitigation | None) -> Outcome:
         work = [

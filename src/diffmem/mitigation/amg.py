@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from diffmem.errors import MitigationRefused
-from diffmem.mitigation.base import About, Parameters
+from diffmem.mitigation.base import About, Mitigation, Parameters
 from diffmem.mitigation.calls import Call
 from diffmem.mitigation.guidance import GuidanceMitigation, thousandths
 from diffmem.mitigation.local_index import LocalIndex
@@ -122,3 +122,8 @@ class Amg(GuidanceMitigation):
         alpha, sigma = denoiser.schedule.alpha_sigma(denoiser.times(step.t, len(x0)))
         x = step.x.to(x0.device, x0.dtype)
         return convert(x0, x, alpha, sigma, "x0", denoiser.prediction)
+
+
+def given_images(mitigation: Mitigation, images: Any) -> Mitigation:
+    """The mitigation with these training images, where it keeps away from such and has none; None gives none."""
+    return mitigation.given(images) if isinstance(mitigation, Amg) and images is not None else mitigation
