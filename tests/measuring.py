@@ -12,8 +12,8 @@ from PIL import Image
 from diffmem.models.meter import Nfe
 from diffmem.models.target import Target
 from diffmem.randomness import gaussian
-from diffmem.scores.images import IMAGE_SCORES
-from diffmem.scores.images.base import About, BatchImageScore, ImageItem, ImageResult, ImageScore, Parameters
+from diffmem.scores.image import IMAGE_SCORES
+from diffmem.scores.image.base import About, BatchImageScore, ImageItem, ImageResult, ImageScore, Parameters
 from diffmem.testbeds.closed_form import empirical_bayes
 
 SIZE = 4

@@ -64,7 +64,7 @@ def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
 def test_the_methods_page_is_made_from_the_registry(monkeypatch):
     from diffmem.report.methods import methods_page
     from diffmem.scores import SCORES
-    from diffmem.scores.images import IMAGE_SCORES
+    from diffmem.scores.image import IMAGE_SCORES
 
     for registry in (SCORES, IMAGE_SCORES):  # without what other tests have added
         monkeypatch.setattr(registry, "_loaded", {})

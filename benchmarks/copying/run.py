@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from diffmem.engine.rundir import parse_shard
-from diffmem.lab.compare import pooled
-from diffmem.lab.page import write_page
-from diffmem.lab.plan import LabPlan
-from diffmem.lab.run import Lab
-from diffmem.report.lab import name_of
+from diffmem.experiments.lab.compare import pooled
+from diffmem.experiments.lab.page import write_page
+from diffmem.experiments.lab.plan import LabPlan
+from diffmem.experiments.lab.run import Lab
+from diffmem.experiments.lab.view import name_of
+from diffmem.runs.directory import parse_shard
 from diffmem.runs.provenance import provenance
 from diffmem.training.plan import load_plan
 

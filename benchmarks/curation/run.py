@@ -24,9 +24,9 @@ import torch
 import diffmem as dm
 from diffmem.copies.curation import Proposal, Rule
 from diffmem.data.images import load_images
-from diffmem.engine.curate import curate
-from diffmem.engine.curate_write import write_dataset
 from diffmem.evaluation.proportion import clopper_pearson
+from diffmem.experiments.curate.run import curate
+from diffmem.experiments.curate.write import write_dataset
 from diffmem.randomness import seed_of
 from diffmem.testbeds import digits
 from diffmem.testbeds.digits import train as training

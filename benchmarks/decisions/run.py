@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from diffmem.data.prompts import Prompt, PromptList
-from diffmem.engine.score_prompts import score
 from diffmem.errors import UsageError
 from diffmem.evaluation.calibration import Setting, calibrate_threshold
 from diffmem.evaluation.sequential import calibrate_sequential
+from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.models.target import Target
 from diffmem.runs.provenance import provenance
-from diffmem.scores.text_groups import near_duplicate_groups
+from diffmem.stages.score.score import score
 from diffmem.testbeds import digits
 
 SCORES = ("score-difference", "alignment", "anisotropy-paper")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from diffmem.engine.score_prompts import score
 from diffmem.models.target import Target
+from diffmem.stages.score.score import score
 
 SHARES = (0.8, 0.6, 0.4)
 RETURNED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

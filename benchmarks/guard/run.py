@@ -26,20 +26,20 @@ import torch
 from PIL import Image
 
 import diffmem as dm
+from diffmem.atomic import write_atomic
 from diffmem.copies.calibration import calibrate as calibrate_copies
 from diffmem.copies.descriptors import make_descriptor
 from diffmem.copies.index import CopyIndex
-from diffmem.engine.screen import Calibration
 from diffmem.evaluation.calibration import Setting, calibrate_threshold
 from diffmem.evaluation.paired import mean_difference
 from diffmem.evaluation.proportion import clopper_pearson
+from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.generation import Sampling
 from diffmem.randomness import seed_of
-from diffmem.runs.atomic import write_atomic
 from diffmem.runs.provenance import provenance
-from diffmem.scores.text_groups import near_duplicate_groups
 from diffmem.serving.guard import MITIGATION
+from diffmem.stages.score.screen import Calibration
 from diffmem.testbeds import digits, photos
 
 FILE = Path(__file__).with_name("result.json")

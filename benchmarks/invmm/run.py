@@ -28,8 +28,8 @@ from diffmem.evaluation.shift import shift_check
 from diffmem.models.target import Target
 from diffmem.randomness import seed_of
 from diffmem.runs.provenance import provenance
-from diffmem.scores.images.base import ImageItem
-from diffmem.scores.images.invmm.similarity import calibrated_beta, descriptor_of
+from diffmem.scores.image.base import ImageItem
+from diffmem.scores.image.invmm.similarity import calibrated_beta, descriptor_of
 from diffmem.scores.spec import parse_image_score
 from diffmem.testbeds import digits
 from diffmem.testbeds.digits.data import to_signed

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 import diffmem as dm
-from diffmem.copies.text_alignment import photos_alignment
 from diffmem.data.prompts import Prompt, PromptList
-from diffmem.engine.match import Matching
+from diffmem.evaluation.text_alignment import photos_alignment
 from diffmem.runs.provenance import provenance
+from diffmem.stages.match.stage import Matching
 from diffmem.testbeds import photos
 from diffmem.testbeds.digits.captions import shuffled
 

@@ -18,15 +18,15 @@ import numpy as np
 import torch
 
 from diffmem.bench.mitigation import REFERENCE, SAMPLING, captions, headlines, settings_of
-from diffmem.copies.text_alignment import digits_alignment
-from diffmem.engine.generate import Generation
-from diffmem.engine.mitigate import mitigate
-from diffmem.engine.mitigate_page import write_page
 from diffmem.evaluation.paired import mean_difference
+from diffmem.evaluation.text_alignment import digits_alignment
+from diffmem.experiments.mitigate.page import write_page
+from diffmem.experiments.mitigate.run import mitigate
 from diffmem.mitigation import MITIGATIONS
 from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.target import Target
 from diffmem.runs.provenance import provenance
+from diffmem.stages.generate import Generation
 from diffmem.testbeds import digits
 
 SWEEPS = {

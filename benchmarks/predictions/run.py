@@ -26,7 +26,7 @@ from diffmem.evaluation.roc import auroc
 from diffmem.models.target import Target
 from diffmem.randomness import noise_bank
 from diffmem.runs.provenance import provenance
-from diffmem.scores.needs import NoiseRatio, SamplerStep
+from diffmem.scores.prompt.needs import NoiseRatio, SamplerStep
 from diffmem.scores.spec import parse_score
 from diffmem.testbeds import digits
 from diffmem.testbeds.digits.shipped import variant

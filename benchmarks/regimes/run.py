@@ -19,8 +19,8 @@ from diffmem.evaluation.roc import auroc
 from diffmem.models.target import Target
 from diffmem.randomness import noise_bank
 from diffmem.runs.provenance import provenance
-from diffmem.scores.alignment import alignment
-from diffmem.scores.score_difference import score_difference
+from diffmem.scores.prompt.alignment import alignment
+from diffmem.scores.prompt.score_difference import score_difference
 from diffmem.testbeds import digits
 
 TIERS = ("generic", "hard", "unseen")

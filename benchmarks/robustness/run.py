@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 
 import diffmem as dm
-from diffmem.copies.text_alignment import parse_alignment
-from diffmem.engine.robustness import Outcome, Robustness
-from diffmem.engine.robustness_conditions import RobustnessPlan, word_variants
+from diffmem.atomic import write_atomic
+from diffmem.evaluation.text_alignment import parse_alignment
+from diffmem.experiments.robustness.conditions import RobustnessPlan, word_variants
+from diffmem.experiments.robustness.run import Outcome, Robustness
 from diffmem.models.generation import Sampling
-from diffmem.runs.atomic import write_atomic
 from diffmem.runs.provenance import provenance
 from diffmem.testbeds import digits, photos
 

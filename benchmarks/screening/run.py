@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from diffmem.data.prompts import load_prompts
-from diffmem.engine.score_prompts import score
 from diffmem.models.target import Target
 from diffmem.randomness import noise_bank
 from diffmem.runs.provenance import provenance
+from diffmem.stages.score.score import score
 from diffmem.testbeds import digits
 
 

@@ -23,9 +23,9 @@ import psutil
 import torch
 
 from diffmem.data.reference import reference_prompts
-from diffmem.engine.score_prompts import score
 from diffmem.models.target import Target
 from diffmem.runs.provenance import provenance
+from diffmem.stages.score.score import score
 from diffmem.testbeds import digits
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

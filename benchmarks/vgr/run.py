@@ -24,12 +24,12 @@ from scipy.stats import kendalltau, mannwhitneyu, spearmanr, ttest_ind
 
 from diffmem.bench.rows import separation
 from diffmem.data.images import load_images
-from diffmem.engine.measure import measure
 from diffmem.models.ode import sample
 from diffmem.models.target import Target
 from diffmem.randomness import gaussian
 from diffmem.runs.provenance import provenance
 from diffmem.runs.store import RunStore
+from diffmem.stages.measure.measure import measure
 from diffmem.testbeds import digits
 from diffmem.testbeds.digits.captions import shuffled
 from diffmem.testbeds.digits.data import to_bytes

@@ -11,57 +11,57 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from diffmem.data.images import load_images
     from diffmem.data.prompts import load_prompts
-    from diffmem.engine.against import audit_lora
-    from diffmem.engine.audit import audit
-    from diffmem.engine.canaries import measure_canaries
-    from diffmem.engine.curate import curate
-    from diffmem.engine.evaluate import compare_runs, evaluate_run
-    from diffmem.engine.extract import extract_images
-    from diffmem.engine.generate import Generation, generate
-    from diffmem.engine.match_folders import match_images
-    from diffmem.engine.measure import measure
-    from diffmem.engine.mitigate import mitigate
-    from diffmem.engine.robustness import robustness
-    from diffmem.engine.score_prompts import score
-    from diffmem.lab.plan import LabPlan
-    from diffmem.lab.run import run_lab
+    from diffmem.experiments.against.run import audit_lora
+    from diffmem.experiments.audit.run import audit
+    from diffmem.experiments.canaries.run import measure_canaries
+    from diffmem.experiments.curate.run import curate
+    from diffmem.experiments.evaluate.runs import compare_runs, evaluate_run
+    from diffmem.experiments.extract.run import extract_images
+    from diffmem.experiments.lab.plan import LabPlan
+    from diffmem.experiments.lab.run import run_lab
+    from diffmem.experiments.mitigate.run import mitigate
+    from diffmem.experiments.robustness.run import robustness
     from diffmem.mitigation.spec import parse_mitigation
     from diffmem.models.generation import Sampling
     from diffmem.models.target import Target
     from diffmem.report.html import write_report
     from diffmem.scores import SCORES
     from diffmem.serving.guard import guard
+    from diffmem.stages.generate import Generation, generate
+    from diffmem.stages.match.folders import match_images
+    from diffmem.stages.measure.measure import measure
+    from diffmem.stages.score.score import score
     from diffmem.training.loop import train
     from diffmem.training.plan import TrainPlan, load_plan
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Generation": "diffmem.engine.generate",
-    "LabPlan": "diffmem.lab.plan",
+    "Generation": "diffmem.stages.generate",
+    "LabPlan": "diffmem.experiments.lab.plan",
     "SCORES": "diffmem.scores",
     "Sampling": "diffmem.models.generation",
     "Target": "diffmem.models.target",
     "TrainPlan": "diffmem.training.plan",
-    "audit": "diffmem.engine.audit",
-    "audit_lora": "diffmem.engine.against",
-    "compare_runs": "diffmem.engine.evaluate",
-    "curate": "diffmem.engine.curate",
-    "evaluate_run": "diffmem.engine.evaluate",
-    "extract_images": "diffmem.engine.extract",
-    "generate": "diffmem.engine.generate",
+    "audit": "diffmem.experiments.audit.run",
+    "audit_lora": "diffmem.experiments.against.run",
+    "compare_runs": "diffmem.experiments.evaluate.runs",
+    "curate": "diffmem.experiments.curate.run",
+    "evaluate_run": "diffmem.experiments.evaluate.runs",
+    "extract_images": "diffmem.experiments.extract.run",
+    "generate": "diffmem.stages.generate",
     "guard": "diffmem.serving.guard",
     "load_images": "diffmem.data.images",
     "load_plan": "diffmem.training.plan",
     "load_prompts": "diffmem.data.prompts",
-    "match_images": "diffmem.engine.match_folders",
-    "measure": "diffmem.engine.measure",
-    "measure_canaries": "diffmem.engine.canaries",
-    "mitigate": "diffmem.engine.mitigate",
+    "match_images": "diffmem.stages.match.folders",
+    "measure": "diffmem.stages.measure.measure",
+    "measure_canaries": "diffmem.experiments.canaries.run",
+    "mitigate": "diffmem.experiments.mitigate.run",
     "parse_mitigation": "diffmem.mitigation.spec",
-    "robustness": "diffmem.engine.robustness",
-    "run_lab": "diffmem.lab.run",
-    "score": "diffmem.engine.score_prompts",
+    "robustness": "diffmem.experiments.robustness.run",
+    "run_lab": "diffmem.experiments.lab.run",
+    "score": "diffmem.stages.score.score",
     "train": "diffmem.training.loop",
     "write_report": "diffmem.report.html",
 }

@@ -10,7 +10,7 @@ from tests import measuring
 from diffmem.bench import digits_images
 from diffmem.bench.digits_images import CONTRASTS, MOST, STEP, digits_images_suite
 from diffmem.cli.app import main
-from diffmem.scores.images.base import ImageResult
+from diffmem.scores.image.base import ImageResult
 from diffmem.testbeds import digits
 
 COLUMNS = {

@@ -17,15 +17,15 @@ from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Metric
 from diffmem.copies.precision_recall import kth_similarity, precision_recall
 from diffmem.copies.similarity import similarities, split_by_duplication, top1
-from diffmem.copies.text_alignment import (
+from diffmem.data.images import load_images
+from diffmem.errors import ModelError, UsageError
+from diffmem.evaluation.text_alignment import (
     CallableAlignment,
     ClassifierAlignment,
     ClipAlignment,
     digits_alignment,
     photos_alignment,
 )
-from diffmem.data.images import load_images
-from diffmem.errors import ModelError, UsageError
 
 
 def distances(metric, a, b):

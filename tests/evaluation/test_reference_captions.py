@@ -3,7 +3,7 @@
 import numpy as np
 
 from diffmem.data.reference import REFERENCE, reference_prompts
-from diffmem.scores.text_groups import near_duplicate_groups
+from diffmem.evaluation.text_groups import near_duplicate_groups
 
 
 def test_enough_captions_and_every_one_its_own_group():

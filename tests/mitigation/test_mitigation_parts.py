@@ -13,7 +13,6 @@ from diffmem.errors import DataError, MitigationRefused, UsageError
 from diffmem.mitigation.amg import AmgParameters
 from diffmem.mitigation.attenuation import Attenuation
 from diffmem.mitigation.base import Record
-from diffmem.mitigation.calls import Call, intercepted
 from diffmem.mitigation.first_step import pull_factor
 from diffmem.mitigation.local_index import LocalIndex
 from diffmem.mitigation.prss import Prss
@@ -24,6 +23,7 @@ from diffmem.mitigation.steering import Step, steered
 from diffmem.models.capture import capture
 from diffmem.models.generation import Sampling
 from diffmem.models.parameterization import convert
+from diffmem.models.pipelines.calls import Call, intercepted
 from diffmem.models.schedule import DiscreteSchedule, FlowSchedule
 from diffmem.models.target import Target
 

@@ -12,11 +12,11 @@ from tests.tiny import tiny_sd
 
 from diffmem.mitigation import MITIGATIONS
 from diffmem.mitigation.base import ORDER, Record
-from diffmem.mitigation.calls import intercepted
 from diffmem.mitigation.first_step import epsilon_factor
 from diffmem.mitigation.steering import Step
 from diffmem.mitigation.transition_dynamic import TransitionDynamic
 from diffmem.models.parameterization import convert
+from diffmem.models.pipelines.calls import intercepted
 from diffmem.models.schedule import DiscreteSchedule, FlowSchedule
 from diffmem.models.target import Target
 

@@ -6,12 +6,12 @@ import torch
 from tests import tiny_families
 from tests.tiny_families import FAMILIES
 
-from diffmem.engine.score_prompts import score
 from diffmem.errors import ModelError
 from diffmem.models.generation import Sampling
 from diffmem.models.ode import sample
 from diffmem.models.target import Target
 from diffmem.report.scores import per_prompt
+from diffmem.stages.score.score import score
 
 PROMPTS = {"dit": ["207", "3"]}
 SIZE = {"flux": {"height": 16, "width": 16}, "sd3": {"height": 16, "width": 16}}

@@ -17,7 +17,7 @@ from diffmem.models.families._schedulers import is_flow, prediction_of, schedule
 from diffmem.models.generation import Sampling
 from diffmem.models.ode import sample
 from diffmem.models.target import Target
-from diffmem.scores.score_difference import score_difference
+from diffmem.scores.prompt.score_difference import score_difference
 
 SOLVERS = (DPMSolverMultistepScheduler, UniPCMultistepScheduler, DEISMultistepScheduler)
 

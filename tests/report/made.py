@@ -9,8 +9,8 @@ from diffmem.copies.descriptors import make_descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import load_images
 from diffmem.data.png import png_bytes
+from diffmem.keys import row_key
 from diffmem.runs.facts import write_fact
-from diffmem.runs.keys import row_key
 from diffmem.runs.manifest import open_run, record_stage
 from diffmem.runs.provenance import provenance
 from diffmem.runs.store import RunStore

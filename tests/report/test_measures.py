@@ -10,13 +10,13 @@ from tests.report.made import COMMAND, picture
 from tests.report.test_html import HOSTILE
 
 from diffmem.data.png import png_bytes
+from diffmem.keys import row_key
 from diffmem.report.digest import build_digest
 from diffmem.report.html import write_report
-from diffmem.report.measure_charts import curve_chart, kinds, strip_chart
-from diffmem.report.measure_groups import median_interval
-from diffmem.report.measures import read_measures
+from diffmem.report.measures.charts import curve_chart, kinds, strip_chart
+from diffmem.report.measures.groups import median_interval
+from diffmem.report.measures.summary import read_measures
 from diffmem.runs.facts import read_fact, write_fact
-from diffmem.runs.keys import row_key
 from diffmem.runs.manifest import open_run, record_stage
 from diffmem.runs.provenance import provenance
 from diffmem.runs.store import RunStore

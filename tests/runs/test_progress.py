@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from diffmem.engine.progress import Progress
+from diffmem.runs.progress import Progress
 
 
 class Clock:

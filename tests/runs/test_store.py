@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import diffmem
+from diffmem import atomic
 from diffmem.errors import IncompleteRun
-from diffmem.runs import atomic
+from diffmem.keys import row_key
 from diffmem.runs import store as store_module
-from diffmem.runs.keys import row_key
 from diffmem.runs.schemas import SCHEMAS, check_row
 from diffmem.runs.store import RunStore
 
@@ -287,7 +287,7 @@ def test_full_disk_halfway_through_a_part(tmp_path, monkeypatch, code):
 FILL = """
 import os, sys
 from diffmem.errors import IncompleteRun
-from diffmem.runs.keys import row_key
+from diffmem.keys import row_key
 from diffmem.runs.store import RunStore
 store, wrote = RunStore(sys.argv[1]), 0
 try:
@@ -314,7 +314,7 @@ def test_a_disk_that_is_really_full(tmp_path):
 
 APPEND = """
 import sys
-from diffmem.runs.keys import row_key
+from diffmem.keys import row_key
 from diffmem.runs.store import RunStore
 store, who = RunStore(sys.argv[1]), sys.argv[2]
 keys = store.finished("scores")
@@ -364,7 +364,7 @@ def test_writers_killed_at_any_moment_leave_whole_parts_only(tmp_path):
 HOLD = """
 import os, sys
 from pathlib import Path
-from diffmem.runs import atomic
+from diffmem import atomic
 def hang(descriptor):
     print("writing", flush=True)
     sys.stdin.read()

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from tests.tiny import tiny_ddpm, tiny_sd
 
-from diffmem.engine.score_prompts import score
 from diffmem.evaluation.roc import auroc
 from diffmem.models.target import Target
 from diffmem.report.scores import per_prompt
 from diffmem.scores import SCORES
 from diffmem.scores.base import DenoiserScore, SetScore, TextScore
 from diffmem.scores.spec import parse_score
+from diffmem.stages.score.score import score
 from diffmem.testbeds import digits
 
 NETWORK = [n for n in SCORES if SCORES.get(n).about.access == "denoiser"]

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from diffmem.engine.executor import Executor, Noises
 from diffmem.errors import ScoreRefused, UsageError
+from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.models.schedule import DiscreteSchedule
-from diffmem.scores.alignment import alignment, pair_of
-from diffmem.scores.anisotropy import anisotropy
-from diffmem.scores.combine import cross_fitted_weights, folds, standard_weights
-from diffmem.scores.score_difference import score_difference
+from diffmem.scores.prompt.alignment import alignment, pair_of
+from diffmem.scores.prompt.anisotropy import anisotropy
+from diffmem.scores.prompt.combine import cross_fitted_weights, folds, standard_weights
+from diffmem.scores.prompt.score_difference import score_difference
+from diffmem.scores.prompt.text_baselines import uppercase_share
 from diffmem.scores.spec import parse_score, parse_scores
-from diffmem.scores.text_baselines import uppercase_share
-from diffmem.scores.text_groups import near_duplicate_groups
+from diffmem.stages.score.executor import Executor, Noises
 from diffmem.testbeds.closed_form import empirical_bayes
 
 

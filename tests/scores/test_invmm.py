@@ -12,8 +12,8 @@ import torch
 from diffmem.data.png import decode_png
 from diffmem.models.families.callable import CallableDenoiser
 from diffmem.models.schedule import FlowSchedule
-from diffmem.scores.images.base import ImageItem
-from diffmem.scores.images.invmm.check import Checker
+from diffmem.scores.image.base import ImageItem
+from diffmem.scores.image.invmm.check import Checker
 from diffmem.scores.spec import parse_image_score
 from diffmem.testbeds.closed_form import empirical_bayes
 
@@ -119,7 +119,7 @@ def test_time_is_shared_by_evaluations_whoever_leaves_first(monkeypatch):
     """A clock that jumps by 100 s once the batch has begun: what an image gets of them is its share of the evaluations."""
     clock = iter([0.0])
     monkeypatch.setattr(
-        "diffmem.scores.images.invmm.batch.time", SimpleNamespace(perf_counter=lambda: next(clock, 100.0))
+        "diffmem.scores.image.invmm.batch.time", SimpleNamespace(perf_counter=lambda: next(clock, 100.0))
     )
     images, model = memorizer()
     found = measure(model, items_of(model, images))

@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.scores.test_invmm import Bench, items_of, pictures
 
-from diffmem.engine.measure_bench import pack, unpack
 from diffmem.errors import ScoreRefused, UsageError
 from diffmem.models.families.callable import CallableDenoiser
 from diffmem.models.schedule import DiscreteSchedule, FlowSchedule
-from diffmem.scores.images.invmm.check import Checker, Question
-from diffmem.scores.images.invmm.objective import draw_times, reconstruction_losses, update_weight
-from diffmem.scores.images.invmm.refine import bisect, strip, thinned
-from diffmem.scores.images.invmm.settings import InvMMParameters, settings_for
-from diffmem.scores.images.invmm.similarity import SuccessTest, calibrated_beta, default_beta, descriptor_of, to_image
-from diffmem.scores.images.invmm.state import Inversion, kl_to_prior
+from diffmem.scores.image.invmm.check import Checker, Question
+from diffmem.scores.image.invmm.objective import draw_times, reconstruction_losses, update_weight
+from diffmem.scores.image.invmm.refine import bisect, strip, thinned
+from diffmem.scores.image.invmm.settings import InvMMParameters, settings_for
+from diffmem.scores.image.invmm.similarity import SuccessTest, calibrated_beta, default_beta, descriptor_of, to_image
+from diffmem.scores.image.invmm.state import Inversion, kl_to_prior
 from diffmem.scores.spec import parse_image_score
+from diffmem.stages.measure.bench import pack, unpack
 from diffmem.testbeds.closed_form import empirical_bayes
 
 
@@ -181,7 +181,7 @@ class Threshold:
         self.at, self.asked = at, []
 
     def ask(self, questions):
-        from diffmem.scores.images.invmm.check import Answer
+        from diffmem.scores.image.invmm.check import Answer
 
         self.asked.append([q.scale for q in questions])
         return [Answer(q.scale >= self.at[q.job], 0.5) for q in questions]

@@ -7,10 +7,10 @@ from tests.scores.test_invmm import Bench
 
 from diffmem.errors import ModelError, ScoreRefused
 from diffmem.models.target import Target
-from diffmem.scores.images.base import ImageItem
-from diffmem.scores.images.invmm.prompts import Prompts, gumbel_softmax
-from diffmem.scores.images.invmm.settings import InvMMParameters, settings_for
-from diffmem.scores.images.invmm.state import Inversion
+from diffmem.scores.image.base import ImageItem
+from diffmem.scores.image.invmm.prompts import Prompts, gumbel_softmax
+from diffmem.scores.image.invmm.settings import InvMMParameters, settings_for
+from diffmem.scores.image.invmm.state import Inversion
 from diffmem.scores.spec import parse_image_score
 
 MAKERS = {"text-unet": tiny.tiny_sd, "sdxl": tiny_families.sdxl, "sd3": tiny_families.sd3}

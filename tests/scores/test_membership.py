@@ -8,9 +8,9 @@ import torch
 from diffmem.errors import ScoreRefused
 from diffmem.models.families.callable import CallableDenoiser
 from diffmem.models.schedule import FlowSchedule
-from diffmem.scores.images import IMAGE_SCORES
-from diffmem.scores.images.base import ImageItem
-from diffmem.scores.images.membership.common import time_of
+from diffmem.scores.image import IMAGE_SCORES
+from diffmem.scores.image.base import ImageItem
+from diffmem.scores.image.membership.common import time_of
 from diffmem.scores.spec import parse_image_score
 from diffmem.testbeds.closed_form import empirical_bayes, gaussian_mixture
 

@@ -17,12 +17,12 @@ from diffmem.errors import ScoreRefused
 from diffmem.evaluation.roc import auroc
 from diffmem.models.families.callable import CallableDenoiser
 from diffmem.models.target import Target
-from diffmem.scores.images import IMAGE_SCORES
-from diffmem.scores.images.vgr.flow import Flow
-from diffmem.scores.images.vgr.grid import noise_grid
-from diffmem.scores.images.vgr.kernel import propagate, push, random_frames
-from diffmem.scores.images.vgr.memory import peak_bytes, portions
-from diffmem.scores.images.vgr.precision import forward_mode
+from diffmem.scores.image import IMAGE_SCORES
+from diffmem.scores.image.vgr.flow import Flow
+from diffmem.scores.image.vgr.grid import noise_grid
+from diffmem.scores.image.vgr.kernel import propagate, push, random_frames
+from diffmem.scores.image.vgr.memory import peak_bytes, portions
+from diffmem.scores.image.vgr.precision import forward_mode
 from diffmem.scores.spec import parse_image_score
 from diffmem.testbeds import digits
 from diffmem.testbeds.closed_form import empirical_bayes, gaussian_mixture

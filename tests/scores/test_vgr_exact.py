@@ -7,9 +7,9 @@ import pytest
 import torch
 from tests.scores.vgr_cases import SCHEDULES, VPSDE, compute, ends, gaussian_logs, normal, rotation
 
-from diffmem.scores.images.vgr.flow import Flow
-from diffmem.scores.images.vgr.grid import noise_grid
-from diffmem.scores.images.vgr.paper import Euler
+from diffmem.scores.image.vgr.flow import Flow
+from diffmem.scores.image.vgr.grid import noise_grid
+from diffmem.scores.image.vgr.paper import Euler
 from diffmem.scores.spec import parse_image_score
 from diffmem.testbeds.closed_form import empirical_bayes, gaussian_mixture
 
@@ -95,7 +95,7 @@ def test_the_log_likelihood_of_a_mixture():
 
 
 def test_a_random_start_measures_the_volume_of_its_own_frame():
-    from diffmem.scores.images.vgr.kernel import random_frames
+    from diffmem.scores.image.vgr.kernel import random_frames
 
     schedule = VPSDE()
     denoiser, variances, turn = gaussian(schedule, size=10)

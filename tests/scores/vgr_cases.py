@@ -5,7 +5,7 @@ import math
 import torch
 
 from diffmem.models.schedule import DiscreteSchedule, FlowSchedule, Schedule
-from diffmem.scores.images.base import ImageItem
+from diffmem.scores.image.base import ImageItem
 
 
 class VPSDE(Schedule):
@@ -41,7 +41,7 @@ def compute(score, denoiser, x, seed=0, names=None):
 
 def ends(schedule):
     """(alpha_0, sigma_0), (alpha_T, sigma_T) of the grid."""
-    from diffmem.scores.images.vgr.grid import noise_grid
+    from diffmem.scores.image.vgr.grid import noise_grid
 
     times = noise_grid(schedule, 50)
     return schedule.at(times[0]), schedule.at(times[-1])

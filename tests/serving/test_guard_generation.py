@@ -250,7 +250,7 @@ def test_thresholds_of_the_other_regime_are_refused(made):
     with pytest.raises(IncompatibleRun, match="regime 'generation', not for 'before'"):
         diffmem.guard(pipe, threshold=calibration, regime="before")
     from diffmem.data.prompts import load_prompts
-    from diffmem.engine.screen import screen
+    from diffmem.stages.score.screen import screen
 
     with pytest.raises(IncompatibleRun, match='noise regime: threshold "the generation\'s own"'):
         screen(diffmem.Target.from_pipeline(pipe), load_prompts(PROMPTS[:2]), calibration)

@@ -51,8 +51,8 @@ def thresholds(pipe):
 def copied(pipe):
     """What the prompt becomes: bare, mitigated, and with other noise."""
     from diffmem.mitigation.base import Record
-    from diffmem.mitigation.calls import Call
     from diffmem.mitigation.spec import parse_mitigation
+    from diffmem.models.pipelines.calls import Call
     from diffmem.randomness import gaussian
 
     bare = one(pipe).images[0]

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from diffmem.bench.rows import separation
-from diffmem.engine.measure import measure
 from diffmem.models.target import Target
 from diffmem.runs.store import RunStore
 from diffmem.scores.spec import parse_image_score
+from diffmem.stages.measure.measure import measure
 from diffmem.testbeds import digits
 from diffmem.testbeds.digits.captions import shuffled
 from diffmem.testbeds.digits.data import to_bytes

@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffmem.copies.text_alignment import digits_alignment
 from diffmem.data.prompts import Prompt, PromptList
-from diffmem.engine.generate import Generation
-from diffmem.engine.match import Matching
-from diffmem.engine.mitigate import MitigateResult, mitigate
-from diffmem.engine.mitigate_compare import compared
+from diffmem.evaluation.text_alignment import digits_alignment
+from diffmem.experiments.mitigate.compare import compared
+from diffmem.experiments.mitigate.run import MitigateResult, mitigate
 from diffmem.mitigation import MITIGATIONS
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
+from diffmem.stages.generate import Generation
+from diffmem.stages.match.stage import Matching
 from diffmem.testbeds import digits
 
 REFERENCE = "random-tokens"

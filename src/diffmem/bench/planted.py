@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from diffmem.bench.rows import separation
-from diffmem.engine.score_prompts import ScoreResult, score
+from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.models.target import Target
-from diffmem.scores.text_groups import near_duplicate_groups
+from diffmem.stages.score.score import ScoreResult, score
 
 SCORES = (
     "score-difference", "score-difference:over=ratio", "alignment", "anisotropy", "anisotropy-paper", "text-uppercase",

@@ -11,9 +11,9 @@ import numpy as np
 from diffmem.bench.rows import separation
 from diffmem.data.prompts import Prompt, PromptList, load_prompts
 from diffmem.errors import DataError, ScoreRefused
+from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.scores.base import PromptSet
-from diffmem.scores.text_baselines import TextNgram, TextUppercase
-from diffmem.scores.text_groups import near_duplicate_groups
+from diffmem.scores.prompt.text_baselines import TextNgram, TextUppercase
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
 NEGATIVE_WORDS = ("unmem", "nmem", "nonmem", "non-mem", "negative")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffmem.report.against import Comparison
+    from diffmem.experiments.against.page import Comparison
 
 SHOWN = 20
 """Prompts that are printed."""
@@ -13,7 +13,7 @@ SHOWN = 20
 
 def comparison_dict(comparison: Comparison) -> dict[str, Any]:
     """Plain values: the headline and all fields."""
-    from diffmem.report.against import as_dict
+    from diffmem.experiments.against.page import as_dict
 
     return as_dict(comparison)
 

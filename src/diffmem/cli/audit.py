@@ -68,13 +68,13 @@ def audit(
     from diffmem.cli.gates import check_gates, parse_gate
     from diffmem.cli.output import emit_json, note
     from diffmem.cli.show import print_summary
-    from diffmem.engine.audit import audit as run_audit
-    from diffmem.engine.generate import Generation
-    from diffmem.engine.match import Matching
-    from diffmem.engine.measure_cost import estimate_measuring
-    from diffmem.engine.score_rows import Scoring
+    from diffmem.experiments.audit.run import audit as run_audit
     from diffmem.scores import DEFAULT_SCORES
     from diffmem.scores.spec import parse_image_scores, parse_scores
+    from diffmem.stages.generate import Generation
+    from diffmem.stages.match.stage import Matching
+    from diffmem.stages.measure.cost import estimate_measuring
+    from diffmem.stages.score.rows import Scoring
 
     if not 0 < false_positives < 1:
         raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
@@ -114,7 +114,7 @@ def audit(
         "measure": asked, "measure_images": measure_images,
     }  # fmt: skip
     if against_base:
-        from diffmem.engine.against import audit_against
+        from diffmem.experiments.against.run import audit_against
 
         base = replace(target, lora=None)
         both = audit_against(lambda: base.open(model), lambda: target.open(model), listed, train, **settings)

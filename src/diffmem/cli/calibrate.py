@@ -48,11 +48,11 @@ def calibrate(
     """
     import json
 
+    from diffmem.atomic import write_atomic
     from diffmem.cli.output import emit_json, note, percent
     from diffmem.data.prompts import load_prompts
     from diffmem.data.reference import reference_prompts
-    from diffmem.engine.screen import calibrate as calibrate_score
-    from diffmem.runs.atomic import write_atomic
+    from diffmem.stages.score.screen import calibrate as calibrate_score
 
     if not 0 < rate < 1:
         raise UsageError(f"--rate is {rate}; expected a rate between 0 and 1.")

@@ -113,8 +113,8 @@ def measure(
     from diffmem.cli.estimates import estimate_generation, print_estimate
     from diffmem.cli.output import emit_json, note
     from diffmem.data.canaries import read_registration
-    from diffmem.engine.canaries import measure_canaries
-    from diffmem.engine.generate import Generation
+    from diffmem.experiments.canaries.run import measure_canaries
+    from diffmem.stages.generate import Generation
 
     if work.shard is not None:
         raise UsageError("Measuring canaries is not sharded; leave --shard out.")

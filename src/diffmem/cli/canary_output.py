@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffmem.engine.canaries import CanaryResult
-    from diffmem.report.canaries import ShownCanary
+    from diffmem.experiments.canaries.page import ShownCanary
+    from diffmem.experiments.canaries.run import CanaryResult
     from diffmem.report.redaction import Redaction
 
 SHOWN = 8
@@ -54,7 +54,7 @@ def _say(estimate: Mapping[str, Any] | None, share: bool = False) -> str:
 
 def write_page(result: CanaryResult, model: str, redact: Redaction = "none") -> Path:
     """Write the page of measured canaries into the run directory."""
-    from diffmem.report.canaries import CanaryView, write_canary_page
+    from diffmem.experiments.canaries.page import CanaryView, write_canary_page
 
     plain = result.as_dict()
     registered = result.registration
@@ -69,7 +69,7 @@ def write_page(result: CanaryResult, model: str, redact: Redaction = "none") -> 
 
 def _shown(result: CanaryResult, redact: Redaction) -> list[ShownCanary]:
     from diffmem.data.png import decode_png
-    from diffmem.report.canaries import ShownCanary
+    from diffmem.experiments.canaries.page import ShownCanary
     from diffmem.report.redaction import embed
 
     known = {canary.id: canary for canary in result.registration.canaries}

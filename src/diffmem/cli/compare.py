@@ -26,7 +26,7 @@ def compare(
         second: another, for example of the fine-tune, made with the same prompts and seed.
     """
     from diffmem.cli.output import emit_table, note
-    from diffmem.engine.evaluate import compare_runs
+    from diffmem.experiments.evaluate.runs import compare_runs
     from diffmem.runs.manifest import read_manifest
 
     seeds = [_seeds(read_manifest(run).plan) for run in (first, second)]

@@ -44,7 +44,7 @@ def curate(
     """
     from diffmem.cli.output import emit_json, emit_table, note
     from diffmem.copies.curation import Proposal, Rule
-    from diffmem.engine.curate import curate as run_curation
+    from diffmem.experiments.curate.run import curate as run_curation
 
     made = run_curation(
         images, need(run, "--run", "curation reads what diffmem measure found"),

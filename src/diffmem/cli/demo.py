@@ -38,11 +38,11 @@ def demo(
     from diffmem.cli.output import emit_json, note
     from diffmem.cli.show import print_summary
     from diffmem.data.prompts import load_prompts
-    from diffmem.engine.audit import audit
-    from diffmem.engine.match import Matching
     from diffmem.errors import UsageError
+    from diffmem.experiments.audit.run import audit
     from diffmem.models.generation import Sampling
     from diffmem.models.target import Target
+    from diffmem.stages.match.stage import Matching
     from diffmem.testbeds import digits, photos
 
     if out.exists():

@@ -10,9 +10,9 @@ from diffmem.cli.options import ModelOptions
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
-    from diffmem.engine.doctor_model import ModelExam
-    from diffmem.engine.doctor_scores import ScoreFinding
-    from diffmem.engine.timing import Timing
+    from diffmem.experiments.doctor.model import ModelExam
+    from diffmem.experiments.doctor.scores import ScoreFinding
+    from diffmem.runs.timing import Timing
 
 MODEL = ModelOptions()
 
@@ -38,12 +38,12 @@ def doctor(
             raise UsageError("--models lists the well-known models; leave the model out.")
         return _models(json)
     if model is None:
-        from diffmem.report.doctor import examine
+        from diffmem.experiments.doctor.environment import examine
 
         findings = examine()
         emit_table([vars(f) for f in findings], ["check", "state", "found", "remedy"], json)
         return 2 if any(f.state == "broken" for f in findings) else 0
-    from diffmem.engine.doctor_model import examine_model
+    from diffmem.experiments.doctor.model import examine_model
 
     if budget < 0:
         raise UsageError(f"--budget is {budget}; expected seconds, 0 to estimate all that can be estimated.")

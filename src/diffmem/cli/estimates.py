@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from diffmem.cli.options import Estimate
 
 if TYPE_CHECKING:
-    from diffmem.engine.generate import Generation
-    from diffmem.engine.score_rows import Scoring
     from diffmem.models.target import Target
     from diffmem.scores.base import Score
+    from diffmem.stages.generate import Generation
+    from diffmem.stages.score.rows import Scoring
 
 
 def estimate_scoring(target: Target, scores: Sequence[Score], prompts: int, settings: Scoring) -> Estimate:
     """NFE and time of a scoring run."""
-    from diffmem.engine.score_rows import planned_nfe
-    from diffmem.engine.timing import seconds_per_nfe
+    from diffmem.runs.timing import seconds_per_nfe
+    from diffmem.stages.score.rows import planned_nfe
 
     nfe = planned_nfe(scores, target.need_denoiser(), prompts, settings)
     each = seconds_per_nfe(target, settings.micro_batch)
@@ -26,7 +26,7 @@ def estimate_scoring(target: Target, scores: Sequence[Score], prompts: int, sett
 
 def estimate_generation(target: Target, prompts: int, settings: Generation) -> Estimate:
     """NFE, images and time of a generation run; the time leaves out decoding."""
-    from diffmem.engine.timing import seconds_per_nfe
+    from diffmem.runs.timing import seconds_per_nfe
 
     images = prompts * settings.draws
     per_image = target.generation_nfe(settings.sampling)

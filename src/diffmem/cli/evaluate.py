@@ -29,10 +29,10 @@ def evaluate(
     Args:
         run: a run directory with scores.
     """
+    from diffmem.atomic import write_atomic
     from diffmem.cli.output import emit_table, note
-    from diffmem.engine.evaluate import evaluate_run, read_scores
-    from diffmem.engine.labels import measured_labels
-    from diffmem.runs.atomic import write_atomic
+    from diffmem.experiments.evaluate.labels import measured_labels
+    from diffmem.experiments.evaluate.runs import evaluate_run, read_scores
 
     if not 0 < rate < 1:
         raise UsageError(f"--rate is {rate}; expected a rate between 0 and 1.")

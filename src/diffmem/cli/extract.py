@@ -43,8 +43,8 @@ def extract(
     """
     from diffmem.cli.estimates import estimate_generation, print_estimate
     from diffmem.cli.output import emit_json, emit_table, note, percent
-    from diffmem.engine.extract import extract_images
-    from diffmem.engine.generate import Generation
+    from diffmem.experiments.extract.run import extract_images
+    from diffmem.stages.generate import Generation
 
     if work.shard is not None:
         raise UsageError("An extraction is not sharded; shard diffmem generate over the same --out, then extract.")

@@ -34,9 +34,9 @@ def generate(
     """
     from diffmem.cli.estimates import estimate_generation, print_estimate
     from diffmem.cli.output import emit_json, note
-    from diffmem.engine.generate import Generation
-    from diffmem.engine.generate import generate as generate_images
-    from diffmem.engine.rundir import parse_shard
+    from diffmem.runs.directory import parse_shard
+    from diffmem.stages.generate import Generation
+    from diffmem.stages.generate import generate as generate_images
 
     shard = parse_shard(work.shard)
     listed = prompts.load(typed)

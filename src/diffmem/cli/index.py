@@ -33,7 +33,7 @@ def index(
     from diffmem.cli.output import emit_json, note
     from diffmem.copies.descriptors import make_descriptor
     from diffmem.data.images import load_images
-    from diffmem.engine.match import append_images, build_index, open_index
+    from diffmem.stages.match.stage import append_images, build_index, open_index
 
     folder = need(out, "--out", "the index needs a folder")
     listed = load_images(images, column)

@@ -31,11 +31,11 @@ def lab(
         plan: a TOML file, or the name of a plan that ships: digits, gpu.
     """
     from diffmem.cli.output import emit_json, emit_table, note
-    from diffmem.engine.rundir import parse_shard
-    from diffmem.lab.cell import training_name
-    from diffmem.lab.page import write_page
-    from diffmem.lab.plan import LabPlan, cells_of
-    from diffmem.lab.run import Lab
+    from diffmem.experiments.lab.cell import training_name
+    from diffmem.experiments.lab.page import write_page
+    from diffmem.experiments.lab.plan import LabPlan, cells_of
+    from diffmem.experiments.lab.run import Lab
+    from diffmem.runs.directory import parse_shard
     from diffmem.training.plan import load_plan
 
     file = _file(plan)
@@ -74,7 +74,7 @@ _SHOWN = (
 
 def _file(plan: str) -> Path:
     """The plan's file: as typed, or one that ships."""
-    shipped = Path(str(files("diffmem.lab") / "plans" / f"{plan}.toml"))
+    shipped = Path(str(files("diffmem.experiments.lab") / "plans" / f"{plan}.toml"))
     return shipped if shipped.exists() and not Path(plan).exists() else Path(plan)
 
 

@@ -61,11 +61,11 @@ def match(
     from diffmem.cli.output import emit_json, emit_table, note, percent
     from diffmem.copies.approximate import choose_search
     from diffmem.copies.copying_metrics import copying_metrics
-    from diffmem.copies.text_alignment import parse_alignment
     from diffmem.data.images import load_images
-    from diffmem.engine.match import Matching
-    from diffmem.engine.match_folders import match_images
+    from diffmem.evaluation.text_alignment import parse_alignment
     from diffmem.report.copying import copying_rows
+    from diffmem.stages.match.folders import match_images
+    from diffmem.stages.match.stage import Matching
 
     if train is None:
         raise UsageError("--train is missing: give the training images or an index of them.")
@@ -84,7 +84,7 @@ def match(
     measured = copying_metrics(listed, index, alignment=judge, threshold=above, seed=seed) if metrics else None
     page = None
     if out is not None and measured is not None:
-        from diffmem.engine.match_page import write_match_page
+        from diffmem.experiments.match.page import write_match_page
 
         page = write_match_page(out, listed, index, found, measured, redact)
     called = sum(row["copy"] for row in found.rows)
@@ -118,7 +118,7 @@ def open_or_build_index(train: Path, copies: DescriptorOptions, allow_pickle: bo
     from diffmem.copies import index_files
     from diffmem.copies.descriptors import make_descriptor
     from diffmem.data.images import load_images
-    from diffmem.engine.match import build_index, open_index
+    from diffmem.stages.match.stage import build_index, open_index
 
     if train.is_dir() and index_files.exists(train):
         return open_index(train, copies.options(allow_pickle))

@@ -11,9 +11,9 @@ from diffmem.cli.options import ModelOptions, WorkOptions, need
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
-    from diffmem.engine.measure import MeasureResult
-    from diffmem.engine.measure_cost import MeasureEstimate
-    from diffmem.scores.images.base import ImageScore
+    from diffmem.scores.image.base import ImageScore
+    from diffmem.stages.measure.cost import MeasureEstimate
+    from diffmem.stages.measure.measure import MeasureResult
 
 MODEL = ModelOptions()
 WORK = WorkOptions()
@@ -49,11 +49,11 @@ def measure(
     """
     from diffmem.cli.output import emit_json, note
     from diffmem.data.images import load_images
-    from diffmem.engine.measure import measure as measure_images
-    from diffmem.engine.rundir import parse_shard
-    from diffmem.report.measures import summarize_measures
-    from diffmem.scores.images import IMAGE_SCORES
+    from diffmem.report.measures.summary import summarize_measures
+    from diffmem.runs.directory import parse_shard
+    from diffmem.scores.image import IMAGE_SCORES
     from diffmem.scores.spec import parse_image_scores
+    from diffmem.stages.measure.measure import measure as measure_images
 
     if not scores:
         raise UsageError(f"--score is missing: name at least one of {', '.join(IMAGE_SCORES)}.")
@@ -97,7 +97,7 @@ def _as_json(result: MeasureResult, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _estimate(denoiser: Any, scores: list[ImageScore], images: int, batch: int) -> MeasureEstimate:
-    from diffmem.engine.measure_cost import estimate_measuring
+    from diffmem.stages.measure.cost import estimate_measuring
 
     return estimate_measuring(denoiser, scores, images, batch)
 

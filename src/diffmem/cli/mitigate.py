@@ -63,15 +63,15 @@ def mitigate(
     from diffmem.cli.match import open_or_build_index
     from diffmem.cli.output import emit_json, emit_table, note
     from diffmem.copies import index_files
-    from diffmem.copies.text_alignment import parse_alignment
     from diffmem.data.prompts import load_prompts
-    from diffmem.engine.generate import Generation
-    from diffmem.engine.match import Matching
-    from diffmem.engine.mitigate import mitigate as run
-    from diffmem.engine.mitigate_page import write_page
+    from diffmem.evaluation.text_alignment import parse_alignment
+    from diffmem.experiments.mitigate.page import write_page
+    from diffmem.experiments.mitigate.run import mitigate as run
     from diffmem.mitigation import MITIGATIONS
     from diffmem.mitigation.spec import parse_mitigation
     from diffmem.mitigation.sweeps import sweep_of
+    from diffmem.stages.generate import Generation
+    from diffmem.stages.match.stage import Matching
 
     if work.shard is not None:
         raise UsageError("A comparison of mitigations is not sharded; divide the methods among several --out instead.")

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import TextIO
 
-from diffmem.engine.progress import duration as duration  # one way of saying times, in progress and in tables
+from diffmem.runs.progress import duration as duration  # one way of saying times, in progress and in tables
 
 _WIDE = 10_000  # columns of a "terminal" that is a file: nothing is cut, the reader has the whole line
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

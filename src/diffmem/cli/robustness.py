@@ -12,7 +12,7 @@ from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, 
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
-    from diffmem.engine.robustness_conditions import RobustnessPlan
+    from diffmem.experiments.robustness.conditions import RobustnessPlan
 
 MODEL = ModelOptions()
 COPIES = DescriptorOptions()
@@ -64,17 +64,17 @@ def robustness(
         model: pipeline folder, hub id, or testbed:digits.
         typed: prompts typed here, instead of --prompts FILE.
     """
+    from diffmem.atomic import write_atomic
     from diffmem.cli.match import open_or_build_index
     from diffmem.cli.output import emit_json, emit_table, note
     from diffmem.copies.calibration import calibrate
-    from diffmem.copies.text_alignment import parse_alignment
     from diffmem.data.images import load_images
-    from diffmem.engine.robustness import Robustness, index_judge, pictures_of
-    from diffmem.engine.robustness_conditions import paraphrases_in, word_variants
-    from diffmem.engine.robustness_kept import Kept
+    from diffmem.evaluation.text_alignment import parse_alignment
+    from diffmem.experiments.robustness.conditions import paraphrases_in, word_variants
+    from diffmem.experiments.robustness.kept import Kept
+    from diffmem.experiments.robustness.run import Robustness, index_judge, pictures_of
     from diffmem.mitigation.amg import given_images
     from diffmem.mitigation.spec import parse_mitigation
-    from diffmem.runs.atomic import write_atomic
 
     if not methods:
         raise UsageError("--method is missing: name a mitigation (diffmem methods --mitigations lists them).")
@@ -130,7 +130,7 @@ def _plan(
 ) -> RobustnessPlan:  # fmt: skip
     from pydantic import ValidationError
 
-    from diffmem.engine.robustness_conditions import RobustnessPlan
+    from diffmem.experiments.robustness.conditions import RobustnessPlan
     from diffmem.mitigation.adversarial import AdversarialParameters
 
     try:

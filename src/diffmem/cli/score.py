@@ -50,12 +50,12 @@ def score(
     """
     from diffmem.cli.estimates import estimate_scoring, print_estimate
     from diffmem.cli.output import emit_json, emit_table, note
-    from diffmem.engine.rundir import parse_shard
-    from diffmem.engine.score_prompts import score as score_prompts
-    from diffmem.engine.score_rows import Scoring
     from diffmem.report.scores import top_prompts
+    from diffmem.runs.directory import parse_shard
     from diffmem.scores import DEFAULT_SCORES
     from diffmem.scores.spec import parse_scores
+    from diffmem.stages.score.rows import Scoring
+    from diffmem.stages.score.score import score as score_prompts
 
     if threshold is not None:
         if scores or noise_file is not None or work.shard is not None:
@@ -112,8 +112,8 @@ def _decide(
     from pydantic import ValidationError
 
     from diffmem.cli.output import emit_json, emit_table, note, percent
-    from diffmem.engine.screen import Calibration, screen
     from diffmem.errors import DataError
+    from diffmem.stages.score.screen import Calibration, screen
 
     try:
         calibration = Calibration.from_dict(json.loads(file.read_text(encoding="utf-8")))

@@ -15,11 +15,11 @@ from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Floats
 from diffmem.copies.precision_recall import NEAREST, PrecisionRecall, precision_recall
 from diffmem.copies.similarity import Similarities, similarities, split_by_duplication, top1
-from diffmem.copies.text_alignment import TextAlignment
 from diffmem.data.images import ImageItem, load_images
 from diffmem.errors import UsageError
 from diffmem.evaluation.estimate import Bootstrap, Estimate
 from diffmem.evaluation.frechet import BLOCKS, FrechetDistance, frechet_interval
+from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.randomness import seed_of
 
 BATCH = 64

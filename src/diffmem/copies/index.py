@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffmem.atomic import locked
 from diffmem.copies.approximate import ApproximateSearch, Search, choose_search
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.duplicates import DuplicateGroups, near_duplicates
@@ -27,7 +28,6 @@ from diffmem.copies.vectors import Vectors
 from diffmem.data.fingerprint import hash_array, hash_json
 from diffmem.data.images import ImageItem, ImageSet, load_images
 from diffmem.errors import DataError, UsageError
-from diffmem.runs.atomic import locked
 
 _ALIKE = 16  # near-duplicates that are looked for per image by the approximate search
 MATCHING_VERSION = 1  # to be raised whenever the same index and image would give another match

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from diffmem.atomic import write_atomic
 from diffmem.copies.duplicates import DuplicateGroups, Template
 from diffmem.errors import DataError
-from diffmem.runs.atomic import write_atomic
 
 SCHEMA = 1
 _GROUPS = "groups.npz"

@@ -11,10 +11,10 @@ from typing import Any
 
 from PIL import Image
 
+from diffmem.atomic import write_atomic
 from diffmem.data.decode import decode_bytes
 from diffmem.data.fingerprint import hash_bytes, hash_json
 from diffmem.errors import DataError
-from diffmem.runs.atomic import write_atomic
 
 NAME = "canaries.json"
 PICTURES = "registered"

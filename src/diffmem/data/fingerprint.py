@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffmem.errors import DataError
-from diffmem.runs.keys import canonical_json
+from diffmem.keys import canonical_json
 
 # The one canonical JSON of the project lives in the lower room; it is named here for everyone above.
 __all__ = ["DIGEST_BYTES", "canonical_json", "hash_array", "hash_bytes", "hash_file", "hash_items", "hash_json"]

@@ -16,12 +16,12 @@ from pydantic import Field
 
 from diffmem.errors import MitigationRefused
 from diffmem.mitigation.base import ORDER, Level, Parameters, Record
-from diffmem.mitigation.calls import Call, intercepted
 from diffmem.mitigation.embedding import continuous, with_embeddings
 from diffmem.mitigation.optimize import Values, descend
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.meter import Nfe
 from diffmem.models.parameterization import Prediction
+from diffmem.models.pipelines.calls import Call, intercepted
 from diffmem.randomness import gaussian, generator
 
 if TYPE_CHECKING:

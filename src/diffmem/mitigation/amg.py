@@ -11,12 +11,12 @@ from pydantic import Field
 
 from diffmem.errors import MitigationRefused
 from diffmem.mitigation.base import About, Mitigation, Parameters
-from diffmem.mitigation.calls import Call
 from diffmem.mitigation.guidance import GuidanceMitigation, thousandths
 from diffmem.mitigation.local_index import LocalIndex
 from diffmem.mitigation.noise import per_row
 from diffmem.mitigation.steering import Decision, Step
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.pipelines.calls import Call
 
 
 class AmgParameters(Parameters):

@@ -11,9 +11,9 @@ import torch
 
 from diffmem.errors import MitigationRefused
 from diffmem.mitigation.base import Mitigation
-from diffmem.mitigation.calls import Call
 from diffmem.mitigation.steering import RowFinder, own_evaluation
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.pipelines.calls import Call
 
 
 class AttentionMitigation(Mitigation):

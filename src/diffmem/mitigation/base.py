@@ -14,8 +14,8 @@ from diffmem.scores.base import Parameters
 from diffmem.scores.spec import label_of
 
 if TYPE_CHECKING:
-    from diffmem.mitigation.calls import Call
     from diffmem.models.denoiser import Denoiser
+    from diffmem.models.pipelines.calls import Call
     from diffmem.models.target import Target
 
 __all__ = ["About", "Level", "Mitigation", "Parameters", "Record"]
@@ -128,7 +128,7 @@ class Mitigation(ABC):
         Raises:
             MitigationRefused: this model cannot be mitigated so.
         """
-        from diffmem.mitigation.calls import Call, intercepted, target_of
+        from diffmem.models.pipelines.calls import Call, intercepted, target_of
 
         target = target_of(target)
         denoiser = target.need_denoiser()

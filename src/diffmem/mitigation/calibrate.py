@@ -17,8 +17,8 @@ from diffmem.mitigation.han_sample import HanSample
 from diffmem.mitigation.low_noise_norm import LowNoiseNorm
 from diffmem.mitigation.wen import Wen
 from diffmem.randomness import noise_bank
-from diffmem.scores.alignment import Alignment, AlignmentParameters, alignment, pair_of
-from diffmem.scores.combine import MINIMUM_PROMPTS, standard_weights
+from diffmem.scores.prompt.alignment import Alignment, AlignmentParameters, alignment, pair_of
+from diffmem.scores.prompt.combine import MINIMUM_PROMPTS, standard_weights
 
 if TYPE_CHECKING:
     from diffmem.models.denoiser import Denoiser

@@ -10,9 +10,9 @@ import torch
 
 from diffmem.errors import MitigationRefused
 from diffmem.mitigation.base import Mitigation
-from diffmem.mitigation.calls import EMBEDDINGS, Call
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.pipelines.calls import EMBEDDINGS, Call
 
 Embeddings = dict[str, torch.Tensor]
 

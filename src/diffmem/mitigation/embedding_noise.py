@@ -7,9 +7,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from diffmem.mitigation.base import About, Parameters
-from diffmem.mitigation.calls import Call
 from diffmem.mitigation.embedding import EmbeddingMitigation, Embeddings
 from diffmem.models.conditioning import Conditioning
+from diffmem.models.pipelines.calls import Call
 from diffmem.randomness import gaussian
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffmem.models.conditioning import Conditioning
-from diffmem.scores.score_difference import score_difference
+from diffmem.scores.prompt.score_difference import score_difference
 
 if TYPE_CHECKING:
     from diffmem.mitigation.base import Record
-    from diffmem.mitigation.calls import Call
     from diffmem.models.denoiser import Denoiser
+    from diffmem.models.pipelines.calls import Call
 
 WEN_PULL = 0.31
 """Wen et al.'s target of 3 on Stable Diffusion 1.4 as a pull: 3 / sqrt(4 * 64 * 64) * sigma / alpha at t = 981."""

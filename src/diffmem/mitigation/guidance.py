@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 
 from diffmem.mitigation.base import Mitigation
-from diffmem.mitigation.calls import Call
 from diffmem.mitigation.steering import Decision, Step, steered
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.pipelines.calls import Call
 
 
 class GuidanceMitigation(Mitigation):

@@ -11,10 +11,10 @@ import torch
 from pydantic import Field
 
 from diffmem.mitigation.base import About, Parameters
-from diffmem.mitigation.calls import Call
 from diffmem.mitigation.guidance import early_scale
 from diffmem.mitigation.noise import NoiseMitigation, Pull, norms, per_row
 from diffmem.mitigation.steering import steered
+from diffmem.models.pipelines.calls import Call
 
 SD_SIGNAL = 0.0763
 """alpha / sigma of Stable Diffusion 1.4 at its first step, t = 981: a difference of x0 times it is one of epsilon there."""

@@ -8,10 +8,10 @@ import torch
 from pydantic import Field
 
 from diffmem.mitigation.base import About, Parameters
-from diffmem.mitigation.calls import Call
 from diffmem.mitigation.first_step import write_down
 from diffmem.mitigation.noise import NoiseMitigation, Pull, norms
 from diffmem.mitigation.optimize import Values, descend
+from diffmem.models.pipelines.calls import Call
 
 
 class HanSampleParameters(Parameters):

@@ -7,9 +7,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from diffmem.mitigation.base import About
-from diffmem.mitigation.calls import Call
 from diffmem.mitigation.optimize import Direction
 from diffmem.mitigation.wen import Wen, WenParameters
+from diffmem.models.pipelines.calls import Call
 
 
 class LowNoiseNormParameters(WenParameters):

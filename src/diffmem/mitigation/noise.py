@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 
 from diffmem.mitigation.base import Mitigation
-from diffmem.mitigation.calls import Call
 from diffmem.mitigation.first_step import pull_factor
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.pipelines.calls import Call
 
 
 class NoiseMitigation(Mitigation):

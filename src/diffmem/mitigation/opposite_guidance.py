@@ -8,9 +8,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from diffmem.mitigation.base import About, Parameters
-from diffmem.mitigation.calls import Call
 from diffmem.mitigation.guidance import GuidanceMitigation, early_scale
 from diffmem.mitigation.steering import Decision, Step
+from diffmem.models.pipelines.calls import Call
 
 
 class OppositeGuidanceParameters(Parameters):

@@ -11,8 +11,8 @@ import torch
 
 from diffmem.errors import MitigationRefused
 from diffmem.mitigation.base import Mitigation
-from diffmem.mitigation.calls import Call
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.pipelines.calls import Call
 from diffmem.randomness import generator
 
 

@@ -10,7 +10,6 @@ from pydantic import Field
 
 from diffmem.errors import MitigationRefused
 from diffmem.mitigation.base import About, Parameters
-from diffmem.mitigation.calls import Call
 from diffmem.mitigation.first_step import WEN_PULL, Moment, epsilon_factor
 from diffmem.mitigation.guidance import GuidanceMitigation
 from diffmem.mitigation.noise import norms
@@ -18,6 +17,7 @@ from diffmem.mitigation.rewrite import imported
 from diffmem.mitigation.steering import Decision, Step
 from diffmem.mitigation.words import inserted, random_tokens
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.pipelines.calls import Call
 from diffmem.randomness import generator
 
 Alternatives = Callable[[str], Sequence[str] | str]

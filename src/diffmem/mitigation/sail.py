@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 
 from diffmem.mitigation.base import About, Parameters
-from diffmem.mitigation.calls import Call
 from diffmem.mitigation.noise import NoiseMitigation, Pull, norms, per_row
 from diffmem.mitigation.optimize import Values, descend
+from diffmem.models.pipelines.calls import Call
 from diffmem.randomness import gaussian
 
 

@@ -14,7 +14,7 @@ from diffmem.errors import MitigationRefused
 from diffmem.models.ode import guided
 
 if TYPE_CHECKING:
-    from diffmem.mitigation.calls import Call
+    from diffmem.models.pipelines.calls import Call
 
 
 @dataclass(frozen=True)

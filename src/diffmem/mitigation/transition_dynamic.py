@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 
 from diffmem.mitigation.base import About, Parameters
-from diffmem.mitigation.calls import Call
 from diffmem.mitigation.first_step import epsilon_factor
 from diffmem.mitigation.guidance import GuidanceMitigation
 from diffmem.mitigation.steering import Decision, Step
-from diffmem.scores.score_difference import score_difference
+from diffmem.models.pipelines.calls import Call
+from diffmem.scores.prompt.score_difference import score_difference
 
 
 class TransitionDynamicParameters(Parameters):

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 
 from diffmem.mitigation.base import About, Parameters
-from diffmem.mitigation.calls import Call
 from diffmem.mitigation.embedding import EmbeddingMitigation, Embeddings, start_row, with_embeddings
 from diffmem.mitigation.first_step import WEN_PULL, Moment, write_down
 from diffmem.mitigation.optimize import Direction, Values, descend
 from diffmem.models.conditioning import Conditioning
+from diffmem.models.pipelines.calls import Call
 
 
 class WenParameters(Parameters):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from diffmem.atomic import write_atomic
 from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.report.columns import (
     ERROR,
@@ -26,7 +27,7 @@ from diffmem.report.columns import (
 )  # fmt: skip
 from diffmem.report.intervals import Separation, read_labelled, separation
 from diffmem.report.matches import Matches, PerPrompt, judge, read_match_rows
-from diffmem.report.measures import read_measures
+from diffmem.report.measures.summary import read_measures
 from diffmem.report.methods import used_methods
 from diffmem.report.pairs import Again, choose, galleries
 from diffmem.report.prose import Texts, shorten
@@ -43,7 +44,6 @@ from diffmem.report.shape import (
 )  # fmt: skip
 from diffmem.report.table import prompt_table, table_places
 from diffmem.report.verdict import checks, limits, verdict
-from diffmem.runs.atomic import write_atomic
 from diffmem.runs.facts import read_fact
 from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore

@@ -12,16 +12,16 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from diffmem.atomic import write_atomic
 from diffmem.errors import DataError
 from diffmem.report import prose
 from diffmem.report.charts import histogram_chart, interval_chart, roc_chart, scale_chart
 from diffmem.report.digest import build_digest, write_digest
-from diffmem.report.measure_section import measures_section
+from diffmem.report.measures.section import measures_section
 from diffmem.report.pictures import Pictures
 from diffmem.report.redaction import Embedded, Redaction, embed, hide_prompts
 from diffmem.report.shape import Digest, PairDigest
 from diffmem.report.verdict import STATISTICS
-from diffmem.runs.atomic import write_atomic
 
 FILE = "report.html"
 LIMIT = 15_000_000

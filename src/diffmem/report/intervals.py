@@ -51,7 +51,7 @@ def read_labelled(store: RunStore, scores: dict[str, ScoreColumn], prompts: Prom
     labels = prompts.label[places]
     if not len(places) or len(places) > MOST or labels.min() == labels.max():
         return Labelled(places, None, {})
-    from diffmem.scores.text_groups import near_duplicate_groups
+    from diffmem.evaluation.text_groups import near_duplicate_groups
 
     ids = [prompts.id_of(int(i)) for i in places]
     texts = read_texts(store, ids)

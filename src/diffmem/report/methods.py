@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffmem.registry import Registry
-from diffmem.report.measure_shape import MeasuresDigest
+from diffmem.report.measures.shape import MeasuresDigest
 from diffmem.report.shape import CopiesDigest, Method
 from diffmem.scores import SCORES
 from diffmem.scores.base import About
-from diffmem.scores.images import IMAGE_SCORES
+from diffmem.scores.image import IMAGE_SCORES
 from diffmem.scores.spec import parameters_class
 
 

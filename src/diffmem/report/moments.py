@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffmem.models.families._schedulers import schedule_of
-from diffmem.scores.needs import NoiseRatio, SamplerStep
+from diffmem.scores.prompt.needs import NoiseRatio, SamplerStep
 
 NOTES = (
     "t_hi is the sampler's first step (of 50), t_lo the time whose sigma/alpha is closest to .2: on a flow schedule "

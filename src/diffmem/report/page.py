@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from diffmem.atomic import write_atomic
 from diffmem.report import prose
 from diffmem.report.html import content_hash
-from diffmem.runs.atomic import write_atomic
 
 
 def write_page(
-    path: Path, template: str, *, title: str, kicker: str, headline: str, limits: Sequence[str], style: str = "",
+    path: Path, template: Traversable, *, title: str, kicker: str, headline: str, limits: Sequence[str], style: str = "",
     filters: Mapping[str, Callable[..., Any]] | None = None, **context: Any,
 ) -> Path:  # fmt: skip
     """Render a template that extends `frame.html`, and write it.
 
     Args:
         path: the page.
-        template: its file in this room.
+        template: the file of it, in the room of the experiment.
         title: of the window.
         kicker: the line above the headline.
         headline: one sentence that says what was found.
@@ -44,7 +45,7 @@ def write_page(
         **(filters or {}),
     }  # fmt: skip
     policy = f"default-src 'none'; img-src data:; style-src {content_hash(rules)}; base-uri 'none'; form-action 'none'"
-    page = environment.get_template(template).render(
+    page = environment.from_string(template.read_text(encoding="utf-8")).render(
         title=title, kicker=kicker, headline=headline, limits=limits, style=Markup(rules), policy=policy, **context
     )
     write_atomic(path, page.encode("utf-8", errors="backslashreplace"))

@@ -10,7 +10,7 @@ from typing import Literal
 from PIL import Image
 from pydantic import JsonValue
 
-from diffmem.report.measure_shape import MeasuredImage, MeasuresDigest
+from diffmem.report.measures.shape import MeasuredImage, MeasuresDigest
 from diffmem.report.shape import Digest, Text
 
 Redaction = Literal["none", "blur", "hash"]

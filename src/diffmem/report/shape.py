@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
 
-from diffmem.report.measure_shape import MeasuresDigest
+from diffmem.report.measures.shape import MeasuresDigest
 from diffmem.runs.manifest import StageStatus
 from diffmem.runs.provenance import Provenance
 

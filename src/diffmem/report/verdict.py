@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from diffmem.report.measure_shape import MeasuresDigest
+from diffmem.report.measures.shape import MeasuresDigest
 from diffmem.report.prose import count, number, percent
 from diffmem.report.shape import Check, CopiesDigest, ImageCounts, PromptCounts, ScoreDigest
 from diffmem.runs.manifest import Manifest

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from diffmem.atomic import write_atomic
 from diffmem.errors import DataError
-from diffmem.runs.atomic import write_atomic
 
 
 def write_fact(path: Path, name: str, fact: dict[str, Any]) -> None:

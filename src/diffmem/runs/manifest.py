@@ -11,8 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from diffmem import __version__
+from diffmem.atomic import locked, sweep, write_atomic
 from diffmem.errors import DataError, IncompatibleRun
-from diffmem.runs.atomic import locked, sweep, write_atomic
 from diffmem.runs.provenance import Provenance
 from diffmem.runs.schemas import SCHEMA_VERSION
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from diffmem.runs.keys import KEY_BYTES
+from diffmem.keys import KEY_BYTES
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "skipped", "error")

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffmem.atomic import sweep, write_atomic
 from diffmem.errors import IncompleteRun
-from diffmem.runs.atomic import sweep, write_atomic
 from diffmem.runs.schemas import ORDER, check_row, schema_of
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from diffmem.scores.needs import AtNoise, Branch, Moment, Need
+from diffmem.scores.prompt.needs import AtNoise, Branch, Moment, Need
 
 if TYPE_CHECKING:
     import torch

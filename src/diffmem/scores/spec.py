@@ -12,8 +12,8 @@ from diffmem.errors import UsageError
 from diffmem.registry import Registry
 from diffmem.scores import SCORES
 from diffmem.scores.base import Parameters, Score
-from diffmem.scores.images import IMAGE_SCORES
-from diffmem.scores.images.base import ImageScore
+from diffmem.scores.image import IMAGE_SCORES
+from diffmem.scores.image.base import ImageScore
 
 
 def parse_score(text: str | Score) -> Score:

@@ -10,7 +10,7 @@ import torch
 
 from diffmem.errors import MitigationRefused
 from diffmem.mitigation.base import Record
-from diffmem.mitigation.calls import Call
+from diffmem.models.pipelines.calls import Call
 from diffmem.serving.decisions import Attempt, Decision, GenerationRefused, prompt_sha
 from diffmem.serving.ladder import Ladder, finite
 from diffmem.serving.reading import Flagged, Reading

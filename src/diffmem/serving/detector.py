@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from diffmem.engine.executor import Executor, Noises
-from diffmem.engine.screen import setting_of
 from diffmem.errors import UsageError
 from diffmem.evaluation.calibration import ScoreThreshold, require_matching
+from diffmem.keys import row_key
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.target import Target
-from diffmem.runs.keys import row_key
 from diffmem.serving.reading import Flagged, Reading
 from diffmem.serving.regimes import network_score
+from diffmem.stages.score.executor import Executor, Noises
+from diffmem.stages.score.screen import setting_of
 
 if TYPE_CHECKING:
-    from diffmem.mitigation.calls import Call
+    from diffmem.models.pipelines.calls import Call
 
 KEPT = 1024
 """Values of recent conditionings that are kept: the same prompt again costs nothing."""

@@ -18,7 +18,7 @@ from diffmem.serving.reading import Flagged, Reading
 from diffmem.serving.regimes import OwnSetting, OwnSteps, generation_setting, network_score
 
 if TYPE_CHECKING:
-    from diffmem.mitigation.calls import Call
+    from diffmem.models.pipelines.calls import Call
 
 
 class DuringDetector:

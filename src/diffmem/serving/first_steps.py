@@ -11,18 +11,18 @@ import numpy as np
 import torch
 
 from diffmem.errors import IncompatibleRun
-from diffmem.mitigation.calls import EMBEDDINGS
 from diffmem.mitigation.steering import RowFinder, own_evaluation, own_evaluations
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.ode import Stop
+from diffmem.models.pipelines.calls import EMBEDDINGS
 from diffmem.scores.base import DenoiserScore
-from diffmem.scores.needs import Branch, Moment
+from diffmem.scores.prompt.needs import Branch, Moment
 from diffmem.serving.reading import Flagged, Reading
 from diffmem.serving.regimes import OwnSetting, OwnSteps
 
 if TYPE_CHECKING:
-    from diffmem.mitigation.calls import Call
+    from diffmem.models.pipelines.calls import Call
 
 Judge = Callable[[np.ndarray], bool]
 """From the values of a call's images, [B], to whether the call ends there."""

@@ -15,13 +15,11 @@ from typing import Any, Literal
 from diffmem.copies.calibration import CopyThreshold
 from diffmem.copies.index import CopyIndex
 from diffmem.data.prompts import PromptList, load_prompts
-from diffmem.engine.screen import Calibration
-from diffmem.engine.screen import calibrate as calibrate_score
 from diffmem.errors import DataError, IncompatibleRun, UsageError
 from diffmem.evaluation.calibration import ScoreThreshold
 from diffmem.mitigation.base import Mitigation
-from diffmem.mitigation.calls import target_of
 from diffmem.mitigation.spec import parse_mitigation
+from diffmem.models.pipelines.calls import target_of
 from diffmem.serving.call import GuardedCall
 from diffmem.serving.decisions import Decision
 from diffmem.serving.detector import Detector
@@ -29,6 +27,8 @@ from diffmem.serving.during import DuringDetector
 from diffmem.serving.ladder import LADDER
 from diffmem.serving.own_calibration import calibrate_during
 from diffmem.serving.regimes import REGIMES, Regime, regime_of
+from diffmem.stages.score.screen import Calibration
+from diffmem.stages.score.screen import calibrate as calibrate_score
 
 Action = Literal["log", "mitigate", "reseed", "refuse"]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from diffmem.copies.match import match
 from diffmem.errors import MitigationRefused
 from diffmem.mitigation.base import Record
-from diffmem.mitigation.calls import Call, intercepted
+from diffmem.models.pipelines.calls import Call, intercepted
 from diffmem.randomness import gaussian, seed_of
 from diffmem.serving.decisions import Attempt, Decision
 from diffmem.serving.reading import Flagged, Reading

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from diffmem.data.prompts import PromptList
-from diffmem.engine.microbatch import MicroBatches, describe
-from diffmem.engine.screen import Calibration
 from diffmem.errors import UsageError
 from diffmem.evaluation.calibration import calibrate_threshold
+from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.mitigation.base import Record
-from diffmem.mitigation.calls import Call, intercepted
 from diffmem.models.generation import Sampling, accepted, steps_of
+from diffmem.models.pipelines.calls import Call, intercepted
 from diffmem.models.target import Target
-from diffmem.scores.text_groups import near_duplicate_groups
+from diffmem.runs.microbatch import MicroBatches, describe
 from diffmem.serving.during import StepReader
 from diffmem.serving.reading import Flagged, Reading
 from diffmem.serving.regimes import OwnSetting, generation_setting, network_score
+from diffmem.stages.score.screen import Calibration
 
 BATCH = 32
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diffmem.engine.screen import setting_of
 from diffmem.errors import IncompatibleRun, UsageError
 from diffmem.evaluation.calibration import ScoreThreshold, Setting
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.target import Target
 from diffmem.scores.base import DenoiserScore
-from diffmem.scores.needs import AlongTrajectory, AtNoise, SamplerStep
+from diffmem.scores.prompt.needs import AlongTrajectory, AtNoise, SamplerStep
 from diffmem.scores.spec import parse_score
+from diffmem.stages.score.screen import setting_of
 
 Regime = Literal["before", "generation"]
 REGIMES: tuple[Regime, ...] = ("before", "generation")

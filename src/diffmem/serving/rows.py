@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 if TYPE_CHECKING:
-    from diffmem.mitigation.calls import Call
+    from diffmem.models.pipelines.calls import Call
 
 WHOLE = frozenset({
     "original_size", "target_size", "crops_coords_top_left", "negative_original_size", "negative_target_size",

@@ -18,9 +18,9 @@ from diffmem.copies.neighbors import top_k
 from diffmem.data.canaries import Canary, Registration, pixel_hash
 from diffmem.data.canary_pictures import draw_picture, known_phrases, phrases
 from diffmem.data.images import ImageSet, load_images
-from diffmem.engine.match import build_index
 from diffmem.errors import UsageError
 from diffmem.randomness import seed_of
+from diffmem.stages.match.stage import build_index
 from diffmem.training.data import captions_in
 
 TRIES = 300

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffmem.atomic import write_atomic
 from diffmem.data.canaries import NAME, PICTURES, counted, pixel_hash, read_registration
 from diffmem.data.images import ImageSet
 from diffmem.data.png import png_bytes
 from diffmem.errors import DataError, UsageError
-from diffmem.runs.atomic import write_atomic
 from diffmem.training.canaries import Drawn
 from diffmem.training.data import TrainingSet, load_training_set
 

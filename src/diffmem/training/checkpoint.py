@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from diffmem.atomic import sweep, write_atomic
 from diffmem.errors import DataError, IncompleteRun
-from diffmem.runs.atomic import sweep, write_atomic
 
 NAME = "checkpoint.pt"
 

@@ -64,7 +64,7 @@ def load_training_set(source: str | Path | ImageSet, limit: int | None = None) -
     Raises:
         DataError: nothing that can be read.
     """
-    from diffmem.runs.keys import row_key
+    from diffmem.keys import row_key
 
     images = load_images(source)
     extra = _extra(images)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffmem.atomic import write_atomic
 from diffmem.errors import DataError, IncompatibleRun
-from diffmem.runs.atomic import write_atomic
 from diffmem.training.plan import FREE, TrainPlan
 
 PLAN = "plan.json"

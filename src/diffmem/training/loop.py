@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from diffmem.engine.microbatch import is_out_of_memory
-from diffmem.engine.progress import Progress
+from diffmem.atomic import write_atomic
 from diffmem.errors import IncompleteRun, UsageError
 from diffmem.models.target import Target
 from diffmem.randomness import seed_of
-from diffmem.runs.atomic import write_atomic
+from diffmem.runs.microbatch import is_out_of_memory
+from diffmem.runs.progress import Progress
 from diffmem.runs.provenance import provenance
 from diffmem.training.batch import Batch, Latents, Samples
 from diffmem.training.canary_files import registered_in

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from diffmem.copies.descriptors import make_descriptor
 from diffmem.copies.index import CopyIndex
-from diffmem.runs.keys import row_key
+from diffmem.keys import row_key
 from diffmem.training.data import TrainingImage, TrainingSet
 
 

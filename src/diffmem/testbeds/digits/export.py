@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from diffmem.atomic import write_atomic
 from diffmem.errors import UsageError
-from diffmem.runs.atomic import write_atomic
 from diffmem.testbeds.digits.captions import DIGIT_WORDS, PHRASINGS, SpecificCaptions, cased, shuffled
 from diffmem.testbeds.digits.data import ISOLATION, SIZE, load, to_bytes, to_signed
 from diffmem.testbeds.inputs import png

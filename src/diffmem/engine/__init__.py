@@ -1,1 +1,0 @@
-"""Plan, micro-batches, rows: the work of a run."""

@@ -1,0 +1,1 @@
+"""One folder per verb: its plan, its summary, its page."""

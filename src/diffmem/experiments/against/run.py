@@ -1,0 +1,267 @@
+"""A fine-tune against its base: both audited on the same prompts and noises, then compared pair by pair."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from diffmem.atomic import write_atomic
+from diffmem.data.images import ImageSet
+from diffmem.data.prompts import PromptList
+from diffmem.errors import ModelError, UsageError
+from diffmem.evaluation.paired import mean_difference
+from diffmem.evaluation.proportion import clopper_pearson
+from diffmem.experiments.against.page import Comparison, Leak, as_dict, write_comparison
+from diffmem.experiments.audit.run import AuditRun, audit
+from diffmem.experiments.evaluate.labels import is_copy
+from diffmem.experiments.evaluate.runs import RunScores, compare_runs, prompt_groups, read_scores
+from diffmem.models.target import Target
+from diffmem.report.html import write_report
+from diffmem.runs.facts import read_fact, write_fact
+from diffmem.runs.manifest import FILE, read_manifest
+from diffmem.runs.store import RunStore
+from diffmem.scores import SCORES
+from diffmem.scores.base import SetScore, TextScore
+from diffmem.scores.spec import parse_score
+
+BASE, TUNED = "base", "lora"
+"""Names of the two run directories."""
+Where = Literal["lora_only", "both", "base_only", "neither"]
+
+
+@dataclass
+class AgainstRun:
+    """Two finished audits and what differs between them.
+
+    Attributes:
+        path: the folder that holds both run directories, `comparison.json` and `comparison.html`.
+        lora, base: the audits.
+        comparison: what leaks with the LoRA and not with the base, and by how much the scores differ.
+        page: the comparison as one HTML file.
+    """
+
+    path: Path
+    lora: AuditRun
+    base: AuditRun
+    comparison: Comparison
+    page: Path
+
+
+def audit_lora(
+    source: str | Path,
+    lora: str | Path,
+    prompts: PromptList | str | Path | Sequence[str],
+    train: ImageSet | str | Path | None = None,
+    *,
+    out: str | Path,
+    opening: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> AgainstRun:
+    """Audit a LoRA and its base on the same prompts and noises: what does the LoRA leak that the base does not?
+
+    Args:
+        source: the base, as in `Target.from_pretrained`.
+        lora: the LoRA.
+        prompts: as in `audit`.
+        train: the LoRA's training images, as in `audit`.
+        out: a folder; `out/base` and `out/lora` become run directories, and the same call resumes both.
+        opening: further arguments of `Target.from_pretrained` (device, dtype, ...).
+        settings: further arguments of `audit` (scores, draws, images, seed, sampling, ...).
+
+    Returns:
+        An AgainstRun. Cost: twice an audit; only one of the models is in memory at a time.
+    """
+    more = dict(opening or {})
+    return audit_against(
+        lambda: Target.from_pretrained(source, **more),
+        lambda: Target.from_pretrained(source, lora=lora, **more),
+        prompts, train, out=out, **settings,
+    )  # fmt: skip
+
+
+def audit_against(
+    open_base: Callable[[], Target],
+    open_lora: Callable[[], Target],
+    prompts: PromptList | str | Path | Sequence[str],
+    train: ImageSet | str | Path | None = None,
+    *,
+    out: str | Path,
+    **settings: Any,
+) -> AgainstRun:
+    """`audit_lora` for models that are opened by functions, called one after the other.
+
+    Raises:
+        ModelError: both are the same model.
+        UsageError: `out` is a run directory itself.
+    """
+    folder = Path(out)
+    if (folder / FILE).exists():
+        raise UsageError(f"'{out}' is the run directory of another audit; give a folder that is to hold two (--out).")
+    runs: dict[str, AuditRun] = {}
+    for name, opener in ((BASE, open_base), (TUNED, open_lora)):
+        target = opener()
+        if name == TUNED and target.fingerprint == read_manifest(folder / BASE).fingerprints.get("model"):
+            raise ModelError(f"'{target.name}' has the weights of its base: the LoRA changes nothing, or is not in it.")
+        if name == TUNED and (folder / BASE / "index").exists() and not (folder / TUNED / "index").exists():
+            shutil.copytree(folder / BASE / "index", folder / TUNED / "index")  # the training set is described once
+        runs[name] = audit(target, prompts, train, out=folder / name, **settings)
+        del target
+        gc.collect()  # the next model takes this one's place in memory
+    comparison = compare_leaks(folder / TUNED, folder / BASE, int(settings.get("seed", 0)))
+    write_fact(folder / TUNED, "against", {"name": comparison.base, "page": "../comparison.html"})
+    runs[TUNED].report = write_report(folder / TUNED, settings.get("redact", "none"))  # again, with a link
+    page = write_comparison(folder, comparison, TUNED, BASE, settings.get("redact", "none"))
+    text = json.dumps(as_dict(comparison), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomic(folder / "comparison.json", text.encode("utf-8", errors="backslashreplace"))
+    return AgainstRun(folder, runs[TUNED], runs[BASE], comparison, page)
+
+
+def compare_leaks(lora: Path, base: Path, seed: int = 0) -> Comparison:
+    """What a run of a fine-tune shows that one of its base does not, from both run directories.
+
+    Args:
+        lora: run directory of the fine-tune.
+        base: run directory of its base, made with the same prompts, seeds and training set.
+        seed: of the resampling of prompts.
+    """
+    one, two = read_scores(lora), read_scores(base)
+    common = [p for p, row in one.prompts.items() if two.prompts.get(p, {}).get("text") == row["text"]]
+    counts = {name: _copies(folder) for name, folder in ((TUNED, lora), (BASE, base))}
+    searched = all(entry is not None for entry in counts.values())
+    leaks = _leaks(common, one, counts[TUNED] or {}, counts[BASE] or {})
+    images = [_where(a[0], b[0]) for a, b in _pairs(counts[TUNED] or {}, counts[BASE] or {}, common)]
+    of = {name: {g for judged in (counts[name] or {}).values() for c, g, _ in judged.values() if c} for name in counts}
+    rows = [row for row in compare_runs(lora, base, seed=seed) if row["what"] != "AUROC"]
+    return Comparison(
+        lora=_name(lora),
+        base=_name(base),
+        prompts=_tally([leak.where for leak in leaks]) if searched else None,
+        images=_tally(images) if searched else None,
+        training_images=_tally([_where(g in of[TUNED], g in of[BASE]) for g in of[TUNED] | of[BASE]])
+        if searched
+        else None,
+        differences=tuple(rows + _score_differences(one, two, common, seed)),
+        leaks=tuple(leak for leak in leaks if leak.where != "neither"),
+        limits=tuple(_limits(leaks, searched, [folder for folder in (lora, base) if not _calibrated(folder)])),
+    )
+
+
+def _name(folder: Path) -> str:
+    return str((read_fact(folder, "model") or {}).get("name") or folder.name)
+
+
+Judged = tuple[bool, str, str]
+"""Of one image: whether it is called a copy, the group of its nearest training image, that image's id."""
+
+
+def _copies(folder: Path) -> dict[str, dict[int, Judged]] | None:
+    """Prompt id -> draw -> what became of the image; None where no training set was searched."""
+    fact = read_fact(folder, "copies")
+    if fact is None or fact["threshold"] is None:
+        return None
+    found: dict[str, dict[int, Judged]] = {}
+    for table in RunStore(folder).stream("matches"):
+        for row in table.to_pylist():
+            if row["status"] == "ok" and row["rank"] == 1:
+                judged = (is_copy(row, fact["threshold"]), str(row["group"]), str(row["train_id"]))
+                found.setdefault(row["prompt_id"], {})[row["draw"]] = judged
+    return found
+
+
+def _pairs(
+    lora: Mapping[str, Mapping[int, Judged]], base: Mapping[str, Mapping[int, Judged]], prompts: Sequence[str]
+) -> list[tuple[Judged, Judged]]:
+    """Images of both models from the same prompt and the same initial noise."""
+    return [(lora[p][d], base[p][d]) for p in prompts for d in lora.get(p, {}) if d in base.get(p, {})]
+
+
+def _leaks(
+    prompts: Sequence[str],
+    scores: RunScores,
+    lora: Mapping[str, Mapping[int, Judged]],
+    base: Mapping[str, Mapping[int, Judged]],
+) -> list[Leak]:
+    """Prompts judged in both runs, those that leak only with the LoRA first, then by falling number of copies."""
+    found = []
+    for p in prompts:
+        if p not in lora or p not in base:
+            continue
+        hits = [{d: j for d, j in run[p].items() if j[0]} for run in (lora, base)]
+        found.append(
+            Leak(
+                prompt_id=p, prompt=scores.prompts[p]["text"], where=_where(bool(hits[0]), bool(hits[1])),
+                lora_copies=len(hits[0]), lora_images=len(lora[p]), base_copies=len(hits[1]), base_images=len(base[p]),
+                draw=min(hits[0] or hits[1], default=None),
+                train_ids=tuple(dict.fromkeys(j[2] for h in hits for j in h.values())),
+            )
+        )  # fmt: skip
+    order = {"lora_only": 0, "both": 1, "base_only": 2, "neither": 3}
+    return sorted(found, key=lambda leak: (order[leak.where], -leak.lora_copies, leak.prompt_id))
+
+
+def _where(lora: bool, base: bool) -> Where:
+    if lora:
+        return "both" if base else "lora_only"
+    return "base_only" if base else "neither"
+
+
+def _tally(places: Sequence[Where]) -> dict[str, int]:
+    names: tuple[Where, ...] = ("lora_only", "both", "base_only", "neither")
+    return {name: places.count(name) for name in names}
+
+
+def _score_differences(one: RunScores, two: RunScores, prompts: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """Mean change of every score of a prompt in the model; scores of a set are standardized within each run."""
+    groups = prompt_groups({p: one.prompts[p] for p in prompts})
+    rows = []
+    for label, values in one.values.items():
+        name = label.partition(":")[0]
+        if label not in two.values or (name in SCORES and isinstance(parse_score(label), SetScore | TextScore)):
+            continue
+        shared = [p for p in prompts if p in values and p in two.values[label]]
+        if len({groups[p] for p in shared}) < 2:
+            continue
+        first, second = (np.array([v[p].mean() for p in shared]) for v in (values, two.values[label]))
+        difference, low, high = mean_difference(first, second, [groups[p] for p in shared], seed)
+        rows.append(
+            {"what": f"mean of {label}", "first": float(first.mean()), "second": float(second.mean()),
+             "difference": difference, "low": low, "high": high, "p_value": None, "reason": None, "prompts": len(shared)}
+        )  # fmt: skip
+    return rows
+
+
+def _calibrated(folder: Path) -> bool:
+    threshold = (read_fact(folder, "copies") or {}).get("threshold")
+    return bool(threshold and threshold["calibrated"])
+
+
+def _limits(leaks: Sequence[Leak], searched: bool, uncalibrated: Sequence[Path]) -> list[str]:
+    if not searched:
+        return [
+            "No training set was searched, so it cannot be known what either model copies; scores only are compared."
+        ]
+    limits = []
+    images = min((leak.base_images for leak in leaks if leak.where == "lora_only"), default=0)
+    if images:
+        most = clopper_pearson(0, images)[1]
+        limits.append(
+            f"'With the LoRA only' means that none of the base's {images} images per prompt was called a copy; that many "
+            f"images leave rates of up to {100 * most:.0f} % per image open (95 % Clopper-Pearson)."
+        )
+    rates = (
+        "calibrated on the same images; its false positives are in both columns"
+        if not uncalibrated
+        else "which is NOT CALIBRATED: how many copies are called wrongly is unknown, in either column; give held-out images "
+        "(--heldout)"
+    )
+    limits.append(
+        f"Both models were given the same initial noises, and copies are called at each run's own threshold, {rates}."
+    )
+    return limits

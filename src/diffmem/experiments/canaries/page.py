@@ -1,0 +1,144 @@
+"""The page of measured canaries: strength against count, with what was never trained on as the band below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from diffmem.report import prose
+from diffmem.report.charts import _svg, _text, _upright, ticks
+from diffmem.report.page import write_page
+from diffmem.report.prose import number, percent
+from diffmem.report.redaction import Embedded
+
+PAGE = "canaries.html"
+
+
+@dataclass(frozen=True)
+class ShownCanary:
+    """A registered picture beside the generated one that is most like it; None where a picture is not shown."""
+
+    registered: Embedded | None
+    generated: Embedded | None
+    caption: str
+    count: int
+    similarity: float
+
+
+@dataclass(frozen=True)
+class CanaryView:
+    """What the page shows.
+
+    Attributes:
+        facts: (label, text) pairs for its head.
+        measures: as `CanaryMeasure.as_dict` gives them.
+        shown: canaries, strongest first, then controls.
+        exposure_at_most: bits.
+        notes: what a reader must know.
+    """
+
+    facts: Sequence[tuple[str, str]]
+    measures: Sequence[Mapping[str, Any]]
+    shown: Sequence[ShownCanary]
+    exposure_at_most: float
+    notes: Sequence[str]
+
+
+def write_canary_page(folder: Path, view: CanaryView) -> Path:
+    """Write `canaries.html` and give its path."""
+    limits = [
+        "How strongly the model holds on to other pictures: canaries are unlike them, and a picture that looks like many "
+        "is learned otherwise.",
+        *(prose.shorten(note, 400) for note in view.notes),
+    ]
+    return write_page(
+        folder / PAGE, files(__package__) / "page.html", title="Image canaries", kicker="Image canaries",
+        headline=headline(view.measures[0]), limits=limits, filters={"figure": figure}, v=view,
+        charts=[strength_chart(measure) for measure in view.measures],
+    )  # fmt: skip
+
+
+def headline(measure: Mapping[str, Any]) -> str:
+    """One sentence: from which count on canaries stand out from the controls."""
+    rows = [row for row in measure["rows"] if row["count"] and row["p_stronger_than_controls"] is not None]
+    # Holm's adjustment: several counts are looked at, and one of many must not stand out by luck.
+    ordered = sorted(rows, key=lambda row: float(row["p_stronger_than_controls"]))
+    found: list[int] = []
+    for place, row in enumerate(ordered):
+        if row["p_stronger_than_controls"] * (len(rows) - place) > 0.05:
+            break
+        found.append(row["count"])
+    if not found:
+        return "No count of canaries stands out from the controls, which were never trained on."
+    least = min(found)
+    times = "once" if least == 1 else f"{least} times"
+    if all(row["count"] in found for row in rows if row["count"] >= least):
+        return f"Pictures that are in the training data {times} or more often leave a trace that controls do not have."
+    return f"Canaries of the counts {', '.join(map(str, sorted(found)))} stand out from the controls."
+
+
+def strength_chart(measure: Mapping[str, Any]) -> Markup:
+    """Strength against count (log scale): dots are canaries, large ones their means with intervals, the band controls."""
+    width, height, left, right, top, bottom = 640, 340, 70, 150, 14, 46
+    items = [item for item in measure["items"] if item["strength"] is not None]
+    counts = sorted({item["count"] for item in items if item["count"]})
+    controls = sorted(item["strength"] for item in items if not item["count"])
+    values = [item["strength"] for item in items]
+    if not counts or not controls:
+        return Markup("")
+    low, high = min(values), max(values)
+    margin = 0.06 * (high - low) or 1e-6
+    low, high = low - margin, high + margin
+    span: float = math.log2(counts[-1] / counts[0]) or 1.0
+
+    def x(count: float) -> float:
+        share = math.log2(count / counts[0]) / span
+        return float(left + 36 + share * (width - left - right - 60))
+
+    def y(value: float) -> float:
+        return float(height - bottom - (value - low) / (high - low) * (height - top - bottom))
+
+    body = []
+    for value in ticks(low, high, 5):
+        body.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
+        body.append(_text(left - 6, y(value) + 4, number(value, 3), "tick", "end"))
+    band = f'x="{left}" y="{y(controls[-1]):.1f}" width="{width - left - right}"'
+    body.append(f'<rect class="band kind-5" {band} height="{y(controls[0]) - y(controls[-1]):.1f}"/>')
+    middle = y(controls[len(controls) // 2])
+    body.append(f'<line class="chance" x1="{left}" x2="{width - right}" y1="{middle:.1f}" y2="{middle:.1f}"/>')
+    body.append(_text(width - right + 8, y(controls[-1]) + 4, f"{len(controls)} controls:", "key", "start"))
+    body.append(_text(width - right + 8, y(controls[-1]) + 18, "lowest to highest", "tick", "start"))
+    for count in counts:
+        mine = [item["strength"] for item in items if item["count"] == count]
+        for turn, value in enumerate(mine):
+            # Side by side, so that equal strengths stay visible.
+            at = x(count) + 20 * ((turn + 0.5) / len(mine) - 0.5)
+            body.append(f'<circle class="dot" cx="{at:.1f}" cy="{y(value):.1f}" r="2.5"/>')
+        row = next(row for row in measure["rows"] if row["count"] == count)["strength"]
+        if row["low"] is not None:
+            tall = max(1.0, y(row["low"]) - y(row["high"]))
+            body.append(
+                f'<rect class="interval" x="{x(count) - 3:.1f}" y="{y(row["high"]):.1f}" width="6" height="{tall:.1f}" rx="3"/>'
+            )
+        if row["value"] is not None:
+            body.append(f'<circle class="dot called" cx="{x(count):.1f}" cy="{y(row["value"]):.1f}" r="5"/>')
+        body.append(_text(x(count), height - bottom + 16, str(count)))
+    body.append(_text((left + width - right) / 2, height - 8, "times in the training data →", "axis-name"))
+    body.append(_upright(14, (top + height - bottom) / 2, "strength →", "axis-name"))
+    words = "; ".join(f"{row['count'] or 'controls'}: {number(row['strength']['value'], 3)}" for row in measure["rows"])
+    return _svg(width, height, "tradeoff", f"Strength by {measure['name']}", words, "".join(body))
+
+
+def figure(estimate: Mapping[str, Any] | None, share: bool = False) -> str:
+    """An estimate with its interval, for a table."""
+    if estimate is None or estimate["value"] is None:
+        return "–"
+    say = percent if share else lambda value: number(value, 3)
+    ends = "" if estimate["low"] is None else f" ({say(estimate['low'])} to {say(estimate['high'])})"
+    return say(estimate["value"]) + ends

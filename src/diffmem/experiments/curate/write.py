@@ -1,0 +1,136 @@
+"""Write what curation proposes: the table, and on request the modified dataset; originals stay as they are."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image, ImageFilter
+
+from diffmem.atomic import write_atomic
+from diffmem.copies.curation import Proposal
+from diffmem.data.images import ImageSet
+from diffmem.data.png import png_bytes
+from diffmem.errors import UsageError
+from diffmem.randomness import seed_of
+
+CROP = 0.85
+"""Share of each side that a crop leaves, scaled back to the full size."""
+BLUR = 0.04
+"""Radius of the blur as a share of the shorter side, at least .6 of a pixel."""
+Format = Literal["folder", "parquet"]
+
+
+def write_table(folder: Path, proposals: Sequence[Proposal], about: Mapping[str, Any]) -> list[Path]:
+    """`proposal.csv`, `proposal.parquet` and `proposal.json` (with `about`)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [proposal.as_dict() for proposal in proposals]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    write_atomic(folder / "proposal.csv", text.getvalue().encode("utf-8"))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    write_atomic(folder / "proposal.parquet", memoryview(sink.getvalue()))
+    document = {**about, "images": [{key: _finite(value) for key, value in row.items()} for row in rows]}
+    write_atomic(folder / "proposal.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    return [folder / f"proposal.{kind}" for kind in ("csv", "parquet", "json")]
+
+
+def write_dataset(
+    folder: Path, images: ImageSet, proposals: Sequence[Proposal], how: Format, seed: int
+) -> tuple[Path, int]:
+    """The set as the proposals would have it, in the order of the original.
+
+    A folder holds PNG files and `metadata.jsonl` (file_name, caption); Parquet the columns id, image {bytes, path} and
+    caption.
+
+    Returns:
+        Where it lies and how many images it has.
+
+    Raises:
+        UsageError: the place lies inside the original set, or is there already.
+    """
+    place = folder / ("dataset" if how == "folder" else "dataset.parquet")
+    if images.path is not None and place.resolve().is_relative_to(images.path.resolve()):
+        raise UsageError(
+            f"'{place}' lies inside the images themselves, which are not to be touched; give another --out."
+        )
+    if place.exists():
+        raise UsageError(f"'{place}' is there already; give another --out, or delete it.")
+    by_id = {proposal.image_id: proposal for proposal in proposals}
+    return (_write_folder if how == "folder" else _write_parquet)(place, _changed(images, by_id, seed))
+
+
+def _changed(
+    images: ImageSet, by_id: Mapping[str, Proposal], seed: int
+) -> Iterator[tuple[str, Image.Image, str | None]]:
+    """Id, picture and caption of every image that stays."""
+    for item in images:
+        proposal = by_id[item.id]
+        if item.image is None or proposal.action in ("drop", "de-duplicate"):
+            continue
+        caption = proposal.new_caption if proposal.action == "re-caption" else item.caption
+        yield item.id, alter(item.image, proposal.action, seed_of(seed, "crop", item.id)), caption
+
+
+def alter(image: Image.Image, action: str, seed: int = 0) -> Image.Image:
+    """The image cropped at a place that the seed chooses, mirrored or blurred; any other action leaves it as it is."""
+    if action == "flip":
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if action == "blur":
+        return image.filter(ImageFilter.GaussianBlur(max(0.6, BLUR * min(image.size))))
+    if action == "crop":
+        spare = [side - max(1, round(CROP * side)) for side in image.size]
+        left, top = seed % (spare[0] + 1), (seed >> 20) % (spare[1] + 1)
+        box = (left, top, left + image.width - spare[0], top + image.height - spare[1])
+        return image.resize(image.size, Image.Resampling.BICUBIC, box=box)
+    return image
+
+
+def _write_folder(place: Path, items: Iterator[tuple[str, Image.Image, str | None]]) -> tuple[Path, int]:
+    lines = []
+    for name, image, caption in items:
+        file = Path(name).with_suffix(".png") if not name.endswith(".png") else Path(name)
+        if file.is_absolute() or ".." in file.parts:
+            raise UsageError(f"The id '{name}' leads out of the dataset; write it with --format parquet.")
+        write_atomic(place / file, png_bytes(image))
+        lines.append(
+            json.dumps({"file_name": file.as_posix()} | ({"caption": caption} if caption else {}), ensure_ascii=False)
+        )
+    write_atomic(place / "metadata.jsonl", ("\n".join(lines) + "\n").encode("utf-8"))
+    return place, len(lines)
+
+
+def _write_parquet(place: Path, items: Iterator[tuple[str, Image.Image, str | None]]) -> tuple[Path, int]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("id", pa.string()), ("image", picture), ("caption", pa.string())])
+    rows = [
+        {"id": name, "image": {"bytes": png_bytes(image), "path": None}, "caption": caption}
+        for name, image, caption in items
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    write_atomic(place, memoryview(sink.getvalue()))
+    return place, len(rows)
+
+
+def _cell(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    return "'" + value if isinstance(value, str) and value[:1] in "=+-@\t\r" else value
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return "inf" if value > 0 else "-inf"
+    return value

@@ -1,0 +1,214 @@
+"""How well a run's scores find what is memorized: on given or measured labels, with intervals, two runs paired."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from diffmem.errors import DataError, UsageError
+from diffmem.evaluation.bootstrap import auroc_interval, tpr_interval
+from diffmem.evaluation.paired import compare_paired, mean_difference
+from diffmem.evaluation.roc import tpr_at_fpr
+from diffmem.evaluation.text_groups import near_duplicate_groups
+from diffmem.experiments.evaluate.labels import given_labels, measured_labels
+from diffmem.runs.manifest import read_manifest
+from diffmem.runs.store import RunStore
+
+Labels = Literal["given", "measured"]
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """A run's prompts and values, read from its directory.
+
+    Attributes:
+        prompts: id -> row of the prompts stage.
+        values: score label -> prompt id -> values per draw.
+    """
+
+    prompts: dict[str, dict[str, Any]]
+    values: dict[str, dict[str, np.ndarray]]
+
+
+def read_scores(folder: Path) -> RunScores:
+    """All values of a run, per draw; rows with errors are absent."""
+    read_manifest(folder)
+    store = RunStore(folder)
+    prompts = {row["prompt_id"]: row for row in store.read("prompts").to_pylist()}
+    found: dict[str, dict[str, dict[int, float] | list[float]]] = {}
+    for table in store.stream("scores", ["prompt_id", "score", "draw", "value", "components", "status"]):
+        for row in table.to_pylist():
+            if row["status"] != "ok":
+                continue
+            by_prompt = found.setdefault(row["score"], {})
+            if row["draw"] is None:
+                by_prompt[row["prompt_id"]] = json.loads(row["components"] or "{}").get("per_draw", [row["value"]])
+            else:
+                draws = by_prompt.setdefault(row["prompt_id"], {})
+                assert isinstance(draws, dict)
+                draws[row["draw"]] = row["value"]
+    values = {label: {p: _array(draws) for p, draws in by_prompt.items()} for label, by_prompt in found.items()}
+    return RunScores(prompts, values)
+
+
+def labels_of(folder: Path, prompts: Mapping[str, dict[str, Any]], how: Labels) -> dict[str, dict[str, Any]]:
+    """Prompt id -> {"label", "tier", ...}, from the prompt list or from the run's own generations."""
+    labels = measured_labels(folder) if how == "measured" else given_labels(prompts)
+    if not any(entry["label"] is True for entry in labels.values()):
+        hint = "measure them (--labels measured)" if how == "given" else "give a list with labels (--labels given)"
+        raise DataError(f"No prompt of '{folder}' is labelled memorized, so nothing can be evaluated: {hint}.")
+    return labels
+
+
+def evaluate_run(folder: Path, how: Labels = "given", rate: float = 0.01, seed: int = 0) -> list[dict[str, Any]]:
+    """AUROC and TPR at a false-positive rate of every score, with cluster-aware 95 % intervals.
+
+    Args:
+        folder: a run with scores.
+        how: labels of the prompt list, or measured on the run's own generations.
+        rate: false-positive rate.
+        seed: of the resampling.
+
+    Returns:
+        Rows {"score", "negatives", "n_positives", "n_negatives", "auroc", "auroc_low", "auroc_high", "tpr", "tpr_low",
+        "tpr_high", "nominal_fpr", "realised_fpr", "clusters", "n_eff", "reason"}; one per score for all negatives, and
+        one for each tier of negatives where the prompt list names tiers (a column `tier` or `group`).
+    """
+    run = read_scores(folder)
+    labels = labels_of(folder, run.prompts, how)
+    groups = prompt_groups(run.prompts)
+    rows = []
+    for score, values in run.values.items():
+        positives = [p for p in values if labels.get(p, {}).get("label") is True]
+        for tier, negatives in _tiers(
+            run.prompts, [p for p in values if labels.get(p, {}).get("label") is False]
+        ).items():
+            rows.append({"score": score, "negatives": tier} | _row(values, positives, negatives, groups, rate, seed))
+    return rows
+
+
+def compare_runs(
+    first: Path, second: Path, how: Labels = "given", rate: float = 0.01, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Paired differences between two runs on the same prompts: of each score's AUROC, and of the share of copies.
+
+    Only prompts that both runs hold (same id and text) count; labels are those of the first run.
+
+    Returns:
+        Rows {"what", "first", "second", "difference", "low", "high", "p_value", "prompts", "reason"}.
+    """
+    one, two = read_scores(first), read_scores(second)
+    common = [p for p, row in one.prompts.items() if two.prompts.get(p, {}).get("text") == row["text"]]
+    if not common:
+        raise UsageError(f"'{first}' and '{second}' have no prompt in common (same id and text).")
+    groups = prompt_groups({p: one.prompts[p] for p in common})
+    rows = [row for row in [_compare_copies(first, second, common, groups, seed)] if row is not None]
+    try:
+        labels = labels_of(first, one.prompts, how)
+    except DataError as reason:
+        return [*rows, _no_comparison("AUROC", str(reason))]
+    for score in one.values:
+        if score not in two.values:
+            continue
+        shared = [
+            p for p in common
+            if p in one.values[score] and p in two.values[score] and labels.get(p, {}).get("label") is not None
+        ]  # fmt: skip
+        truth = np.array([labels[p]["label"] for p in shared], bool)
+        if truth.sum() < 2 or (~truth).sum() < 2:
+            rows.append(_no_comparison(f"AUROC of {score}", "fewer than two labelled prompts on a side"))
+            continue
+        found = compare_paired(
+            np.stack([one.values[score][p] for p in shared]), np.stack([two.values[score][p] for p in shared]), truth,
+            np.array([groups[p] for p in shared]), rate=rate, seed=seed,
+        )  # fmt: skip
+        rows.append(
+            {
+                "what": f"AUROC of {score}",
+                **{k: v for k, v in asdict(found).items() if k in _SHOWN},
+                "prompts": len(shared),
+            }
+        )
+    return rows
+
+
+_SHOWN = ("first", "second", "difference", "low", "high", "p_value", "reason")
+
+
+def _compare_copies(
+    first: Path, second: Path, common: Sequence[str], groups: Mapping[str, int], seed: int
+) -> dict[str, Any] | None:
+    """Mean difference of the share of copies per prompt, clusters of prompts resampled; a bound where all are alike."""
+    try:
+        one, two = measured_labels(first), measured_labels(second)
+    except DataError:
+        return None
+    shared = [p for p in common if p in one and p in two]
+    if not shared:
+        return None
+    shares = np.array([[e[p]["copies"] / e[p]["images"] for e in (one, two)] for p in shared])
+    numbers = [groups[p] for p in shared]
+    difference, low, high = mean_difference(shares[:, 0], shares[:, 1], numbers, seed, within=(-1.0, 1.0))
+    return {
+        "what": "share of images called copies", "first": float(shares[:, 0].mean()), "second": float(shares[:, 1].mean()),
+        "difference": difference, "low": low, "high": high, "p_value": None,
+        "reason": None, "prompts": len(shared),
+    }  # fmt: skip
+
+
+def _no_comparison(what: str, reason: str) -> dict[str, Any]:
+    return {"what": what} | dict.fromkeys(_SHOWN) | {"reason": reason, "prompts": 0}
+
+
+def _row(
+    values: Mapping[str, np.ndarray],
+    positives: Sequence[str],
+    negatives: Sequence[str],
+    groups: Mapping[str, int],
+    rate: float,
+    seed: int,
+) -> dict[str, Any]:
+    counts = {"n_positives": len(positives), "n_negatives": len(negatives)}
+    both = [*positives, *negatives]
+    clusters = [len({groups[p] for p in part}) for part in (positives, negatives)]
+    if min(clusters) < 2:
+        return counts | {
+            "auroc": None,
+            "reason": f"{clusters[0]} and {clusters[1]} distinct prompts; two of each are needed",
+        }
+    matrix = np.stack([values[p] for p in both])
+    truth = np.r_[np.ones(len(positives), bool), np.zeros(len(negatives), bool)]
+    numbers = np.array([groups[p] for p in both])
+    area = auroc_interval(matrix, truth, numbers, seed=seed)
+    tpr = tpr_interval(matrix, truth, numbers, rate, seed=seed)
+    point = tpr_at_fpr(matrix[truth].mean(1), matrix[~truth].mean(1), rate)
+    return counts | {
+        "auroc": area.value, "auroc_low": area.low, "auroc_high": area.high, "tpr": tpr.value, "tpr_low": tpr.low,
+        "tpr_high": tpr.high, "nominal_fpr": rate, "realised_fpr": point.realised_fpr if point.measurable else None,
+        "clusters": area.clusters_positive + area.clusters_negative, "n_eff": area.n_eff, "reason": tpr.reason,
+    }  # fmt: skip
+
+
+def _tiers(prompts: Mapping[str, dict[str, Any]], negatives: Sequence[str]) -> dict[str, list[str]]:
+    tiers: dict[str, list[str]] = {"all": list(negatives)}
+    for p in negatives:
+        extra = json.loads(prompts[p]["extra"] or "{}")
+        name = extra.get("tier") or prompts[p]["group"]
+        if name is not None:
+            tiers.setdefault(str(name), []).append(p)
+    return tiers if len(tiers) <= 20 else {"all": tiers["all"]}
+
+
+def prompt_groups(prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Prompt id -> number of its group of near-duplicate texts."""
+    numbers = near_duplicate_groups([row["text"] for row in prompts.values()])
+    return {p: int(number) for p, number in zip(prompts, numbers, strict=True)}
+
+
+def _array(draws: dict[int, float] | list[float]) -> np.ndarray:
+    return np.array([draws[d] for d in sorted(draws)] if isinstance(draws, dict) else draws, np.float64)

@@ -1,0 +1,130 @@
+"""One cell at work: its training, and its images from the same training images' captions as every other cell's."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from diffmem.copies.index import CopyIndex
+from diffmem.data.images import ImageSet
+from diffmem.data.prompts import Prompt
+from diffmem.experiments.lab.plan import Cell, GenerateSection, LabPlan
+from diffmem.keys import row_key
+from diffmem.models.target import Target
+from diffmem.randomness import generator
+from diffmem.runs.directory import RunDirectory, record_model
+from diffmem.stages.generate import Generation, generate_stage
+from diffmem.stages.match.stage import Matching, match_stage
+from diffmem.testbeds.names import bundled_path
+from diffmem.training.captions import captions_of
+from diffmem.training.data import TrainingSet
+from diffmem.training.loop import LOG, train
+from diffmem.training.plan import FREE, TrainPlan
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One image that a cell is to make: the training image that it is about, and the caption and draw that ask for it."""
+
+    image_id: str
+    text: str
+    draw: int
+
+    @property
+    def prompt(self) -> Prompt:
+        """As the generation stage takes it; equal captions are one prompt with several draws."""
+        return Prompt(row_key(lab_prompt=self.text).hex()[:16], self.text)
+
+
+def prompted(data: TrainingSet, captions: Sequence[Sequence[str]], plan: GenerateSection) -> list[Asked]:
+    """The images to make: training images in an order named by the seed, each under its first caption, again from the start
+    when there are more images than that.
+
+    The order knows nothing of the cell, so that image n of all cells is about the same training image.
+    """
+    order = torch.randperm(len(data), generator=generator(plan.seed, "lab", "prompted")).tolist()
+    used: Counter[str] = Counter()
+    found = []
+    for n in range(plan.images):
+        place = order[n % len(order)]
+        text = captions[place][0]
+        found.append(Asked(data.images[place].id, text, used[text]))
+        used[text] += 1
+    return found
+
+
+def training_name(plan: TrainPlan) -> str:
+    """The folder of a training: a hash of all that changes a weight."""
+    settings = plan.model_dump(mode="json")
+    for name in FREE:
+        section, _, key = name.rpartition(".")
+        (settings[section] if section else settings).pop(key)
+    return row_key(training=settings).hex()[:16]
+
+
+def trained(cell: Cell, folder: Path, data: TrainingSet, device: str | None, silent: bool) -> Target:
+    """The cell's model: trained now, resumed, or opened if it is there."""
+    saved = folder / ("lora" if cell.training.model.method == "lora" else "model")
+    if not (folder / LOG).exists():
+        train(cell.training, folder, data=data, device=device, silent=silent)
+        # A finished training needs no checkpoint, which is three times the size of the model.
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    name = f"{cell.name}, seed {cell.seed}"
+    if saved.name == "model":
+        return Target.from_pretrained(saved, device=device, name=name)
+    base = cell.training.model.base
+    return Target.from_pretrained(bundled_path(base) or base, lora=saved, device=device, name=name)
+
+
+def seconds_of(folder: Path) -> float:
+    """What a training took."""
+    return float(json.loads((folder / LOG).read_text())["seconds"])
+
+
+@dataclass(frozen=True)
+class Made:
+    """A cell's run directory and what was asked for, in order."""
+
+    run: RunDirectory
+    asked: list[Asked]
+
+
+def generate_and_match(
+    cell: Cell, plan: LabPlan, target: Target, data: TrainingSet, index: CopyIndex, heldout: ImageSet | None,
+    folder: Path, silent: bool,
+) -> Made:  # fmt: skip
+    """The cell's images with its inference-time mitigations, matched with the training set; what is there is kept."""
+    tokenizer = getattr(target.pipeline, "tokenizer", None)
+    captions = captions_of(data, cell.training.data, tokenizer, cell.seed)
+    asked = prompted(data, captions, plan.generate)
+    settings = Generation(
+        draws=max(one.draw for one in asked) + 1, seed=plan.generate.seed, batch=plan.generate.batch,
+        sampling=plan.generate.sampling,
+    )  # fmt: skip
+    matching = Matching(
+        descriptor=plan.measure.descriptor, statistic=plan.measure.statistic,
+        false_positives=plan.measure.false_positives,
+    )  # fmt: skip
+    labels = [one.label for one in cell.treatment.inference]
+    run = RunDirectory(
+        folder,
+        {"generate": settings.model_dump(mode="json"), "match": matching.model_dump(mode="json"),
+         "lab": {"mitigation": labels}},
+        {"model": target.fingerprint, "training": data.fingerprint},
+    )  # fmt: skip
+    record_model(target, run.path)
+    prompts = list({one.prompt.id: one.prompt for one in asked}.values())
+    with ExitStack() as stack:
+        for mitigation in cell.treatment.inference:
+            stack.enter_context(mitigation.apply(target))
+        generate_stage(
+            target, prompts, settings, run, silent=silent, work=[(one.prompt, one.draw) for one in asked]
+        )  # fmt: skip
+    match_stage(run, matching, index, heldout, 1, silent=silent)
+    return Made(run, asked)

@@ -1,0 +1,26 @@
+"""The prompt scores, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from diffmem.registry import Registry
+
+if TYPE_CHECKING:
+    from diffmem.scores.base import Score
+
+SCORES: Registry[type[Score]] = Registry(
+    "scores",
+    {
+        "score-difference": "diffmem.scores.prompt.score_difference:ScoreDifference",
+        "alignment": "diffmem.scores.prompt.alignment:Alignment",
+        "anisotropy": "diffmem.scores.prompt.anisotropy:Anisotropy",
+        "anisotropy-paper": "diffmem.scores.prompt.paper:AnisotropyPaper",
+        "text-uppercase": "diffmem.scores.prompt.text_baselines:TextUppercase",
+        "text-ngram": "diffmem.scores.prompt.text_baselines:TextNgram",
+    },
+)
+"""Score classes; packages add their own through the entry-point group `diffmem.scores`."""
+
+DEFAULT_SCORES = ("score-difference", "score-difference:over=ratio", "alignment", "anisotropy", "text-uppercase")
+"""What is computed unless asked otherwise: all of it together costs 2 NFE per prompt and noise, plus what is shared."""

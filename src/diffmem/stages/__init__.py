@@ -1,0 +1,1 @@
+"""The stages: plan to rows, resumable. A stage never imports the report."""

@@ -1,0 +1,159 @@
+"""The generation stage: k images per prompt from the user's own pipeline, with recorded seeds, resumable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from diffmem.copies.degenerate import is_degenerate
+from diffmem.data.png import png_bytes
+from diffmem.data.prompts import Prompt, PromptList, load_prompts
+from diffmem.errors import DiffmemError
+from diffmem.keys import row_key
+from diffmem.models.generation import Sampling
+from diffmem.models.target import Target
+from diffmem.randomness import seed_of
+from diffmem.runs.directory import RunDirectory, in_shard
+from diffmem.runs.microbatch import MicroBatches, describe
+from diffmem.runs.progress import Progress
+
+
+class Generation(BaseModel):
+    """How many images, from which noises, sampled how."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    draws: int = Field(4, ge=1, description="images per prompt")
+    seed: int = Field(0, description="root seed")
+    batch: int = Field(32, ge=1, description="images per call of the pipeline at first; halved when memory runs out")
+    sampling: Sampling = Sampling()
+
+
+@dataclass
+class GenerationResult:
+    """What the generation stage did.
+
+    Attributes:
+        run: the run directory.
+        made: images made by this command.
+        failed: of these, images that ended in an error row.
+        nfe: network evaluations spent, or None where they cannot be known.
+        notes: what a reader must know (halved batches, prompts set aside).
+    """
+
+    run: RunDirectory
+    made: int = 0
+    failed: int = 0
+    nfe: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def generate(
+    target: Target,
+    prompts: PromptList | str | Path | Sequence[str],
+    settings: Generation | None = None,
+    *,
+    out: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
+    retry_errors: bool = False,
+    silent: bool = True,
+) -> GenerationResult:
+    """Generate images per prompt and keep them in the run directory.
+
+    Args:
+        target: the model; its own pipeline makes the images.
+        prompts: a list of prompts, a file, or a PromptList.
+        settings: draws, seed, sampling.
+        out: run directory; the same command resumes it.
+        shard: (i, n): only this part of the prompts.
+        retry_errors: make images again that ended in an error.
+        silent: no progress on stderr.
+    """
+    prompt_list = prompts if isinstance(prompts, PromptList) else load_prompts(prompts)
+    settings = settings or Generation()
+    fingerprints = {"model": target.fingerprint, "prompts": prompt_list.fingerprint}
+    run = RunDirectory(out, {"generate": settings.model_dump(mode="json")}, fingerprints)
+    return generate_stage(target, prompt_list, settings, run, shard, retry_errors, silent)
+
+
+def image_key(target: Target, prompt: Prompt, draw: int, settings: Generation) -> bytes:
+    """The content key of one generated image."""
+    return row_key(
+        stage="images", model=target.fingerprint, prompt=[prompt.id, prompt.text], draw=draw, seed=settings.seed,
+        sampling=settings.sampling.model_dump(mode="json"),
+    )  # fmt: skip
+
+
+def generate_stage(
+    target: Target,
+    prompts: Sequence[Prompt],
+    settings: Generation,
+    run: RunDirectory,
+    shard: tuple[int, int] | None = None,
+    retry_errors: bool = False,
+    silent: bool = True,
+    work: Sequence[tuple[Prompt, int]] | None = None,
+) -> GenerationResult:
+    """The stage itself, in an open run directory; `work` names (prompt, draw) pairs instead of `settings.draws` of each."""
+    mine = [p for p in prompts if in_shard(p, shard)]
+    run.record_prompts(mine)
+    done = run.store.finished("images", retry_errors)
+    work = [(p, d) for p in mine for d in range(settings.draws)] if work is None else work
+    todo = [(p, d) for p, d in work if image_key(target, p, d, settings) not in done]
+    result = GenerationResult(run)
+
+    def make(items: Sequence[tuple[Prompt, int]]) -> list[Image.Image]:
+        return target.generate([p.text for p, _ in items], [d for _, d in items], settings.seed, settings.sampling)
+
+    batches = MicroBatches(
+        settings.batch, lambda size: result.notes.append(f"out of memory: images per call were halved to {size}")
+    )
+    with (
+        run.stage("generate", len(work), len(work) - len(todo)) as clock,
+        run.store.writer("images") as writer,
+        Progress(len(work), "generating", unit="images", done=clock.done, silent=silent or not todo) as bar,
+    ):
+        for prompt, draw in [(p, d) for p, d in todo if p.problem is not None]:
+            writer.write(_row(target, prompt, draw, settings, status="error", error=prompt.problem))
+            result.failed += 1
+        for items, images in batches.run([(p, d) for p, d in todo if p.problem is None], make):
+            for row in _rows(target, items, images, settings):
+                result.failed += row["status"] == "error"
+                writer.write(row)
+            result.made += len(items)
+            clock.done += len(items)
+            bar.advance(len(items))
+        clock.done = len(work)
+    per_image = target.generation_nfe(settings.sampling)
+    result.nfe = None if per_image is None else per_image * result.made
+    return result
+
+
+def _rows(
+    target: Target, items: Sequence[tuple[Prompt, int]], images: list[Image.Image] | Exception, settings: Generation
+) -> Iterator[dict[str, Any]]:
+    if isinstance(images, Exception):
+        for prompt, draw in items:
+            yield _row(target, prompt, draw, settings, status="error", error=describe(images))
+        return
+    if len(images) != len(items):
+        raise DiffmemError(f"The model returned {len(images)} images for {len(items)} prompts.")
+    for (prompt, draw), image in zip(items, images, strict=True):
+        yield _row(
+            target, prompt, draw, settings, status="ok", png=png_bytes(image), width=image.width, height=image.height,
+            degenerate=is_degenerate(image),
+        )  # fmt: skip
+
+
+def _row(target: Target, prompt: Prompt, draw: int, settings: Generation, **more: Any) -> dict[str, Any]:
+    return {
+        "key": image_key(target, prompt, draw, settings), "prompt_id": prompt.id, "draw": draw,
+        "seed": seed_of(settings.seed, "generation", prompt.text, draw),
+        "settings": json.dumps(settings.sampling.model_dump(mode="json")), **more,
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Generated images to their nearest training images."""

@@ -1,0 +1,91 @@
+"""Match any two image sets, outside of a run: generated images in a folder against a training set."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diffmem.copies.approximate import CHECKED, recall_at_1
+from diffmem.copies.calibration import CopyThreshold, calibrate
+from diffmem.copies.degenerate import is_degenerate
+from diffmem.copies.index import CopyIndex
+from diffmem.copies.match import match
+from diffmem.data.images import ImageSet
+from diffmem.evaluation.estimate import Estimate
+from diffmem.runs.progress import Progress
+from diffmem.stages.match.stage import BATCH, Matching
+
+
+@dataclass
+class FolderMatches:
+    """Each image's nearest training image, and the threshold of a copy.
+
+    Attributes:
+        rows: {"image", "train_id", "similarity", "ratio", "normalised", "group_size", "copy"} per judged image.
+        set_aside: {"image", "reason"} of unreadable and degenerate ones.
+        threshold: how "copy" was decided.
+        search: "exact", or "faiss" (approximate).
+        recall: of an approximate search: how often it finds the nearest training image, measured on some of the images.
+    """
+
+    threshold: CopyThreshold
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    search: str = "exact"
+    recall: Estimate | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        recall = None if self.recall is None else asdict(self.recall)
+        return {
+            "matches": self.rows, "set_aside": self.set_aside, "threshold": asdict(self.threshold),
+            "search": {"method": self.search, "recall_at_1": recall},
+        }  # fmt: skip
+
+
+def match_images(
+    images: ImageSet, index: CopyIndex, settings: Matching, heldout: ImageSet | None = None, silent: bool = True
+) -> FolderMatches:
+    """Find the nearest training image of every image of a set; rows are sorted, most alike first.
+
+    Args:
+        images: to be judged.
+        index: the training set; `index.use_search` says how it is searched.
+        settings: statistic and nominal rate.
+        heldout: images that no training has seen, for the threshold.
+        silent: no progress on stderr.
+    """
+    threshold = calibrate(index, heldout, settings.false_positives, 1, settings.statistic)
+    result = FolderMatches(threshold)
+    checked: list[np.ndarray] = []
+    every = max(1, math.ceil(len(images) / CHECKED))
+    with Progress(len(images), "matching", unit="images", silent=silent) as bar:
+        for batch in images.batches(BATCH):
+            sound = []
+            for item in batch:
+                reason = item.problem or (is_degenerate(item.image) if item.image is not None else "no image")
+                if reason:
+                    result.set_aside.append({"image": item.id, "reason": reason})
+                else:
+                    sound.append(item)
+            vectors = (
+                index.describe([item.image for item in sound if item.image is not None]) if sound else np.zeros((0, 1))
+            )
+            if index.approximate is not None and sound:
+                checked.append(vectors[-len(result.rows) % every :: every])  # evenly over all batches
+            for found in match(vectors, index):
+                result.rows.append(
+                    {"image": sound[found.query].id, "train_id": found.train_id, "similarity": found.similarity,
+                     "ratio": found.ratio, "normalised": found.normalised, "group_size": found.group_size,
+                     "copy": threshold.is_copy(found)}
+                )  # fmt: skip
+            bar.advance(len(batch))
+    if index.approximate is not None:
+        result.search = "faiss"
+        sample = np.concatenate(checked) if checked else np.zeros((0, 1))
+        result.recall = recall_at_1(index.approximate, sample, index.duplicates().group)
+    result.rows.sort(key=lambda row: row["similarity"], reverse=True)
+    return result

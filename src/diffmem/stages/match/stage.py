@@ -1,0 +1,188 @@
+"""The matching stage: every generated image against its nearest training images, at a calibrated threshold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from diffmem.copies.agreement import agreement
+from diffmem.copies.calibration import CopyThreshold, calibrate
+from diffmem.copies.descriptors import make_descriptor
+from diffmem.copies.descriptors.base import Descriptor
+from diffmem.copies.index import CopyIndex
+from diffmem.copies.match import match
+from diffmem.copies.statistics import Statistic
+from diffmem.data.images import ImageSet
+from diffmem.data.png import decode_png
+from diffmem.keys import row_key
+from diffmem.runs.directory import RunDirectory
+from diffmem.runs.facts import read_fact, write_fact
+from diffmem.runs.progress import Progress
+from diffmem.runs.store import RunStore
+
+BATCH = 256
+
+
+class Matching(BaseModel):
+    """How copies are decided.
+
+    For pixel descriptors the default statistic is the normalised distance (Carlini et al. 2023): it asks whether an image
+    is nearer to one training image than the neighbourhood there explains, so plain pictures in dense places are not
+    called copies.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    descriptor: str = "l2-tiled"
+    statistic: Statistic | None = Field(None, description="default: the descriptor's own")
+    false_positives: float = Field(0.01, gt=0, lt=1, description="nominal false-positive rate per prompt")
+
+
+@dataclass
+class MatchResult:
+    """What the matching stage did."""
+
+    matched: int = 0
+    set_aside: int = 0
+    threshold: CopyThreshold | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def build_index(images: ImageSet, descriptor: Descriptor, folder: Path | None, silent: bool = True) -> CopyIndex:
+    """Describe a training set, with progress; an interrupted index in its folder goes on."""
+    with Progress(len(images), "describing", unit="training images", silent=silent) as bar:
+        return CopyIndex.build(images, descriptor, folder, progress=bar.advance)
+
+
+def append_images(images: ImageSet, index: CopyIndex, silent: bool = True) -> CopyIndex:
+    """Add another set of images to an index, with progress; memory is bounded by one part."""
+    with Progress(len(images), "describing", unit="training images", silent=silent) as bar:
+        index.append(images, progress=bar.advance)
+    return index
+
+
+def open_index(folder: Path, options: Mapping[str, Any] | None = None) -> CopyIndex:
+    """An index on disk with the descriptor that made it, so that images can be searched and added.
+
+    Args:
+        folder: of the index.
+        options: of the descriptor's class (weights, ...); l2-tiled takes its own from the index.
+    """
+    about = CopyIndex.load(folder).about
+    fitted = {key: about["recipe"][key] for key in ("side", "channels")} if about["name"] == "l2-tiled" else options
+    return CopyIndex.load(folder, make_descriptor(about["name"], **(fitted or {})))
+
+
+def match_stage(
+    run: RunDirectory,
+    settings: Matching,
+    index: CopyIndex,
+    heldout: ImageSet | None,
+    images_per_prompt: int,
+    silent: bool = True,
+) -> MatchResult:
+    """Match all images of a run that are not matched yet, and calibrate the threshold of a copy.
+
+    Images that a safety checker blackened or that are constant are set aside and counted, never matched.
+    """
+    result = MatchResult()
+    result.threshold = calibrate(index, heldout, settings.false_positives, images_per_prompt, settings.statistic)
+    write_fact(
+        run.path, "copies",
+        {"threshold": asdict(result.threshold), "descriptor": index.about | {"images": len(index)},
+         "problems": index.problems, "index": index.fingerprint},
+    )  # fmt: skip
+    done = run.store.finished("matches")
+    total = run.store.read("images", ["key"]).num_rows
+    with (
+        run.stage("match", total, 0) as clock,
+        run.store.writer("matches") as writer,
+        Progress(total, "matching", unit="images", silent=silent) as bar,
+    ):
+        for rows in _batches(run.store):
+            fresh = []
+            for row in rows:
+                if row["status"] != "ok" or row["degenerate"]:
+                    result.set_aside += row["status"] == "ok"
+                elif match_key(row["key"], index.fingerprint) not in done:
+                    fresh.append(row)
+            writer.write_many(_match_rows(fresh, index))
+            result.matched += len(fresh)
+            clock.done += len(rows)
+            bar.advance(len(rows))
+    return result
+
+
+def called(run: RunDirectory) -> dict[bytes, tuple[dict[str, Any], bool]]:
+    """Every matched image of a run: its nearest training image (a row of "matches"), and whether it is called a copy."""
+    fact = read_fact(run.path, "copies")
+    if fact is None or fact["threshold"] is None:
+        return {}
+    threshold = fact["threshold"]
+    found = {}
+    for row in run.store.read("matches").to_pylist():
+        if row["rank"] == 1:
+            value = row[threshold["statistic"]]
+            oriented = None if value is None else value if threshold["statistic"] == "similarity" else -value
+            found[bytes(row["image_key"])] = (row, oriented is not None and oriented >= threshold["value"])
+    return found
+
+
+def match_key(image_key: bytes, index: str) -> bytes:
+    """The content key of an image's nearest match."""
+    return row_key(stage="matches", image=image_key.hex(), index=index, rank=1)
+
+
+def _match_rows(rows: Sequence[dict[str, Any]], index: CopyIndex) -> Iterator[dict[str, Any]]:
+    if not rows:
+        return
+    for found in match([decode_png(row["png"]) for row in rows], index):
+        row = rows[found.query]
+        yield {
+            "key": match_key(row["key"], index.fingerprint), "prompt_id": row["prompt_id"], "draw": row["draw"],
+            "image_key": row["key"], "rank": found.rank, "train_id": found.train_id, "similarity": found.similarity,
+            "ratio": found.ratio, "normalised": found.normalised, "group": found.group,
+            "group_size": found.group_size, "background": found.background, "descriptor": index.about["name"], "status": "ok",
+        }  # fmt: skip
+
+
+def agreement_stage(run: RunDirectory, descriptor: Descriptor) -> int:
+    """Seed-to-seed agreement of every prompt's images, as rows of the score `seed-agreement`; needs no training set.
+
+    Returns:
+        The number of prompts.
+    """
+    done = run.store.finished("scores")
+    by_prompt: dict[str, list[np.ndarray]] = {}
+    keys: dict[str, list[str]] = {}
+    for rows in _batches(run.store):
+        sound = [row for row in rows if row["status"] == "ok" and not row["degenerate"]]
+        if sound:
+            for row, vector in zip(sound, descriptor.describe([decode_png(r["png"]) for r in sound]), strict=True):
+                by_prompt.setdefault(row["prompt_id"], []).append(vector)
+                keys.setdefault(row["prompt_id"], []).append(row["key"].hex())
+    written = []
+    for prompt, vectors in by_prompt.items():
+        key = row_key(stage="agreement", images=sorted(keys[prompt]), descriptor=descriptor.fingerprint)
+        if key in done or len(vectors) < 2:
+            continue
+        found = agreement(np.stack(vectors), descriptor.metric, descriptor.copy_similarity)
+        written.append(
+            {"key": key, "prompt_id": prompt, "score": "seed-agreement", "version": "1", "draw": None,
+             "value": found.mean, "components": json.dumps(asdict(found)), "status": "ok", "nfe": 0.0}
+        )  # fmt: skip
+    run.store.append("scores", written)
+    return len(by_prompt)
+
+
+def _batches(store: RunStore) -> Iterator[list[dict[str, Any]]]:
+    columns = ["key", "prompt_id", "draw", "png", "degenerate", "status"]
+    for table in store.stream("images", columns):
+        for start in range(0, table.num_rows, BATCH):
+            yield table.slice(start, BATCH).to_pylist()

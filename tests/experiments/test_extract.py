@@ -1,0 +1,150 @@
+"""Extraction end to end on a model that repeats an image for one prompt and makes new ones for others."""
+
+import hashlib
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffmem.cli.app import main
+from diffmem.data.images import load_images
+from diffmem.data.png import decode_png
+from diffmem.errors import DataError, IncompatibleRun, UsageError
+from diffmem.experiments.extract.proof import remake
+from diffmem.experiments.extract.run import extract_images
+from diffmem.models.generation import Sampling
+from diffmem.models.target import Target
+from diffmem.stages.generate import Generation
+from tests.tiny import picture, tiny_sd
+
+
+@pytest.fixture
+def model():
+    def generate(prompts, seeds):
+        return [
+            picture(7, 0.01 + 0.0 * seed) if "memorized" in text and seed % 4 else picture(seed % 2**31)
+            for text, seed in zip(prompts, seeds, strict=True)
+        ]
+
+    return Target.from_callable(generate=generate, name="repeats")
+
+
+@pytest.fixture
+def train(tmp_path):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for i in range(30):
+        picture(i).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def test_the_repeated_image_is_extracted_and_proved(model, train, tmp_path):
+    settings = Generation(draws=40)
+    found = extract_images(
+        model, ["a memorized one", "a fox", "a hen"], settings, train, out=tmp_path / "run", edge=0.95, smallest=8
+    )
+    (row,) = found.rows
+    assert (row["rank"], row["prompt"], row["train_id"]) == (1, "a memorized one", "007.png")
+    assert row["size"] == sum(seed % 4 != 0 for seed in seeds_of(found.run, row["prompt_id"]))
+    assert row["of"] == 40 and row["exact"] and row["train_similarity"] > 0.95 and row["ratio"] < 0.2
+    assert found.prompts == 3 and found.false_edges.value < 0.01
+    folder = tmp_path / "run" / "extracted" / "0001"
+    assert json.loads((folder / "proof.json").read_text())["train_id"] == "007.png"
+    assert (folder / "generated.png").exists() and (folder / "training.png").read_bytes() != b""
+    again = extract_images(
+        model, ["a memorized one", "a fox", "a hen"], settings, out=tmp_path / "run", edge=0.95, smallest=8
+    )
+    assert [r["draws"] for r in again.rows] == [row["draws"]]
+    assert "train_id" not in again.rows[0]
+
+
+def test_the_proof_stands_alone(model, train, tmp_path):
+    """A reader with the proof and the model has everything: which image, how near to which, by which measure."""
+    found = extract_images(
+        model, ["a memorized one", "a hen"], Generation(draws=20, seed=3), train, out=tmp_path / "run", edge=0.95, smallest=8
+    )  # fmt: skip
+    folder = tmp_path / "run" / "extracted" / "0001"
+    proof = json.loads((folder / "proof.json").read_text())
+    assert {name: proof[name] for name in found.rows[0]} == found.rows[0]
+    assert (proof["prompt"], proof["root_seed"], proof["train_rank"], proof["train_images"]) == (
+        "a memorized one",
+        3,
+        1,
+        30,
+    )
+    assert proof["train_distance"] == pytest.approx(1 - proof["train_similarity"]) and proof["edge"] == 0.95
+    assert proof["descriptor"]["name"] == "l2-tiled" and proof["model"]["name"] == "repeats"
+    own, theirs = (folder / "generated.png").read_bytes(), (train / "007.png").read_bytes()
+    assert proof["generated"]["sha256"] == hashlib.sha256(own).hexdigest()
+    assert proof["training"]["digest"] == next(i.digest for i in load_images(train) if i.id == "007.png")
+    assert np.array_equal(
+        *(np.asarray(Image.open(io.BytesIO(png))) for png in ((folder / "training.png").read_bytes(), theirs))
+    )
+    assert np.array_equal(np.asarray(remake(proof, model)), np.asarray(decode_png(own)))
+    shutil.rmtree(train)
+    seen = extract_images(
+        model, ["a memorized one", "a hen"], Generation(draws=20, seed=3), out=tmp_path / "run", edge=0.9999, smallest=20
+    )  # fmt: skip
+    assert not seen.rows and not (tmp_path / "run" / "extracted").exists()
+
+
+def test_the_image_of_a_pipeline_is_made_again_from_its_proof(tmp_path):
+    tiny_sd().save_pretrained(tmp_path / "model")
+    target = Target.from_pretrained(tmp_path / "model")
+    settings = Generation(draws=4, seed=5, sampling=Sampling(steps=2, guidance=3.0, scheduler="euler-ancestral"))
+    found = extract_images(target, ["a fox", "a hen"], settings, out=tmp_path / "run", edge=0.0, smallest=3)
+    for row in found.rows:
+        folder = tmp_path / "run" / "extracted" / f"{row['rank']:04d}"
+        again = np.asarray(remake(folder, Target.from_pretrained(tmp_path / "model")), np.int16)
+        assert np.abs(again - np.asarray(Image.open(folder / "generated.png"), np.int16)).max() <= 1
+    proof = json.loads((folder / "proof.json").read_text())
+    assert proof["sampling"]["scheduler"] == "euler-ancestral" and proof["sampling"]["guidance"] == 3.0
+    other = np.asarray(remake(proof | {"root_seed": 6}, target), np.int16)
+    assert np.abs(other - again).max() > 1
+    with pytest.raises(IncompatibleRun, match="open the same weights"):
+        remake(proof | {"model": {"name": "x", "fingerprint": "0" * 32}}, target)
+    with pytest.raises(DataError, match="lacks root_seed"):
+        remake({name: value for name, value in proof.items() if name != "root_seed"}, target)
+    with pytest.raises(DataError, match="no proof of an extraction"):
+        remake(tmp_path, target)
+
+
+def seeds_of(run, prompt):
+    return [r["seed"] for r in run.store.read("images").to_pylist() if r["prompt_id"] == prompt]
+
+
+def test_too_few_images_for_a_clique(model):
+    with pytest.raises(UsageError, match="cannot hold a clique of 10"):
+        extract_images(model, ["a fox"], Generation(draws=9))
+
+
+def test_typed(tmp_path, capsys):
+    tiny_sd().save_pretrained(tmp_path / "model")
+    arguments = [
+        "extract",
+        tmp_path / "model",
+        "a fox",
+        "a hen",
+        "--images",
+        "4",
+        "--clique",
+        "2",
+        "--steps",
+        "2",
+        "--edge",
+    ]
+    assert main([*map(str, arguments), "0.3", "--out", str(tmp_path / "run"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompts"] == 2 and found["edge"] == 0.3
+    assert all(row["size"] >= 2 for row in found["extractions"])
+    assert main([*map(str, arguments), "0.999", "--out", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr()
+    assert "0 images extracted from 2 prompts" in shown.out and "different prompts" in shown.err
+    assert main([*map(str, arguments), "0.3", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 8
+    assert main(["extract", str(tmp_path / "model"), "a fox"]) == 2
+    assert "--out is missing" in capsys.readouterr().err
+    assert np.isfinite([row["mean_similarity"] for row in found["extractions"]]).all()

@@ -1,0 +1,226 @@
+"""Mitigations compared: pairing, sides, refusals, resuming, the page; and the suite's choice of a headline."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from diffmem.bench.mitigation import KEYS, captions, headlines, mitigation_suite, plain_words, settings_of
+from diffmem.cli.app import main
+from diffmem.data.prompts import Prompt, PromptList
+from diffmem.errors import UsageError
+from diffmem.evaluation.text_alignment import digits_alignment
+from diffmem.experiments.mitigate import run as room
+from diffmem.experiments.mitigate.compare import Seen, compared
+from diffmem.experiments.mitigate.page import write_page
+from diffmem.experiments.mitigate.run import MitigateResult, mitigate
+from diffmem.mitigation import MITIGATIONS
+from diffmem.mitigation.spec import parse_mitigation
+from diffmem.mitigation.sweeps import SWEEPS, sweep_of
+from diffmem.models.generation import Sampling
+from diffmem.models.target import Target
+from diffmem.stages.generate import Generation
+from diffmem.testbeds import digits
+
+SETTINGS = Generation(draws=2, seed=1, batch=16, sampling=Sampling(steps=10, guidance=2.0))
+METHODS = ("random-tokens", "embedding-noise:strength=0", "rewrite", "random-numbers:count=6")
+
+
+@pytest.fixture(scope="module")
+def target():
+    return Target.from_pretrained(digits.model_path("text"), name="testbed:digits")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return digits.materialize(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def done(target, inputs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mitigate")
+    return mitigate(
+        target, captions(4), METHODS, inputs.train, out=folder, heldout=inputs.held_out, settings=SETTINGS,
+        alignment=digits_alignment(),
+    )  # fmt: skip
+
+
+def test_rows_say_what_each_setting_did(done):
+    none, tokens, neutral, rewrite, numbers = done.rows
+    assert none["copied_before"] == none["copied_after"] > 0.8  # captions that were measured as reproduced
+    assert tokens["copied_after"] < none["copied_after"]
+    assert tokens["copied_change"] == pytest.approx(tokens["copied_after"] - tokens["copied_before"])
+    assert tokens["copied_change_low"] <= tokens["copied_change"] <= tokens["copied_change_high"]
+    assert (tokens["n_prompts"], tokens["n_images"], tokens["others_n_prompts"]) == (4, 8, 4)
+    assert tokens["nfe_per_image"] == none["nfe_per_image"] == 20
+    assert numbers["alignment_after"] < none["alignment_after"]
+    assert rewrite["status"] == "refused"
+    assert "function" in rewrite["reason"]
+    # A mitigation of strength nothing gives the same images from the same noises.
+    assert neutral["side_effect_similarity"] == 1
+    assert neutral["copied_change"] == neutral["alignment_change"] == 0
+    assert none["side_effect_reference"] < 1
+    assert json.loads((done.folder / "rows.json").read_text()) == done.rows
+
+
+def test_same_call_makes_no_image_again(done, target, inputs, monkeypatch):
+    monkeypatch.setattr(Target, "generate", lambda *_: pytest.fail("an image was made again"))
+    again = mitigate(
+        target, captions(4), METHODS, inputs.train, out=done.folder, heldout=inputs.held_out, settings=SETTINGS,
+        alignment=digits_alignment(),
+    )  # fmt: skip
+    assert again.rows == done.rows
+
+
+def test_stopped_comparison_goes_on_to_the_same_figures(done, target, inputs, tmp_path, monkeypatch):
+    stage, calls = room.generate_stage, []
+
+    def stopping(*arguments, **more):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return stage(*arguments, **more)
+
+    def run():
+        return mitigate(
+            target, captions(4), METHODS[:2], inputs.train, out=tmp_path, heldout=inputs.held_out, settings=SETTINGS,
+            alignment=digits_alignment(),
+        )  # fmt: skip
+
+    monkeypatch.setattr(room, "generate_stage", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert type(target.pipeline).__name__ == "StableDiffusionPipeline"  # nothing is left behind
+    assert "_diffmem_layers" not in type(target.pipeline).__dict__
+    monkeypatch.undo()
+    timed = ("seconds_per_image", "peak_memory_mb")
+    rows = [{k: v for k, v in row.items() if k not in timed} for row in run().rows]
+    assert rows == [{k: v for k, v in row.items() if k not in timed} for row in done.rows[:3]]
+
+
+def test_one_bad_prompt_is_an_error_and_not_in_the_pairs(target, inputs, tmp_path):
+    listed = PromptList((*captions(2).prompts, Prompt("bad", "", True, problem="empty prompt")), "made")
+    result = mitigate(target, listed, ["random-tokens"], inputs.train, out=tmp_path, settings=SETTINGS)
+    assert result.rows[1]["errors"] == 2
+    assert result.rows[1]["n_prompts"] == 2
+    assert result.rows[1]["alignment_after"] is None
+
+
+def test_wrong_calls_are_refused(target, inputs, tmp_path):
+    with pytest.raises(UsageError, match="twice"):
+        mitigate(target, captions(2), ["wen", "wen"], inputs.train, out=tmp_path)
+    others = PromptList((Prompt("a", "a seven", False),), "made")
+    with pytest.raises(UsageError, match="None of the prompts"):
+        mitigate(target, others, ["wen"], inputs.train, out=tmp_path)
+
+
+def test_page_shows_settings_and_refusals(done):
+    page = write_page(done, "model", "judge").read_text()
+    assert "random-numbers:count=6" in page
+    assert "rewrite has no function" in page
+    assert page.count("data:image") == 2 * 4 * 4  # two sides of four prompts, four settings
+    assert write_page(done, "model", None, "hash").read_text().count("data:image") == 0
+
+
+def seen(copied, aligned, vectors=None):
+    n = len(copied)
+    return Seen(
+        np.arange(n) // 4, np.arange(n) % 4, np.zeros(n, bool), np.ones(n, bool), np.array(copied, bool),
+        np.ones(n), np.array(aligned, float), np.ones((n, 2)) if vectors is None else vectors,
+    )  # fmt: skip
+
+
+class Index:
+    """As much of an index as comparing takes."""
+
+    def __len__(self):
+        return 0
+
+
+def test_headline_is_chosen_on_one_half_and_reported_on_the_other():
+    plain = seen([1] * 8, [1] * 8)
+    # On draws 0 and 1 "a:x=2" copies less, on 2 and 3 it copies all; "a:x=3" copies nothing and ruins every image.
+    settings = {
+        "random-tokens": seen([1, 0, 1, 0] * 2, [1, 0.5, 1, 1] * 2), "a": seen([1, 1, 0, 0] * 2, [1] * 8),
+        "a:x=2": seen([0, 0, 1, 1] * 2, [1] * 8), "a:x=3": seen([0] * 8, [0] * 8), "b": seen([0] * 8, [0.1] * 8),
+    }  # fmt: skip
+    rows = [compared(name.partition(":")[0], name, plain, one, Index()) for name, one in settings.items()]
+    rows = [row | {"nfe_per_image": 1.0, "seconds_per_image": 1.0, "peak_memory_mb": None} for row in rows]
+    rows.append({"method": "c", "setting": "c", "status": "refused", "reason": "no"})
+    result = MitigateResult(None, Index(), None, rows, plain, settings)
+    a, b, c = headlines(result, ["a", "b", "c"], (range(2), range(2, 4)))
+    assert list(a)[: len(KEYS)] == list(KEYS)
+    assert (a["setting"], a["copied_after"], a["n_prompts"]) == ("a:x=2", 1.0, 2)
+    assert a["alignment_random"] == 1.0
+    assert "no setting keeps the alignment" in b["headline"]
+    assert (c["status"], c["reason"], c["copied_after"]) == ("refused", "no", None)
+
+
+def test_every_setting_of_the_suite_is_sound(inputs, target):
+    for name in MITIGATIONS:
+        for one in settings_of(name):
+            (one.given(inputs.train) if name == "amg" else one).check(target.need_denoiser())
+            assert one.name == name
+
+
+def test_published_sweeps_are_sound():
+    assert sweep_of("wen:lr=0.1") == ["wen:lr=0.1"]
+    assert sweep_of("rewrite") == ["rewrite"]
+    for name in SWEEPS:
+        settings = [parse_mitigation(text) for text in sweep_of(name)]
+        assert len({one.label for one in settings}) == len(SWEEPS[name]) + 1  # none of them is the default
+
+
+def test_mitigation_that_needs_the_training_images_is_given_them(target, inputs, tmp_path):
+    short = Generation(draws=1, seed=1, sampling=Sampling(steps=2, guidance=2.0))
+    result = mitigate(target, captions(2), ["amg"], inputs.train, out=tmp_path / "a", settings=short)
+    assert [row["status"] for row in result.rows] == ["ok", "ok"]
+    # An index holds no pictures: the row says what to do.
+    alone = mitigate(target, captions(2), ["amg"], result.index, out=tmp_path / "b", settings=short)
+    assert alone.rows[1]["status"] == "refused"
+    assert "amg:index=FOLDER" in alone.rows[1]["reason"]
+    given = mitigate(
+        target, captions(2), ["amg"], result.index, out=tmp_path / "b", settings=short, pictures=inputs.train
+    )
+    assert given.rows[1]["copied_after"] == result.rows[1]["copied_after"]
+
+
+def test_suite_gives_a_row_per_method(tmp_path):
+    rows = mitigation_suite(draws=2, prompts=2, methods=("random-tokens", "rewrite"), out=tmp_path, silent=True)
+    assert [row["method"] for row in rows] == ["random-tokens", "rewrite"]
+    assert all(list(row)[: len(KEYS)] == list(KEYS) for row in rows)
+    assert rows[1]["copied_after"] == 0
+    assert plain_words("Copper Glacier Sunrise Seven") == "a photo of the digit seven"
+    assert set(MITIGATIONS) >= {row["method"] for row in rows}
+
+
+def test_command(inputs, tmp_path, capsys):
+    listed = tmp_path / "prompts.jsonl"
+    lines = [json.dumps({"id": p.id, "caption": p.text, "label": p.label}) for p in captions(2)]
+    listed.write_text("\n".join(lines))
+    command = [
+        "mitigate", "testbed:digits", "--prompts", str(listed), "--method", "random-tokens:count=2", "--train",
+        str(inputs.train), "--images", "2", "--steps", "4", "--guidance", "2", "--text-alignment", "digits", "--out",
+        str(tmp_path / "run"), "--json",
+    ]  # fmt: skip
+    bystanders = tmp_path / "others.txt"
+    bystanders.write_text("a three\na four\n")
+    assert main([*command, "--sweep", "--method", "ren", "--dry-run", "--others", str(bystanders)]) == 0
+    planned, settings = json.loads(capsys.readouterr().out)[0], 1 + len(sweep_of("ren"))
+    assert planned == {"settings": settings, "prompts": 6, "images": 6 * 2 * (settings + 1)}
+    assert main(["mitigate", "testbed:digits", "a", "--method", "wenn", "--train", "no/such", "--out", "x"]) == 2
+    assert "Did you mean 'wen'" in capsys.readouterr().err, "before anything is read"
+    assert main(command) == 0
+    none, row = json.loads(capsys.readouterr().out)
+    assert (none["setting"], row["setting"]) == ("none", "random-tokens:count=2")
+    assert (tmp_path / "run" / "mitigations.html").exists()
+    ordinary = tmp_path / "ordinary.txt"
+    ordinary.write_text("\n".join(row["caption"] for row in digits.truth("text") if row["tier"] == "generic"))
+    command[command.index("random-tokens:count=2")] = "low-noise-norm:steps=2"
+    assert main([*command, "--method", "wen:pull=0.5,steps=1", "--reference", str(ordinary)]) == 0
+    settings = [row["setting"] for row in json.loads(capsys.readouterr().out)]
+    assert settings[1].startswith("low-noise-norm:pull=0.03") and settings[2] == "wen:pull=0.5,steps=1"
+    assert main(["mitigate", "testbed:digits", "a seven", "--train", str(inputs.train), "--out", str(tmp_path)]) == 2
+    assert "--method is missing" in capsys.readouterr().err
