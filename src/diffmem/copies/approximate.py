@@ -190,7 +190,7 @@ def _read(file: Path, count: int) -> Any:
 def _write(index: Any, file: Path) -> None:
     import faiss
 
-    for old in file.parent.glob("faiss-*.index"):  # of the vectors before an append
+    for old in file.parent.glob(f"{file.stem.rsplit('-', 1)[0]}-*.index"):  # of the vectors before an append
         old.unlink(missing_ok=True)
     unfinished = file.with_suffix(".tmp")
     try:

@@ -45,6 +45,7 @@ class CopyIndex:
     """
 
     approximate: ApproximateSearch | None = None
+    _approximate_views: ApproximateSearch | None = None
 
     def __init__(self, state: IndexState, descriptor: Descriptor | None) -> None:
         self._state, self.descriptor = state, descriptor
@@ -139,7 +140,8 @@ class CopyIndex:
         self._sets[len(self._state.meta["sources"]) - 1] = images
         self._groups.clear()
         self.approximate = None
-        for name in ("ids", "problems", "fingerprint", "_place"):
+        self._approximate_views = None
+        for name in ("ids", "problems", "fingerprint", "_place", "views", "view_names"):
             self.__dict__.pop(name, None)
 
     def use_search(self, search: Search | None = None, progress: Callable[[int], None] | None = None) -> Search:
@@ -158,9 +160,12 @@ class CopyIndex:
         chosen = choose_search(search, len(self))
         file = None if self.path is None else self.path / f"faiss-{self.fingerprint[:16]}.index"
         self._groups.clear()
-        self.approximate = (
-            ApproximateSearch(self.vectors, self.metric, file, progress=progress) if chosen == "faiss" else None
-        )
+        self.approximate = self._approximate_views = None
+        if chosen == "faiss":
+            self.approximate = ApproximateSearch(self.vectors, self.metric, file, progress=progress)
+            if len(self.views):
+                beside = None if file is None else file.with_name(f"views-{file.name}")
+                self._approximate_views = ApproximateSearch(self.view_vectors, self.metric, beside)
         return chosen
 
     def top_k(
@@ -171,6 +176,16 @@ class CopyIndex:
         if self.approximate is not None:
             return self.approximate.top_k(vectors, k, groups, exclude)
         return top_k(vectors, self.vectors, k, self.metric, groups=groups, exclude=exclude)
+
+    def top_k_views(
+        self, vectors: NDArray[Any], k: int, groups: NDArray[np.integer[Any]],
+        exclude: NDArray[np.integer[Any]] | None = None,
+    ) -> tuple[Floats, Ints]:  # fmt: skip
+        """As `top_k`, among the images' other views: similarity and the view's position, one view per group [N] at most."""
+        of_views = groups[self.views]
+        if self._approximate_views is not None:
+            return self._approximate_views.top_k(vectors, k, of_views, exclude)
+        return top_k(vectors, self.view_vectors, k, self.metric, groups=of_views, exclude=exclude)
 
     def sample(self, most: int = 10_000) -> NDArray[Any]:
         """At most so many vectors [n, D] in memory, evenly spaced over the index."""
@@ -188,6 +203,21 @@ class CopyIndex:
     def vectors(self) -> Vectors:
         """[N, D] float32."""
         return Vectors(self._state.parts, int(self._state.meta["dimension"]))
+
+    @property
+    def view_vectors(self) -> Vectors:
+        """[M, D] float32, of the images as training scripts may have seen them otherwise than they lie (`data.views`)."""
+        return Vectors(self._state.view_parts, int(self._state.meta["dimension"]))
+
+    @cached_property
+    def views(self) -> Ints:
+        """[M] the row (in `vectors`, `ids`) of the image that each of these views is of."""
+        return self._state.views.column("row").to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+
+    @cached_property
+    def view_names(self) -> list[str]:
+        """[M] what each of these views is, as `data.views` names it."""
+        return list(self._state.views.column("view").to_pylist())
 
     @property
     def metric(self) -> Metric:
@@ -221,6 +251,8 @@ class CopyIndex:
         """Content hash of descriptor, image sets, and the way of grouping and matching: equal ones match alike."""
         sources = [source["fingerprint"] for source in self._state.meta["sources"]]
         content = sources or [self.ids, *(hash_array(part) for part in self._state.parts)]
+        if len(self.views):
+            content = [*content, {"views": self._state.meta["views"], "count": len(self.views)}]
         return hash_json([MATCHING_VERSION, self.about["fingerprint"], self.about["duplicate_cut"], content])
 
     def require(self, descriptor: Descriptor) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from diffmem.copies.degenerate import is_degenerate
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.index_files import ITEMS, IndexState
 from diffmem.data.fingerprint import hash_items
@@ -90,6 +91,8 @@ class _Part:
         self.state, self.source, self.rows = state, source, rows
         self.items: list[dict[str, Any]] = []
         self.vectors: list[NDArray[np.float32]] = []
+        self.views: list[tuple[int, str]] = []
+        self.view_vectors: list[NDArray[np.float32]] = []
         self.first_problem: str | None = None
 
     def extend(self, batch: list[ImageItem], descriptor: Descriptor) -> None:
@@ -114,10 +117,23 @@ class _Part:
                 }
             )
         if vectors is not None:
+            self._add_views([item for item, fine in zip(usable, good, strict=True) if fine], descriptor)
             self.vectors.append(vectors[good])
             full = self.rows or max(1, _PART_BYTES // (4 * vectors.shape[1]))
-            if len(self.items) >= full:
+            if max(len(self.items), len(self.views)) >= full:
                 self.flush()
+
+    def _add_views(self, described: list[ImageItem], descriptor: Descriptor) -> None:
+        """Describe each image's other views too; flat ones (a drawing without its alpha) are left out."""
+        row = sum(map(len, self.vectors))
+        for number, item in enumerate(described, start=row):
+            views = [view for view in item.views()[1:] if is_degenerate(view.image) is None]
+            if not views:
+                continue
+            vectors = descriptor.describe([view.image for view in views])
+            finite = np.asarray(np.isfinite(vectors).all(axis=1), bool)
+            self.views += [(number, view.name) for view, fine in zip(views, finite, strict=True) if fine]
+            self.view_vectors.append(vectors[finite])
 
     def flush(self) -> None:
         """Hand over to the index; without a vector so far, problems wait for the first one."""
@@ -125,8 +141,9 @@ class _Part:
         if not self.items or not dimension:
             return
         vectors = np.concatenate([np.empty((0, dimension), np.float32), *self.vectors])
-        self.state.add(vectors, pa.Table.from_pylist(self.items, schema=ITEMS))
-        self.items, self.vectors = [], []
+        of_views = np.concatenate([np.empty((0, dimension), np.float32), *self.view_vectors])
+        self.state.add(vectors, pa.Table.from_pylist(self.items, schema=ITEMS), of_views, self.views)
+        self.items, self.vectors, self.views, self.view_vectors = [], [], [], []
 
 
 def _source_number(state: IndexState, images: ImageSet, first: bool) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from numpy.typing import NDArray
 
 from diffmem.atomic import write_atomic
 from diffmem.copies.duplicates import DuplicateGroups, Template
+from diffmem.data.views import VIEWS_VERSION
 from diffmem.errors import DataError
 
 SCHEMA = 1
 _GROUPS = "groups.npz"
 _TEMPLATE = ("template_group", "template_mean", "template_mask")
+# A view of an image beside the picture as it lies: the row of the image's own vector, and what the view is.
+VIEWS = pa.schema([pa.field("row", pa.int64(), nullable=False), pa.field("view", pa.string(), nullable=False)])
 # One row per image of the set; images with a problem have no vector, the others have one each, in this order.
 ITEMS = pa.schema(
     [
@@ -40,9 +44,12 @@ class IndexState:
 
     Attributes:
         meta: `descriptor` (what made the vectors), `dimension` (0 while unknown), `sources` (one entry per image set;
-            its fingerprint is null until all its images are there), `parts` (rows and images of each part).
+            its fingerprint is null until all its images are there), `parts` (rows, images and views of each part), `views`
+            (the version of the views; absent in an index made before there were any).
         parts: vectors [n_i, D] float32, memory-mapped on disk.
         items: one row per image, as `ITEMS`.
+        view_parts: vectors [m_i, D] of the images' other views, memory-mapped on disk.
+        views: one row per such vector, as `VIEWS`.
         path: the folder, None in memory.
     """
 
@@ -50,11 +57,13 @@ class IndexState:
     parts: list[NDArray[np.float32]]
     items: pa.Table
     path: Path | None
+    view_parts: list[NDArray[np.float32]] = field(default_factory=list)
+    views: pa.Table = field(default_factory=VIEWS.empty_table)
 
     @classmethod
     def empty(cls, descriptor: dict[str, Any], path: Path | None) -> IndexState:
         """An index without images."""
-        meta = {"descriptor": descriptor, "dimension": 0, "sources": [], "parts": []}
+        meta = {"descriptor": descriptor, "dimension": 0, "sources": [], "parts": [], "views": VIEWS_VERSION}
         return cls(meta, [], ITEMS.empty_table(), path)
 
     @classmethod
@@ -66,10 +75,14 @@ class IndexState:
         """
         meta = _read_meta(folder)
         parts, items = [], [ITEMS.empty_table()]
+        view_parts, views = [], [VIEWS.empty_table()]
         for number, part in enumerate(meta["parts"]):
             try:
                 vectors = _open(folder, number)
                 table = pq.read_table(folder / f"items-{number:05d}.parquet").cast(ITEMS)
+                if part.get("views"):
+                    view_parts.append(_open(folder, number, "views"))
+                    views.append(pq.read_table(folder / f"views-{number:05d}.parquet").cast(VIEWS))
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise DataError(
                     f"Part {number} of the index in '{folder}' is damaged or missing ({error}); delete the folder and "
@@ -81,26 +94,53 @@ class IndexState:
                     f"Part {number} of the index in '{folder}' holds vectors {vectors.shape} of {vectors.dtype} and "
                     f"{table.num_rows} images; expected {expected} of float32 and {part['images']}. Index again."
                 )
+            if part.get("views") and (
+                view_parts[-1].shape != (part["views"], meta["dimension"]) or views[-1].num_rows != part["views"]
+            ):
+                raise DataError(f"Part {number} of the index in '{folder}' has views that do not fit it; index again.")
             parts.append(vectors)
             items.append(table)
-        return cls(meta, parts, pa.concat_tables(items), folder)
+        return cls(meta, parts, pa.concat_tables(items), folder, view_parts, pa.concat_tables(views))
 
-    def add(self, vectors: NDArray[np.float32], items: pa.Table) -> None:
-        """Add a part; on disk it counts once meta.json, written last, says so."""
-        number = len(self.parts)
+    def add(
+        self,
+        vectors: NDArray[np.float32],
+        items: pa.Table,
+        view_vectors: NDArray[np.float32] | None = None,
+        views: Sequence[tuple[int, str]] = (),
+    ) -> None:
+        """Add a part; on disk it counts once meta.json, written last, says so.
+
+        Args:
+            vectors: [n, D] of the images as they lie.
+            items: one row per image, as `ITEMS`.
+            view_vectors: [m, D] of their other views.
+            views: the row of its image among `vectors`, and the name, of each.
+        """
+        number, before = len(self.parts), sum(map(len, self.parts))
         self.meta["dimension"] = vectors.shape[1]
-        self.meta["parts"].append({"rows": len(vectors), "images": items.num_rows})
+        self.meta["parts"].append({"rows": len(vectors), "images": items.num_rows, "views": len(views)})
         self.items = pa.concat_tables([self.items, items])
+        seen = pa.Table.from_pylist([{"row": before + row, "view": name} for row, name in views], schema=VIEWS)
+        self.views = pa.concat_tables([self.views, seen])
+        extra = np.zeros((0, vectors.shape[1]), np.float32) if view_vectors is None else view_vectors
         if self.path is None:
             self.parts.append(vectors)
+            self.view_parts.append(extra)
             return
-        buffer = io.BytesIO()
-        np.save(buffer, vectors, allow_pickle=False)
-        write_atomic(self.path / f"vectors-{number:05d}.npy", buffer.getbuffer())
-        buffer = io.BytesIO()
-        pq.write_table(items, buffer)
-        write_atomic(self.path / f"items-{number:05d}.parquet", buffer.getbuffer())
+        for name, array, table in (("vectors", vectors, items), ("views", extra, seen)):
+            if name == "views" and not views:
+                continue
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            write_atomic(self.path / f"{name}-{number:05d}.npy", buffer.getbuffer())
+            buffer = io.BytesIO()
+            pq.write_table(table, buffer)
+            file = "items" if name == "vectors" else name
+            write_atomic(self.path / f"{file}-{number:05d}.parquet", buffer.getbuffer())
         self.parts.append(_open(self.path, number))
+        if views:
+            self.view_parts.append(_open(self.path, number, "views"))
         self.save()
 
     def read_groups(self, cut: float) -> DuplicateGroups | None:
@@ -143,8 +183,8 @@ def exists(folder: Path) -> bool:
     return (folder / "meta.json").is_file()
 
 
-def _open(folder: Path, number: int) -> NDArray[np.float32]:
-    return np.load(folder / f"vectors-{number:05d}.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+def _open(folder: Path, number: int, what: str = "vectors") -> NDArray[np.float32]:
+    return np.load(folder / f"{what}-{number:05d}.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

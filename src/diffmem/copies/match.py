@@ -14,6 +14,7 @@ from PIL import Image
 from diffmem.copies.duplicates import DuplicateGroups
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.statistics import NEAREST, Statistic, neighbourhood
+from diffmem.data.views import WHOLE
 from diffmem.errors import UsageError
 
 
@@ -33,6 +34,7 @@ class Match:
         group: id of the first image of the near-duplicate group.
         group_size: how many training images are near-duplicates of this one, itself included.
         background: whether only the background of a template was compared: `similarity` and `distance` are of that.
+        view: which view of the training image was compared, as `data.views` names them ("whole picture", "centre square").
     """
 
     query: int
@@ -46,6 +48,7 @@ class Match:
     group: str
     group_size: int
     background: bool
+    view: str = WHOLE
 
     def oriented(self, statistic: Statistic) -> float | None:
         """The statistic with the sign at which higher means more like a copy; None where undefined."""
@@ -112,9 +115,14 @@ def match(
                     group=index.ids[int(groups.first[group])],
                     group_size=int(groups.size[group]),
                     background=bool(found.background[query, rank]),
+                    view=_view(index, int(found.view[query, rank])),
                 )
             )
     return matches
+
+
+def _view(index: CopyIndex, number: int) -> str:
+    return WHOLE if number < 0 else index.view_names[number]
 
 
 def _number(value: Any) -> float | None:

@@ -29,11 +29,14 @@ class Neighbourhood:
     its background alone. Distances are those of the metric. NaN stands for what cannot be said: fewer than two groups,
     or all distances zero.
 
+    An image also counts by the most similar of its views (`data.views`: its centre square, without its alpha, ...).
+
     Attributes:
         similarity: [q, n] falling; −inf beyond the last group.
         row: [q, n] index row of each; −1 beyond the last group.
         distance: [q, n]; NaN beyond the last group.
         background: [q, n] whether only the background of a template was compared.
+        view: [q, n] which of the index's views was compared; −1: the image as it lies.
         ratio: [q] d₁ / d₂, nearest over second-nearest (Yoon et al. 2023, who call < 1/3 a copy).
         normalised: [q] d₁ / (α · mean of the n smallest distances) (Carlini et al. 2023, §5.1; α = .5, n = 50, fewer
             where there are fewer).
@@ -43,6 +46,7 @@ class Neighbourhood:
     row: Ints
     distance: Floats
     background: NDArray[np.bool_]
+    view: Ints
     ratio: Floats
     normalised: Floats
 
@@ -79,9 +83,13 @@ def neighbourhood(
         raise UsageError(f"{nearest} nearest images; at least 2 are needed for a ratio.")
     groups = index.duplicates() if groups is None else groups
     similarity, row = index.top_k(vectors, nearest, groups.group, exclude)
-    background = np.zeros(row.shape, bool)
+    background, view = np.zeros(row.shape, bool), np.full(row.shape, -1, np.int64)
+    if len(index.views):
+        similarity, row, view = _join_views(vectors, index, groups, exclude, similarity, row)
     if groups.templates:
+        whole = row
         similarity, row, background = _join_templates(vectors, index, groups, exclude, similarity, row)
+        view = _moved(view, whole, row, background)
     there = row >= 0
     distance = np.where(there, index.metric.distance(np.where(there, similarity, 0.0)), np.nan)
     count = there.sum(1)
@@ -92,9 +100,45 @@ def neighbourhood(
         row,
         distance,
         background,
+        view,
         _quotient(distance[:, 0], distance[:, 1], several),
         _quotient(distance[:, 0], alpha * mean, several),
     )
+
+
+def _join_views(
+    vectors: NDArray[Any],
+    index: CopyIndex,
+    groups: DuplicateGroups,
+    exclude: NDArray[np.integer[Any]] | None,
+    similarity: Floats,
+    row: Ints,
+) -> tuple[Floats, Ints, Ints]:
+    """The neighbours after images have been compared by their other views too: each group by the best of all."""
+    k = row.shape[1]
+    of_views, position = index.top_k_views(vectors, k, groups.group, exclude)
+    values = np.concatenate([similarity, of_views], 1)
+    rows = np.concatenate([row, np.where(position >= 0, index.views[position], -1)], 1)
+    views = np.concatenate([np.full(row.shape, -1, np.int64), position], 1)
+    # Best first, and in a tie the image as it lies; then only the first entry of each group stays.
+    order = np.lexsort((views, -values), axis=1)
+    values, rows, views = (np.take_along_axis(array, order, 1) for array in (values, rows, views))
+    group = np.where(rows >= 0, groups.group[rows], -1)
+    again = np.zeros(rows.shape, bool)
+    for column in range(1, 2 * k):
+        again[:, column] = (group[:, :column] == group[:, column : column + 1]).any(1)
+    values = np.where(again, -np.inf, values)
+    order = np.argsort(-values, axis=1, kind="stable")[:, :k]
+    values, rows, views = (np.take_along_axis(array, order, 1) for array in (values, rows, views))
+    there = values > -np.inf
+    return values, np.where(there, rows, -1), np.where(there, views, -1)
+
+
+def _moved(view: Ints, before: Ints, after: Ints, background: NDArray[np.bool_]) -> Ints:
+    """The views [q, n] of rows `before`, at the places where the same rows are `after`; −1 where a background was compared."""
+    same = (after[:, :, None] == before[:, None, :]) & (after >= 0)[:, :, None]
+    found = np.take_along_axis(view, same.argmax(2), 1)
+    return np.where(same.any(2) & ~background, found, -1)
 
 
 def _join_templates(

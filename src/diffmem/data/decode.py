@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,16 @@ _ORIENTATION = 0x0112
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded picture (mode RGB or L), or the problem that kept it from being one; the note says what was changed."""
+    """A decoded picture (mode RGB or L), or the problem that kept it from being one; the note says what was changed.
+
+    `original` is the picture before that, where an alpha channel, an EXIF turn or 16 bits made a difference
+    (`diffmem.data.views`).
+    """
 
     image: Image.Image | None
     problem: str | None = None
     note: str | None = None
+    original: Image.Image | None = None
 
 
 def decode_bytes(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Decoded:
@@ -55,7 +60,10 @@ def decode_bytes(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Decoded:
             return Decoded(None, problem)
         image.load()
         frames = getattr(image, "n_frames", 1)
-        converted = to_8_bit(_upright(image))
+        upright = turn(image)
+        converted = to_8_bit(upright)
+        if upright is not image or _differs(image):
+            converted = replace(converted, original=image)
     except Image.DecompressionBombError:
         return Decoded(None, f"the image is larger than the limit of {max_pixels:,} pixels")
     except UnidentifiedImageError:
@@ -67,7 +75,7 @@ def decode_bytes(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Decoded:
         return Decoded(None, f"the image is broken or truncated ({type(error).__name__}: {error})")
     if frames > 1 and converted.image is not None:
         note = f"first of {frames} frames" + (f"; {converted.note}" if converted.note else "")
-        return Decoded(converted.image, None, note)
+        return replace(converted, note=note)
     return converted
 
 
@@ -77,7 +85,8 @@ def decode_image(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Decoded:
         return Decoded(None, problem)
     try:
         image.load()
-        return to_8_bit(image)
+        converted = to_8_bit(image)
+        return replace(converted, original=image) if _differs(image) else converted
     except Exception as error:
         # A closed or broken lazy image can raise almost anything; the text of it is the record.
         return Decoded(None, f"the image cannot be used ({type(error).__name__}: {error})")
@@ -98,7 +107,7 @@ def decode_array(array: NDArray[Any], max_pixels: int = MAX_PIXELS) -> Decoded:
         array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         return Decoded(None, f"array of {array.dtype}; expected uint8, or floating point in [0, 1]")
-    return to_8_bit(Image.fromarray(np.ascontiguousarray(array)))
+    return decode_image(Image.fromarray(np.ascontiguousarray(array)), max_pixels)
 
 
 def to_8_bit(image: Image.Image) -> Decoded:
@@ -108,7 +117,7 @@ def to_8_bit(image: Image.Image) -> Decoded:
         if "transparency" not in image.info:
             return Decoded(_plain(image))
         image = image.convert("RGBA" if mode == "RGB" else "LA")
-    if image.mode.startswith("I;16") or image.mode == "I":
+    if is_deep(image):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 0xFFFF:
             return Decoded(None, "32-bit integer pixels beyond 0 … 65535; convert the image to 8 bits")
@@ -144,7 +153,25 @@ def _plain(image: Image.Image) -> Image.Image:
     return copy
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def has_alpha(image: Image.Image) -> bool:
+    """Whether some of the picture is transparent; an alpha channel that is opaque throughout does not count."""
+    if image.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in image.info:
+        return False
+    low, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return bool(low != 255)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether the picture is grey with more than 8 bits."""
+    return image.mode.startswith("I;16") or image.mode == "I"
+
+
+def _differs(image: Image.Image) -> bool:
+    return is_deep(image) or has_alpha(image)
+
+
+def turn(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says; itself where there is nothing to turn."""
     try:
         turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
     except Exception:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from diffmem.data.decode import MAX_PIXELS, SUFFIXES
 from diffmem.data.fingerprint import hash_items
 from diffmem.data.hub_dataset import hub_tables, is_hub_dataset
 from diffmem.data.image_sources import FolderSource, ImageSource, MemorySource, Raw, require_unique, scan
+from diffmem.data.views import View, views_of
 from diffmem.errors import DataError, UsageError
 
 
@@ -29,6 +30,7 @@ class ImageItem:
         problem: why there is no image, None if there is one.
         note: what the conversion to RGB or L changed, if anything.
         digest: content hash of the encoded bytes (of mode and pixels for pictures in memory).
+        original: the picture before the conversion, where alpha, an EXIF turn or 16 bits made a difference; see `views`.
     """
 
     id: str
@@ -37,6 +39,15 @@ class ImageItem:
     problem: str | None = None
     note: str | None = None
     digest: str = ""
+    original: Image.Image | None = field(default=None, repr=False, compare=False)
+
+    def views(self, side: int | None = None) -> tuple[View, ...]:
+        """The picture as training scripts may have seen it, as it lies first; none where there is no image.
+
+        Args:
+            side: pixels a side of the centre squares (the model's size); None leaves them as large as they are.
+        """
+        return () if self.image is None else views_of(self.image, self.original, side)
 
 
 class ImageSet:
@@ -111,7 +122,7 @@ class ImageSet:
     def _item(self, raw: Raw) -> ImageItem:
         decoded = raw.decode(self.max_pixels)
         note = "; ".join(part for part in (raw.note, decoded.note) if part) or None
-        return ImageItem(raw.id, decoded.image, raw.caption, decoded.problem, note, raw.digest)
+        return ImageItem(raw.id, decoded.image, raw.caption, decoded.problem, note, raw.digest, decoded.original)
 
 
 def load_images(

@@ -133,7 +133,8 @@ class RunStore:
         """One part, checksums verified; None for a part that cannot be read, which is set aside with a warning."""
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as part:
-                return part.read(columns=columns)
+                table = part.read(columns=[name for name in columns if name in part.schema_arrow.names])
+            return _completed(table, schema_of(path.parent.name), columns)
         except FileNotFoundError:  # another process has just set it aside
             return None
         except (pa.ArrowInvalid, OSError) as error:
@@ -217,6 +218,14 @@ def _winners(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     wins = np.zeros(count, dtype=bool)
     wins[order[last]] = True
     return wins
+
+
+def _completed(table: pa.Table, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:
+    """The table with all these columns: null where a part was written before a column came to the schema."""
+    for name in columns:
+        if name not in table.column_names and schema.field(name).nullable:
+            table = table.append_column(schema.field(name), pa.nulls(table.num_rows, schema.field(name).type))
+    return table.select([name for name in columns if name in table.column_names])
 
 
 def _check_columns(stage: str, schema: pa.Schema, columns: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ class FolderMatches:
     """Each image's nearest training image, and the threshold of a copy.
 
     Attributes:
-        rows: {"image", "train_id", "similarity", "ratio", "normalised", "group_size", "copy"} per judged image.
+        rows: {"image", "train_id", "similarity", "ratio", "normalised", "group_size", "copy", "view"} per judged image.
         set_aside: {"image", "reason"} of unreadable and degenerate ones.
         threshold: how "copy" was decided.
         search: "exact", or "faiss" (approximate).
@@ -80,7 +80,7 @@ def match_images(
                 result.rows.append(
                     {"image": sound[found.query].id, "train_id": found.train_id, "similarity": found.similarity,
                      "ratio": found.ratio, "normalised": found.normalised, "group_size": found.group_size,
-                     "copy": threshold.is_copy(found)}
+                     "copy": threshold.is_copy(found), "view": found.view}
                 )  # fmt: skip
             bar.advance(len(batch))
     if index.approximate is not None:

@@ -148,7 +148,8 @@ def _match_rows(rows: Sequence[dict[str, Any]], index: CopyIndex) -> Iterator[di
             "key": match_key(row["key"], index.fingerprint), "prompt_id": row["prompt_id"], "draw": row["draw"],
             "image_key": row["key"], "rank": found.rank, "train_id": found.train_id, "similarity": found.similarity,
             "ratio": found.ratio, "normalised": found.normalised, "group": found.group,
-            "group_size": found.group_size, "background": found.background, "descriptor": index.about["name"], "status": "ok",
+            "group_size": found.group_size, "background": found.background, "view": found.view,
+            "descriptor": index.about["name"], "status": "ok",
         }  # fmt: skip
 
 
