@@ -17,10 +17,10 @@ import torch
 
 import diffmem as dm
 from diffmem.data.prompts import Prompt, PromptList
-from diffmem.evaluation.text_alignment import photos_alignment
 from diffmem.runs.provenance import provenance
 from diffmem.stages.match.stage import Matching
 from diffmem.testbeds import photos
+from diffmem.testbeds.alignment import photos_alignment
 from diffmem.testbeds.digits.captions import shuffled
 
 METHODS = (

@@ -19,7 +19,6 @@ import torch
 
 from diffmem.bench.mitigation import REFERENCE, SAMPLING, captions, headlines, settings_of
 from diffmem.evaluation.paired import mean_difference
-from diffmem.evaluation.text_alignment import digits_alignment
 from diffmem.experiments.mitigate.page import write_page
 from diffmem.experiments.mitigate.run import mitigate
 from diffmem.mitigation import MITIGATIONS
@@ -28,6 +27,7 @@ from diffmem.models.target import Target
 from diffmem.runs.provenance import provenance
 from diffmem.stages.generate import Generation
 from diffmem.testbeds import digits
+from diffmem.testbeds.alignment import digits_alignment
 
 SWEEPS = {
     "random-tokens": ("count=3", "count=6"),

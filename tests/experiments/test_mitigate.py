@@ -11,7 +11,6 @@ from diffmem.bench.mitigation import KEYS, captions, headlines, mitigation_suite
 from diffmem.cli.app import main
 from diffmem.data.prompts import Prompt, PromptList
 from diffmem.errors import UsageError
-from diffmem.evaluation.text_alignment import digits_alignment
 from diffmem.experiments.mitigate import run as room
 from diffmem.experiments.mitigate.compare import Seen, compared
 from diffmem.experiments.mitigate.page import write_page
@@ -23,6 +22,7 @@ from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
 from diffmem.stages.generate import Generation
 from diffmem.testbeds import digits
+from diffmem.testbeds.alignment import digits_alignment
 
 SETTINGS = Generation(draws=2, seed=1, batch=16, sampling=Sampling(steps=10, guidance=2.0))
 METHODS = ("random-tokens", "embedding-noise:strength=0", "rewrite", "random-numbers:count=6")
@@ -161,7 +161,7 @@ def test_headline_is_chosen_on_one_half_and_reported_on_the_other():
 def test_every_setting_of_the_suite_is_sound(inputs, target):
     for name in MITIGATIONS:
         for one in settings_of(name):
-            (one.given(inputs.train) if name == "amg" else one).check(target.need_denoiser())
+            one.with_images(inputs.train).check(target.need_denoiser())
             assert one.name == name
 
 

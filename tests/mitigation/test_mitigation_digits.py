@@ -9,7 +9,7 @@ import torch
 
 from diffmem.errors import UsageError
 from diffmem.mitigation.amg import Amg
-from diffmem.mitigation.calibrate import calibrated, has_open_target, ordinary_levels
+from diffmem.mitigation.calibrate import calibrated, ordinary_levels
 from diffmem.mitigation.local_index import LocalIndex
 from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.generation import Sampling
@@ -184,7 +184,7 @@ def test_targets_from_ordinary_prompts_leave_their_share_alone():
     assert (captions.low_pulls > low.settings.pull).all()
     above = made.settings.weights[0] * captions.pulls + made.settings.weights[1] * captions.cosines
     assert (above > made.settings.target).mean() > 0.7
-    assert has_open_target(parse_mitigation("low-noise-norm:ratio=0.2")) and not has_open_target(low)
-    assert not has_open_target(parse_mitigation("random-tokens"))
+    assert parse_mitigation("low-noise-norm:ratio=0.2").has_open_target and not low.has_open_target
+    assert not parse_mitigation("random-tokens").has_open_target
     with pytest.raises(UsageError, match="at least 20"):
         calibrated(parse_mitigation("wen"), denoiser, rows[:3])

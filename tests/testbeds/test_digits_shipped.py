@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from diffmem.errors import DataError, UsageError
+from diffmem.models.bundled import bundled_path
 from diffmem.testbeds import digits
 from diffmem.testbeds.digits.data import load, to_signed
 from diffmem.testbeds.digits.matching import RATIO, References
@@ -20,7 +21,6 @@ from diffmem.testbeds.digits.measure import generate_text, how_generated
 from diffmem.testbeds.digits.model import PREDICTIONS
 from diffmem.testbeds.labels import label_of, table
 from diffmem.testbeds.measuring import file_hash
-from diffmem.testbeds.names import bundled_path
 
 WEIGHTS = digits.model_path("text").parent
 

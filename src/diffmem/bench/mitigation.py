@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from diffmem.data.prompts import Prompt, PromptList
-from diffmem.evaluation.text_alignment import digits_alignment
 from diffmem.experiments.mitigate.compare import compared
 from diffmem.experiments.mitigate.run import MitigateResult, mitigate
 from diffmem.mitigation import MITIGATIONS
@@ -19,6 +18,7 @@ from diffmem.models.target import Target
 from diffmem.stages.generate import Generation
 from diffmem.stages.match.stage import Matching
 from diffmem.testbeds import digits
+from diffmem.testbeds.alignment import digits_alignment
 
 REFERENCE = "random-tokens"
 """A method's headline setting loses no more alignment than this one."""

@@ -31,10 +31,10 @@ class ModelOptions:
     def open(self, model: str) -> Target:
         """The model: a folder, a hub id, a well-known model's alias, or `testbed:NAME` for a bundled one."""
         from diffmem.cli.output import note
+        from diffmem.models.bundled import bundled_path
         from diffmem.models.known import resolve
         from diffmem.models.lora import lora_name
         from diffmem.models.target import Target
-        from diffmem.testbeds.names import bundled_path
 
         bundled = bundled_path(model)
         source = bundled or resolve(model)

@@ -73,7 +73,6 @@ def robustness(
     from diffmem.experiments.robustness.conditions import paraphrases_in, word_variants
     from diffmem.experiments.robustness.kept import Kept
     from diffmem.experiments.robustness.run import Robustness, index_judge, pictures_of
-    from diffmem.mitigation.amg import given_images
     from diffmem.mitigation.spec import parse_mitigation
 
     if not methods:
@@ -94,7 +93,7 @@ def robustness(
         None if text_alignment is None else parse_alignment(text_alignment), target.open(model), pictures_of(train)
     )  # fmt: skip
     if pictures is not None:  # an index holds no pictures to keep away from
-        mitigations = [given_images(one, train) for one in mitigations]
+        mitigations = [one.with_images(train) for one in mitigations]
     basis = {
         "model": opened.fingerprint, "training": index.fingerprint, "threshold": [threshold.statistic, threshold.value],
         "alignment": text_alignment,

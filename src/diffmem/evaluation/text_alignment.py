@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +11,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from diffmem.copies.metrics import Floats
 from diffmem.errors import ModelError, UsageError
+from diffmem.evaluation.clusters import Floats
+from diffmem.registry import Registry
 
 _BATCH = 32
+
+TESTBED_JUDGES: Registry[Callable[[], TextAlignment]] = Registry(
+    "judges",
+    {
+        "digits": "diffmem.testbeds.alignment:digits_alignment",
+        "photos": "diffmem.testbeds.alignment:photos_alignment",
+    },
+)
+"""Functions that make the judge of each bundled model."""
 
 
 class TextAlignment(ABC):
@@ -138,38 +147,9 @@ def parse_alignment(text: str, device: str = "cpu") -> TextAlignment:
     kind, _, source = text.partition(":")
     if kind == "clip" and source:
         return ClipAlignment(source, device)
-    if text in ("digits", "photos"):
-        return digits_alignment() if text == "digits" else photos_alignment()
+    if text in TESTBED_JUDGES:
+        return TESTBED_JUDGES.get(text)()
     raise UsageError(
-        f"There is no judge of text alignment '{text}'; expected clip:FOLDER, clip:owner/name, digits or photos."
+        f"There is no judge of text alignment '{text}'; expected clip:FOLDER, clip:owner/name, "
+        f"{' or '.join(TESTBED_JUDGES)}."
     )
-
-
-def digits_alignment() -> TextAlignment:
-    """The judge of the testbed `digits`: whether its classifier sees the digit that the caption names."""
-    from diffmem.testbeds.digits.captions import DIGIT_WORDS
-    from diffmem.testbeds.digits.classifier import classify
-
-    def shown(images: Sequence[Image.Image]) -> list[int]:
-        pixels = np.stack([np.asarray(image.convert("L"), np.float32) for image in images])
-        return [int(digit) for digit in classify(pixels / 127.5 - 1)[0]]
-
-    return ClassifierAlignment(shown, lambda caption: _last_named(caption, DIGIT_WORDS), "digits classifier")
-
-
-def photos_alignment() -> TextAlignment:
-    """The judge of the testbed `photos`: whether its classifier sees the kind of picture that the caption names."""
-    from diffmem.testbeds.photos.classifier import classify
-    from diffmem.testbeds.photos.sources import KINDS
-
-    def shown(images: Sequence[Image.Image]) -> list[int]:
-        pixels = np.stack([np.asarray(image.convert("RGB"), np.float32) for image in images])
-        return [int(kind) for kind in classify(pixels / 127.5 - 1)[0]]
-
-    return ClassifierAlignment(shown, lambda caption: _last_named(caption, KINDS), "photos classifier")
-
-
-def _last_named(caption: str, words: Sequence[str]) -> int | None:
-    """Number of the last of these words in a caption ("one handwritten digit, a seven" names seven)."""
-    named = [word for word in re.findall(r"[a-z]+", caption.lower()) if word in words]
-    return words.index(named[-1]) if named else None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field
 
 from diffmem.errors import MitigationRefused
-from diffmem.mitigation.base import About, Mitigation, Parameters
+from diffmem.mitigation.base import About, Parameters
 from diffmem.mitigation.guidance import GuidanceMitigation, thousandths
 from diffmem.mitigation.local_index import LocalIndex
 from diffmem.mitigation.noise import per_row
@@ -62,9 +62,9 @@ class Amg(GuidanceMitigation):
         self._index: LocalIndex | None = index if isinstance(index, LocalIndex) else None
         self._encoded_by: object = None
 
-    def given(self, images: Any) -> Amg:
+    def with_images(self, images: Any) -> Self:
         """The same with these images (whatever `load_images` takes), where it has none of its own."""
-        return self if self._source is not None else type(self)(self.settings, images)
+        return self if self._source is not None or images is None else type(self)(self.settings, images)
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuses without images, and reads them."""
@@ -122,8 +122,3 @@ class Amg(GuidanceMitigation):
         alpha, sigma = denoiser.schedule.alpha_sigma(denoiser.times(step.t, len(x0)))
         x = step.x.to(x0.device, x0.dtype)
         return convert(x0, x, alpha, sigma, "x0", denoiser.prediction)
-
-
-def given_images(mitigation: Mitigation, images: Any) -> Mitigation:
-    """The mitigation with these training images, where it keeps away from such and has none; None gives none."""
-    return mitigation.given(images) if isinstance(mitigation, Amg) and images is not None else mitigation

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
 
+from diffmem.errors import UsageError
 from diffmem.mitigation.base import About, Parameters
 from diffmem.mitigation.embedding import EmbeddingMitigation, Embeddings, start_row, with_embeddings
-from diffmem.mitigation.first_step import WEN_PULL, Moment, write_down
+from diffmem.mitigation.first_step import WEN_PULL, Moment, at_quantile, short, write_down
 from diffmem.mitigation.optimize import Direction, Values, descend
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.pipelines.calls import Call
 from diffmem.scores.prompt.alignment import Alignment, AlignmentParameters, alignment, pair_of
+from diffmem.scores.prompt.combine import standard_weights
+
+if TYPE_CHECKING:
+    from diffmem.mitigation.calibrate import Levels
 
 
 class AnisotropyMitigationParameters(Parameters):
@@ -49,10 +54,27 @@ class AnisotropyMitigation(EmbeddingMitigation):
     )
     neutral: ClassVar = {"steps": 0}
     needs_guidance: ClassVar[bool] = True
+    target_fields: ClassVar[frozenset[str]] = frozenset({"target", "weights"})
 
     def __init__(self, parameters: AnisotropyMitigationParameters | None = None) -> None:
         self.settings = parameters or AnisotropyMitigationParameters()
         super().__init__(self.settings)
+
+    @property
+    def low_noise_ratio(self) -> float:
+        """As set."""
+        return self.settings.ratio
+
+    def target_on(self, levels: Levels, quantile: float) -> dict[str, Any]:
+        """Weights that standardize the two halves over ordinary prompts, as the score does, and M of these prompts."""
+        pull, cosine = standard_weights(levels.pulls), standard_weights(levels.cosines)
+        if pull is None or cosine is None:
+            raise UsageError(
+                "These prompts have no spread to standardize the two halves on; give more, and different ones."
+            )
+        weights = (short(pull), short(cosine))
+        measure = weights[0] * levels.pulls + weights[1] * levels.cosines
+        return {"weights": weights, "target": at_quantile(measure, quantile)}
 
     def change(self, call: Call, embeddings: Embeddings, cond: Conditioning) -> Embeddings:
         """The optimised embeddings. The norm is taken in the network's own output, the cosine in epsilon."""

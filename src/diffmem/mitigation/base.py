@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from diffmem import method
 from diffmem.errors import MitigationRefused
-from diffmem.models.meter import Nfe
-from diffmem.scores.base import Parameters
-from diffmem.scores.spec import label_of
+from diffmem.method import Method, Parameters
+from diffmem.models.pipelines.record import Record
 
 if TYPE_CHECKING:
+    from diffmem.mitigation.calibrate import Levels
     from diffmem.models.denoiser import Denoiser
     from diffmem.models.pipelines.calls import Call
     from diffmem.models.target import Target
@@ -25,73 +26,55 @@ ORDER: tuple[Level, ...] = ("prompt", "embedding", "noise", "guidance", "attenti
 """In which order mitigations that are applied together change a call: the text before its embedding, and so on."""
 
 
-@dataclass(frozen=True)
-class About:
-    """What a reader must know of a mitigation; the table of mitigations is made of these.
+@dataclass(frozen=True, kw_only=True)
+class About(method.About):
+    """What a reader must know of a mitigation; its cost is the extra network evaluations per image.
 
     Attributes:
-        name: as typed on the command line.
         level: what of the generation it changes.
-        summary: one line.
-        formula: in plain text, with the paper's equation where it has one.
-        reference: authors, year, identifier.
-        cost: extra network evaluations per image (forward, backward), in words.
         memory: what it holds beyond a plain generation.
         sweep: the published range of its main parameter.
-        fails_when: when it does harm or nothing.
     """
 
-    name: str
     level: Level
-    summary: str
-    formula: str
-    reference: str
-    cost: str
     memory: str
     sweep: str
-    fails_when: str
 
 
-@dataclass
-class Record:
-    """What a mitigation did while it was applied.
-
-    Attributes:
-        nfe: network evaluations beyond those that the pipeline makes itself.
-        items: per image, in the order of generation: what was changed (JSON values).
-    """
-
-    nfe: Nfe = field(default_factory=Nfe)
-    items: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Mitigation(ABC):
+class Mitigation(Method):
     """Base of all mitigations.
 
     Attributes:
-        about: what a reader must know.
-        version: raised whenever an image can change.
         neutral: parameters under which the image is the unmitigated one, exactly.
         needs_guidance: whether the network is compared with and without the prompt.
+        target_fields: parameters that say where it stops, any of which the user may set; published values are for other
+            models. Empty: it has no target.
     """
 
     about: ClassVar[About]
-    version: ClassVar[int] = 1
     neutral: ClassVar[Mapping[str, Any]]
     needs_guidance: ClassVar[bool] = False
-
-    def __init__(self, parameters: Parameters) -> None:
-        self.parameters = parameters
+    target_fields: ClassVar[frozenset[str]] = frozenset()
 
     @property
-    def name(self) -> str:
-        """The mitigation's name."""
-        return self.about.name
+    def has_open_target(self) -> bool:
+        """Whether it stops at a target that nobody has set."""
+        return bool(self.target_fields) and not self.target_fields & self.parameters.model_fields_set
 
     @property
-    def label(self) -> str:
-        """The name with the parameters that are not defaults, as typed on the command line."""
-        return label_of(self.name, self.parameters)
+    def low_noise_ratio(self) -> float:
+        """sigma/alpha of the low-noise time that it looks at, for the levels of ordinary prompts."""
+        return 0.2
+
+    def target_on(self, levels: Levels, quantile: float) -> dict[str, Any]:
+        """The parameters at which that share of ordinary prompts is left alone; MitigationRefused without a target."""
+        raise MitigationRefused(
+            f"{self.name} has no target that could be set; wen, low-noise-norm, han-sample and anisotropy have one."
+        )
+
+    def with_images(self, images: Any) -> Self:
+        """The mitigation with these training images, where it keeps away from such and was given none."""
+        return self
 
     def check(self, denoiser: Denoiser) -> None:
         """MitigationRefused, with the reason and what to do, if this model cannot be mitigated so."""

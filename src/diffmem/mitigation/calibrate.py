@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
-from diffmem.errors import MitigationRefused, UsageError
-from diffmem.mitigation.anisotropy import AnisotropyMitigation
+from diffmem.errors import UsageError
 from diffmem.mitigation.base import Mitigation, Record
 from diffmem.mitigation.first_step import Moment
-from diffmem.mitigation.han_sample import HanSample
-from diffmem.mitigation.low_noise_norm import LowNoiseNorm
-from diffmem.mitigation.wen import Wen
 from diffmem.randomness import noise_bank
 from diffmem.scores.prompt.alignment import Alignment, AlignmentParameters, alignment, pair_of
-from diffmem.scores.prompt.combine import MINIMUM_PROMPTS, standard_weights
+from diffmem.scores.prompt.combine import MINIMUM_PROMPTS
 
 if TYPE_CHECKING:
     from diffmem.models.denoiser import Denoiser
 
-Optimising = TypeVar("Optimising", bound=Wen | AnisotropyMitigation | HanSample)
+Aiming = TypeVar("Aiming", bound=Mitigation)
 
 
 @dataclass(frozen=True)
@@ -78,18 +74,10 @@ def ordinary_levels(
     return Levels(np.array(pulls), np.array(low_pulls), np.array(cosines))
 
 
-def has_open_target(mitigation: Mitigation) -> TypeGuard[Wen | AnisotropyMitigation | HanSample]:
-    """Whether it stops at a target that nobody has set: published values are for other models."""
-    able = isinstance(mitigation, (Wen, AnisotropyMitigation, HanSample))
-    return able and not {"pull", "norm", "target", "weights"} & mitigation.parameters.model_fields_set
-
-
 def calibrated(
-    mitigation: Optimising, denoiser: Denoiser, prompts: Sequence[str], *, quantile: float = 0.5, steps: int = 50
-) -> Optimising:
+    mitigation: Aiming, denoiser: Denoiser, prompts: Sequence[str], *, quantile: float = 0.5, steps: int = 50
+) -> Aiming:
     """The mitigation with a target at which that share of ordinary prompts is left alone.
-
-    The anisotropy measure also gets the weights that standardize its halves over these prompts, as the score does.
 
     Args:
         mitigation: wen, low-noise-norm, han-sample or anisotropy; its other parameters are kept.
@@ -107,33 +95,6 @@ def calibrated(
         raise UsageError(f"quantile = {quantile}; expected a share between 0 and 1.")
     if len(prompts) < MINIMUM_PROMPTS:
         raise UsageError(f"{len(prompts)} prompts to set a target on; expected at least {MINIMUM_PROMPTS}.")
-    settings = mitigation.settings
-    ratio = mitigation.settings.ratio if isinstance(mitigation, (AnisotropyMitigation, LowNoiseNorm)) else 0.2
-    levels = ordinary_levels(denoiser, prompts, steps=steps, ratio=ratio)
-    if isinstance(mitigation, AnisotropyMitigation):
-        weights = standard_weights(levels.pulls), standard_weights(levels.cosines)
-        if weights[0] is None or weights[1] is None:
-            raise UsageError(
-                "These prompts have no spread to standardize the two halves on; give more, and different ones."
-            )
-        weights = _short(weights[0]), _short(weights[1])
-        measure = weights[0] * levels.pulls + weights[1] * levels.cosines
-        changes = {"weights": (weights[0], weights[1]), "target": _quantile(measure, quantile)}
-    elif isinstance(mitigation, (Wen, HanSample)):
-        found = levels.low_pulls if isinstance(mitigation, LowNoiseNorm) else levels.pulls
-        changes = {"pull": _quantile(found, quantile)}
-    else:
-        raise MitigationRefused(
-            f"{mitigation.name} has no target that could be set: calibrate wen, low-noise-norm, han-sample or anisotropy."
-        )
-    # Each of these classes takes its own kind of settings, which its own settings are.
-    return type(mitigation)(settings.model_copy(update=changes))  # type: ignore[arg-type]
-
-
-def _quantile(values: np.ndarray, quantile: float) -> float:
-    return _short(float(np.quantile(values, quantile)))
-
-
-def _short(value: float) -> float:
-    """To four digits: it becomes part of a name, and no noise is known better."""
-    return float(f"{value:.4g}")
+    levels = ordinary_levels(denoiser, prompts, steps=steps, ratio=mitigation.low_noise_ratio)
+    changes = mitigation.target_on(levels, quantile)
+    return type(mitigation)(mitigation.parameters.model_copy(update=changes))

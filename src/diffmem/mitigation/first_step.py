@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from diffmem.models.conditioning import Conditioning
@@ -84,3 +85,13 @@ def write_down(call: Call, measure: str, before: torch.Tensor, after: torch.Tens
         {"measure": measure, "before": float(b), "after": float(a), "steps": int(s)}
         for b, a, s in zip(before, after, steps, strict=True)
     ]
+
+
+def at_quantile(values: np.ndarray, quantile: float) -> float:
+    """A target at a quantile of ordinary prompts' values, see `short`."""
+    return short(float(np.quantile(values, quantile)))
+
+
+def short(value: float) -> float:
+    """To four digits: it becomes part of a name, and no noise is known better."""
+    return float(f"{value:.4g}")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
 
 from diffmem.mitigation.base import About, Parameters
-from diffmem.mitigation.first_step import write_down
+from diffmem.mitigation.first_step import at_quantile, write_down
 from diffmem.mitigation.noise import NoiseMitigation, Pull, norms
 from diffmem.mitigation.optimize import Values, descend
 from diffmem.models.pipelines.calls import Call
+
+if TYPE_CHECKING:
+    from diffmem.mitigation.calibrate import Levels
 
 
 class HanSampleParameters(Parameters):
@@ -40,10 +43,15 @@ class HanSample(NoiseMitigation):
         fails_when="the pull hardly depends on the noise: ten steps of .01 cannot leave the basin of a small image",
     )
     neutral: ClassVar = {"steps": 0}
+    target_fields: ClassVar[frozenset[str]] = frozenset({"pull"})
 
     def __init__(self, parameters: HanSampleParameters | None = None) -> None:
         self.settings = parameters or HanSampleParameters()
         super().__init__(self.settings)
+
+    def target_on(self, levels: Levels, quantile: float) -> dict[str, Any]:
+        """The pull of ordinary prompts at the first step."""
+        return {"pull": at_quantile(levels.pulls, quantile)}
 
     def change(self, call: Call, noise: torch.Tensor) -> torch.Tensor:
         """The optimised noise. Per-sample norms and stops: the released code takes one norm over the batch."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from diffmem.mitigation.base import About
+from diffmem.mitigation.first_step import at_quantile
 from diffmem.mitigation.optimize import Direction
 from diffmem.mitigation.wen import Wen, WenParameters
 from diffmem.models.pipelines.calls import Call
+
+if TYPE_CHECKING:
+    from diffmem.mitigation.calibrate import Levels
 
 
 class LowNoiseNormParameters(WenParameters):
@@ -40,6 +44,15 @@ class LowNoiseNorm(Wen):
 
     def __init__(self, parameters: LowNoiseNormParameters | None = None) -> None:
         super().__init__(parameters or LowNoiseNormParameters())
+
+    @property
+    def low_noise_ratio(self) -> float:
+        """As set."""
+        return self.settings.ratio
+
+    def target_on(self, levels: Levels, quantile: float) -> dict[str, Any]:
+        """The pull of ordinary prompts at low noise."""
+        return {"pull": at_quantile(levels.low_pulls, quantile)}
 
     def time_of(self, call: Call) -> float:
         """The time at which sigma/alpha is the ratio."""

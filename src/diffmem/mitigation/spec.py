@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from diffmem.method import parameters_class, parse_method
 from diffmem.mitigation import MITIGATIONS
 from diffmem.mitigation.base import Mitigation
-from diffmem.scores.spec import built, parameters_class
 
 
 def parse_mitigation(text: str | Mitigation) -> Mitigation:
@@ -16,10 +16,7 @@ def parse_mitigation(text: str | Mitigation) -> Mitigation:
     Raises:
         UsageError: unknown mitigation or parameter (with the closest match), or a value out of range.
     """
-    if isinstance(text, Mitigation):
-        return text
-    made: Mitigation = built(MITIGATIONS, text, "mitigation")
-    return made
+    return parse_method(MITIGATIONS, text, "mitigation")
 
 
 def mitigation_rows() -> list[dict[str, Any]]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import Field
 
 from diffmem.mitigation.base import About, Parameters
 from diffmem.mitigation.embedding import EmbeddingMitigation, Embeddings, start_row, with_embeddings
-from diffmem.mitigation.first_step import WEN_PULL, Moment, write_down
+from diffmem.mitigation.first_step import WEN_PULL, Moment, at_quantile, write_down
 from diffmem.mitigation.optimize import Direction, Values, descend
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.pipelines.calls import Call
+
+if TYPE_CHECKING:
+    from diffmem.mitigation.calibrate import Levels
 
 
 class WenParameters(Parameters):
@@ -46,10 +49,15 @@ class Wen(EmbeddingMitigation):
     )
     neutral: ClassVar = {"steps": 0}
     needs_guidance: ClassVar[bool] = True
+    target_fields: ClassVar[frozenset[str]] = frozenset({"pull", "norm"})
 
     def __init__(self, parameters: WenParameters | None = None) -> None:
         self.settings = parameters or WenParameters()
         super().__init__(self.settings)
+
+    def target_on(self, levels: Levels, quantile: float) -> dict[str, Any]:
+        """The pull of ordinary prompts where this mitigation looks."""
+        return {"pull": at_quantile(levels.pulls, quantile)}
 
     def time_of(self, call: Call) -> float:
         """Where the score difference is taken: the sampler's first time."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
+from diffmem import method
+from diffmem.method import Method, Parameters
 from diffmem.scores.prompt.needs import AtNoise, Branch, Moment, Need
 
 if TYPE_CHECKING:
@@ -18,37 +19,24 @@ if TYPE_CHECKING:
     from diffmem.models.denoiser import Denoiser
     from diffmem.models.ode import Stop
 
+__all__ = [
+    "About", "DenoiserScore", "Evaluations", "Parameters", "PromptSet", "Score", "SetScore", "TextScore", "both_branches",
+    "require_guidance",
+]  # fmt: skip
+
 Access = Literal["prompts", "labels", "denoiser", "gradients", "training-set"]
 
 
-class Parameters(BaseModel):
-    """Parameters of a score: frozen, unknown names refused, part of the key of every row."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-@dataclass(frozen=True)
-class About:
-    """What a reader must know of a score; the table of methods is made of these.
+@dataclass(frozen=True, kw_only=True)
+class About(method.About):
+    """What a reader must know of a score.
 
     Attributes:
-        name: as typed on the command line.
-        summary: one line.
-        formula: in plain text, with the paper's equation.
-        reference: authors, year, identifier.
         access: what it needs to see.
-        cost: NFE per prompt and draw, in words.
-        fails_when: when its number misleads.
         unit: unit of the value, or "none".
     """
 
-    name: str
-    summary: str
-    formula: str
-    reference: str
     access: Access
-    cost: str
-    fails_when: str
     unit: str = "none"
 
 
@@ -67,33 +55,15 @@ class Evaluations(Protocol):
         """The first stops of the guided trajectory from x_T."""
 
 
-class Score(ABC):
+class Score(Method):
     """Base of all prompt scores: higher always means more memorized.
 
     Attributes:
-        about: what a reader must know.
-        version: raised whenever a value can change; part of the key of every row.
         needs_labels: whether it is fitted on labelled prompts (always cross-fitted).
     """
 
     about: ClassVar[About]
-    version: ClassVar[int] = 1
     needs_labels: ClassVar[bool] = False
-
-    def __init__(self, parameters: Parameters) -> None:
-        self.parameters = parameters
-
-    @property
-    def name(self) -> str:
-        """The score's name."""
-        return self.about.name
-
-    @property
-    def label(self) -> str:
-        """The name with the parameters that are not defaults, as typed on the command line: `name:key=value,...`."""
-        from diffmem.scores.spec import label_of
-
-        return label_of(self.name, self.parameters)
 
 
 class DenoiserScore(Score):

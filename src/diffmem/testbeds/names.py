@@ -1,26 +1,33 @@
-"""The bundled models by name: `testbed:digits` and the like wherever a model is asked for."""
+"""The pipeline folders of the bundled models, as `diffmem.models.bundled` registers them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from diffmem.errors import UsageError
-
-PREFIX = "testbed:"
-NAMES = ("digits", "digits-v", "digits-flow", "digits-unconditional", "photos")
+from diffmem.testbeds.digits import model_path as _digits
+from diffmem.testbeds.photos import model_path as _photos
 
 
-def bundled_path(model: str) -> Path | None:
-    """The pipeline folder of `testbed:NAME`; None for anything else; UsageError for a name that does not exist."""
-    if not model.startswith(PREFIX):
-        return None
-    name = model.removeprefix(PREFIX)
-    if name not in NAMES:
-        raise UsageError(f"There is no bundled model '{name}'; available: {', '.join(NAMES)}.")
-    from diffmem.testbeds import digits, photos
+def digits() -> Path:
+    """The text-to-image model of the digits, epsilon."""
+    return _digits("text", "epsilon")
 
-    if name == "photos":
-        return photos.model_path()
-    kind = "unconditional" if name == "digits-unconditional" else "text"
-    variant = name.removeprefix("digits-")
-    return digits.model_path(kind, variant if variant in ("v", "flow") else "epsilon")
+
+def digits_v() -> Path:
+    """The text-to-image model of the digits, v."""
+    return _digits("text", "v")
+
+
+def digits_flow() -> Path:
+    """The text-to-image model of the digits, flow."""
+    return _digits("text", "flow")
+
+
+def digits_unconditional() -> Path:
+    """The unconditional model of the digits."""
+    return _digits("unconditional", "epsilon")
+
+
+def photos() -> Path:
+    """The latent text-to-image model of the photos."""
+    return _photos()

@@ -57,7 +57,7 @@ class Trainable:
 
 def open_base(base: str, device: str) -> Target:
     """The base model: a folder, a hub id, or a bundled testbed; always in float32."""
-    from diffmem.testbeds.names import bundled_path
+    from diffmem.models.bundled import bundled_path
 
     return Target.from_pretrained(bundled_path(base) or base, device=device, name=base)
 

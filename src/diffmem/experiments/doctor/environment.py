@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffmem.copies.descriptors import DESCRIPTORS
+from diffmem.models.bundled import BUNDLED_MODELS
 
 REQUIRED = ("torch", "diffusers", "transformers", "safetensors", "numpy", "scipy", "scikit-learn", "pyarrow", "pillow")
 OPTIONAL = {"peft": "LoRA: pip install 'diffmem[lora]'", "matplotlib": "plots: pip install 'diffmem[plots]'"}
@@ -133,9 +134,7 @@ def _disk() -> Finding:
 
 
 def _bundled() -> Finding:
-    from diffmem.testbeds.digits import model_path
-
-    folder = model_path("text")
+    folder = BUNDLED_MODELS.get("digits")()
     if not (folder / "model_index.json").exists():
         return Finding("bundled model", "broken", f"nothing in {folder}", "install diffmem again")
     return Finding("bundled model", "ok", "testbed:digits")

@@ -16,12 +16,12 @@ from diffmem.data.images import ImageSet
 from diffmem.data.prompts import Prompt
 from diffmem.experiments.lab.plan import Cell, GenerateSection, LabPlan
 from diffmem.keys import row_key
+from diffmem.models.bundled import bundled_path
 from diffmem.models.target import Target
 from diffmem.randomness import generator
 from diffmem.runs.directory import RunDirectory, record_model
 from diffmem.stages.generate import Generation, generate_stage
 from diffmem.stages.match.stage import Matching, match_stage
-from diffmem.testbeds.names import bundled_path
 from diffmem.training.captions import captions_of
 from diffmem.training.data import TrainingSet
 from diffmem.training.loop import LOG, train

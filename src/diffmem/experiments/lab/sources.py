@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from diffmem.errors import UsageError
-from diffmem.testbeds.names import PREFIX
+from diffmem.models.bundled import PREFIX
+from diffmem.registry import Registry
 
 DIGITS = f"{PREFIX}digits"
+
+BUNDLED_DATA: Registry[Callable[[Path], tuple[Path, Path]]] = Registry(
+    "bundled-data", {"digits": "diffmem.testbeds.digits.fresh:fresh"}
+)
+"""Functions that write a testbed's training and held-out images into a folder."""
 
 
 def opened(images: str, heldout: str | None, folder: Path) -> tuple[str, str | None]:
@@ -20,7 +27,5 @@ def opened(images: str, heldout: str | None, folder: Path) -> tuple[str, str | N
         return images, heldout
     if images != DIGITS:
         raise UsageError(f"data.images = '{images}'; the testbed with images for a lab is {DIGITS}.")
-    from diffmem.testbeds.digits.fresh import fresh
-
-    train, unseen = fresh(folder / "data")
+    train, unseen = BUNDLED_DATA.get("digits")(folder / "data")
     return str(train), heldout or str(unseen)

@@ -19,9 +19,8 @@ from diffmem.errors import MitigationRefused, UsageError
 from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments.mitigate.compare import OTHER, Seen, compared, look
 from diffmem.keys import row_key
-from diffmem.mitigation.amg import given_images
 from diffmem.mitigation.base import Mitigation
-from diffmem.mitigation.calibrate import calibrated, has_open_target
+from diffmem.mitigation.calibrate import calibrated
 from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.generation import Sampling, steps_of
 from diffmem.models.loading import quiet_libraries
@@ -108,7 +107,7 @@ def mitigate(
     listed = _sides(prompts, others)
     settings, judged = settings or Generation(), matching or Matching()
     known = pictures if pictures is not None else None if isinstance(train, CopyIndex) else train
-    made = [given_images(parse_mitigation(one), known) for one in methods]
+    made = [parse_mitigation(one).with_images(known) for one in methods]
     if reference is not None:
         made = [_on_reference(one, target, reference, settings.sampling) for one in made]
     labels = [one.label for one in made]
@@ -207,7 +206,7 @@ def _sides(prompts: PromptList, others: PromptList | None) -> PromptList:
 
 def _on_reference(mitigation: Mitigation, target: Target, reference: PromptList, sampling: Sampling) -> Mitigation:
     """The mitigation with a target from ordinary prompts, where it has one that nobody has set."""
-    if not has_open_target(mitigation):
+    if not mitigation.has_open_target:
         return mitigation
     try:
         texts = [prompt.text for prompt in reference if prompt.problem is None]

@@ -14,7 +14,7 @@ from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.experiments.robustness.conditions import Condition
 
 if TYPE_CHECKING:
-    from diffmem.experiments.robustness.run import Outcome
+    from diffmem.experiments.robustness.outcome import Outcome
 
 
 def rows_of(

@@ -12,7 +12,7 @@ from diffmem.runs.facts import read_fact, write_fact
 
 if TYPE_CHECKING:
     from diffmem.experiments.robustness.conditions import Condition, RobustnessPlan
-    from diffmem.experiments.robustness.run import Outcome
+    from diffmem.experiments.robustness.outcome import Outcome
     from diffmem.mitigation.base import Mitigation
 
 
@@ -30,7 +30,7 @@ class Kept:
 
     def read(self, condition: Condition, mitigation: Mitigation | None, plan: RobustnessPlan) -> Outcome | None:
         """What was kept of a condition, None if it was not done yet; DataError if the file is damaged."""
-        from diffmem.experiments.robustness.run import Outcome
+        from diffmem.experiments.robustness.outcome import Outcome
 
         found = read_fact(self.folder, self._name(condition, mitigation, plan))
         return None if found is None else Outcome(**found)

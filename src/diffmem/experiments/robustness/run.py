@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments.robustness.compare import rows_of
 from diffmem.experiments.robustness.conditions import Condition, Paraphrase, RobustnessPlan, conditions_of
 from diffmem.experiments.robustness.kept import Kept
+from diffmem.experiments.robustness.outcome import Arm, Outcome
 from diffmem.mitigation.adversarial import Adversarial, handed_over, search
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.spec import parse_mitigation
@@ -36,35 +37,6 @@ from diffmem.runs.microbatch import MicroBatches
 Verdict = tuple[bool, str | None]
 """Whether an image is a copy, and the name of the training image that it is nearest to."""
 Judge = Callable[[Sequence[Image.Image]], Sequence[Verdict]]
-
-
-@dataclass
-class Outcome:
-    """What one condition gave.
-
-    Attributes:
-        hits: per prompt, whether each of its images is a copy.
-        nearest: per prompt, the training images that its images are nearest to, copies first.
-        aligned: per prompt, how well each of its images shows what was asked, None where its words name nothing that the
-            judge knows; empty where alignment is not judged.
-        status: "ok"; "refused" where the mitigation or sampler does not work so; "bypassed" where the mitigation cannot
-            reach the condition.
-        reason: why.
-        nfe: network evaluations per image, None where unknown.
-        seconds: per image.
-    """
-
-    hits: list[list[bool]] = field(default_factory=list)
-    nearest: list[str | None] = field(default_factory=list)
-    aligned: list[list[float | None]] = field(default_factory=list)
-    status: str = "ok"
-    reason: str = ""
-    nfe: float | None = None
-    seconds: float = 0.0
-
-
-Arm = dict[str, Outcome]
-"""The outcomes of all conditions, by label."""
 
 
 class Robustness:

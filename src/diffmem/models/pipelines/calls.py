@@ -15,8 +15,8 @@ from diffmem.errors import MitigationRefused, ModelError
 from diffmem.models.conditioning import Conditioning
 
 if TYPE_CHECKING:
-    from diffmem.mitigation.base import Record
     from diffmem.models.denoiser import Denoiser
+    from diffmem.models.pipelines.record import Record
     from diffmem.models.target import Target
 
 Around = Callable[[dict[str, Any]], AbstractContextManager[dict[str, Any]]]

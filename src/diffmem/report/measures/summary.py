@@ -32,11 +32,11 @@ from diffmem.report.measures.shape import (
 from diffmem.report.prose import count, shorten
 from diffmem.runs.facts import read_fact
 from diffmem.runs.store import RunStore
+from diffmem.scores.image import IMAGE_SCORES
 
 SHOWN = 12
 POINTS = 600
 LONGEST = 300
-MEMBERSHIP = ("loss", "pia", "secmi")
 """Scores that ask whether an image was seen, which is not whether it is memorized."""
 _TARGET = ("key", "image_id", "caption", "member", "group", "duplicates", "note", "status", "error")
 _MEASURE = (
@@ -104,7 +104,8 @@ def _in_order(labels: set[str], fact: dict[str, Any]) -> list[str]:
 
 def is_membership(label: str) -> bool:
     """Whether a score asks if an image was seen, rather than how strongly it is held on to."""
-    return label.partition(":")[0] in MEMBERSHIP
+    name = label.partition(":")[0]
+    return name in IMAGE_SCORES and IMAGE_SCORES.get(name).about.kind == "membership"
 
 
 def is_held_out(row: dict[str, Any]) -> bool:

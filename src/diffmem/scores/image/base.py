@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from diffmem.method import Method
 from diffmem.models.meter import Nfe
 from diffmem.scores.base import About, Parameters
 
@@ -90,33 +91,15 @@ class Workbench(Protocol):
         """Say that something was done (progress); Ctrl-C is let through here."""
 
 
-class ImageScore(ABC):
+class ImageScore(Method):
     """Base of all image scores.
 
     Attributes:
-        about: what a reader must know.
-        version: raised whenever a value can change; part of the key of every row.
         high_means: what a high `value` says; `evidence` is always higher for more memorized.
     """
 
     about: ClassVar[About]
-    version: ClassVar[int] = 1
     high_means: ClassVar[Literal["more memorized", "less memorized"]] = "more memorized"
-
-    def __init__(self, parameters: Parameters) -> None:
-        self.parameters = parameters
-
-    @property
-    def name(self) -> str:
-        """The score's name."""
-        return self.about.name
-
-    @property
-    def label(self) -> str:
-        """The name with the parameters that are not defaults, as typed on the command line."""
-        from diffmem.scores.spec import label_of
-
-        return label_of(self.name, self.parameters)
 
     @abstractmethod
     def check(self, denoiser: Denoiser) -> None:

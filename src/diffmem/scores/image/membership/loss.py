@@ -57,6 +57,7 @@ class Loss(BatchImageScore):
 
     about: ClassVar[About] = About(
         name="loss",
+        kind="membership",
         summary="denoising loss at one noise level: a membership reference, no measure of memorization",
         formula="mean over draws of ||eps_hat(alpha x0 + sigma eps, t, c) - eps||^2 / d; evidence = -loss",
         reference="Matsumoto, Miura & Yanai, DLSP 2023, arXiv 2302.03262",

@@ -63,6 +63,7 @@ class PIA(BatchImageScore):
 
     about: ClassVar[About] = About(
         name="pia",
+        kind="membership",
         summary="proximal initialization attack: a membership reference with two evaluations",
         formula="||eps_0 - eps(alpha x0 + sigma eps_0, t, c)||_4, eps_0 = eps(x0, 0, c); evidence = -error",
         reference="Kong et al., ICLR 2024, arXiv 2305.18355",

@@ -55,6 +55,7 @@ class SecMI(BatchImageScore):
 
     about: ClassVar[About] = About(
         name="secmi",
+        kind="membership",
         summary="step-wise error comparing attack: a membership reference along the DDIM inversion",
         formula="||psi(phi(x_t, t), t + k) - x_t||^2 / d, x_t the DDIM inversion of x0; evidence = -error",
         reference="Duan et al., ICML 2023, arXiv 2302.01316",

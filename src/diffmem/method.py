@@ -1,0 +1,123 @@
+"""What every plug-in shares (scores, image scores, mitigations): what it says of itself, parameters, label, parsing."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from diffmem.errors import UsageError
+from diffmem.registry import Registry
+
+
+class Parameters(BaseModel):
+    """Parameters of a method: frozen, unknown names refused, part of the key of every row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a reader must know of a method; the tables of methods are made of these.
+
+    Attributes:
+        name: as typed on the command line.
+        summary: one line.
+        formula: in plain text, with the paper's equation.
+        reference: authors, year, identifier.
+        cost: network evaluations, in words.
+        fails_when: when its number misleads, or when it does harm or nothing.
+        kind: what sort of answer it gives, where the methods of one registry differ in that.
+    """
+
+    name: str
+    summary: str
+    formula: str
+    reference: str
+    cost: str
+    fails_when: str
+    kind: str = ""
+
+
+class Method(ABC):
+    """Base of scores, image scores and mitigations.
+
+    Attributes:
+        about: what a reader must know.
+        version: raised whenever a value or an image can change; part of the key of every row.
+    """
+
+    about: ClassVar[Any]
+    version: ClassVar[int] = 1
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return str(self.about.name)
+
+    @property
+    def label(self) -> str:
+        """The name with the parameters that are not defaults, as typed on the command line: `name:key=value,...`."""
+        changed = self.parameters.model_dump(exclude_defaults=True, mode="json")
+        return self.name + (":" + ",".join(f"{k}={_typed(v)}" for k, v in changed.items()) if changed else "")
+
+
+M = TypeVar("M", bound=Method)
+
+
+def parse_method(registry: Registry[type[M]], given: str | M, what: str) -> M:
+    """A method from `name` or `name:key=value,...`; an object is returned as it is.
+
+    Several numbers for one parameter are joined by `/` (weights=1/2).
+
+    Args:
+        registry: of the classes.
+        given: as typed, or the method itself.
+        what: what a method of this registry is called in messages.
+
+    Raises:
+        UsageError: unknown name or parameter (with the closest match), or a value out of range.
+    """
+    if isinstance(given, Method):
+        return given
+    if not isinstance(given, str):
+        raise UsageError(f"A {what} is given as text or as an object of its class, not as {type(given).__name__}.")
+    name, _, rest = given.partition(":")
+    cls: Any = registry.get(name.strip())
+    parameters = parameters_class(cls)
+    values: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in rest.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(f"In the {what} {given!r}, '{part}' is no key=value.")
+        if key not in parameters.model_fields:
+            close = difflib.get_close_matches(key, parameters.model_fields, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            known = ", ".join(parameters.model_fields) or "none"
+            raise UsageError(f"The {what} {name} has no parameter '{key}'.{hint} It has: {known}.")
+        text_only = parameters.model_fields[key].annotation is str  # a path keeps its slashes
+        values[key] = tuple(value.split("/")) if "/" in value and not text_only else value
+    try:
+        method: M = cls(parameters(**values))
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(str(p) for p in first["loc"][:1])
+        raise UsageError(f"In the {what} {given!r}, {where} = {first.get('input')!r}: {first['msg']}.") from problem
+    return method
+
+
+def parameters_class(cls: type[Any]) -> type[Parameters]:
+    """The parameter model that a method's constructor takes."""
+    hint = get_type_hints(cls.__init__)["parameters"]
+    options = getattr(hint, "__args__", (hint,))
+    return next(o for o in options if isinstance(o, type) and issubclass(o, Parameters))
+
+
+def _typed(value: Any) -> str:
+    return "/".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)
