@@ -87,12 +87,15 @@ def match(
         from diffmem.experiments.match.page import write_match_page
 
         page = write_match_page(out, listed, index, found, measured, redact)
-    called = sum(row["copy"] for row in found.rows)
+    called = sum(row["copy"] is True for row in found.rows)
+    undecided = sum(row["copy"] is None for row in found.rows)
     if json:
         extra = {} if measured is None else {"metrics": measured.as_dict()}
         emit_json(found.as_dict() | extra)
         return 0
     emit_table(found.rows[:top], title=f"{called} of {len(found.rows)} images are called copies; most alike first")
+    if undecided:
+        note(f"{undecided} images cannot be judged: the statistic '{found.threshold.statistic}' is undefined for them")
     for item in found.set_aside[:10]:
         note(f"set aside {item['image']}: {item['reason']}")
     if measured is not None:

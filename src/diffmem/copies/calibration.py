@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from diffmem.copies.degenerate import is_degenerate
 from diffmem.copies.duplicates import DuplicateGroups, near_duplicates
 from diffmem.copies.index import CopyIndex
-from diffmem.copies.match import Match
 from diffmem.copies.metrics import Floats
-from diffmem.copies.statistics import STATISTICS, Statistic, neighbourhood
+from diffmem.copies.rule import CopyRule
+from diffmem.copies.statistics import RELATIVE, STATISTICS, Statistic, neighbourhood
 from diffmem.data.images import ImageSet
 from diffmem.errors import UsageError
 from diffmem.evaluation.proportion import clopper_pearson
@@ -25,12 +25,10 @@ _RATIO, _NORMALISED = 1 / 3, 1.0
 
 
 @dataclass(frozen=True)
-class CopyThreshold:
-    """A match is called a copy if its oriented statistic (`Match.oriented`) is at least `value`.
+class CopyThreshold(CopyRule):
+    """The copy rule, and how its threshold was found.
 
     Attributes:
-        statistic: what is compared; ratios are negated, so that higher means more like a copy.
-        value: the threshold.
         nominal_fpr: stated share of prompts that copy nothing and are flagged all the same.
         per_image_fpr: the same per image: 1 − (1 − nominal)^(1/k) for k images per prompt (Šidák).
         images_per_prompt: k.
@@ -42,8 +40,6 @@ class CopyThreshold:
         note: what to know about it, in one or a few sentences.
     """
 
-    statistic: Statistic
-    value: float
     nominal_fpr: float
     per_image_fpr: float
     images_per_prompt: int
@@ -53,15 +49,6 @@ class CopyThreshold:
     realised_interval: tuple[float, float] | None
     calibrated: bool
     note: str
-
-    def flags(self, oriented: Floats) -> NDArray[np.bool_]:
-        """[q] which oriented values are called copies; NaN (undefined) is not."""
-        return np.asarray(oriented >= self.value, bool)
-
-    def is_copy(self, match: Match) -> bool:
-        """Whether this match, of rank 1, is called a copy."""
-        value = match.oriented(self.statistic)
-        return value is not None and value >= self.value
 
 
 def calibrate(
@@ -104,6 +91,12 @@ def calibrate(
     groups = index.duplicates() if groups is None else groups
     per_image = 1 - (1 - false_positives) ** (1 / images_per_prompt)
     notes: list[str] = []
+    if statistic in RELATIVE and groups.count < 2:
+        notes.append(
+            f"The statistic '{statistic}' compares the nearest distinct training images, and there is only one; the "
+            "similarity decides instead."
+        )
+        statistic = "similarity"
     references: list[tuple[Reference, Floats]] = []
     if heldout is not None:
         values, said = _held_out(index, heldout, groups, statistic)

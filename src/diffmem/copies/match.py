@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffmem.copies.duplicates import DuplicateGroups
 from diffmem.copies.index import CopyIndex
-from diffmem.copies.statistics import NEAREST, Statistic, neighbourhood
+from diffmem.copies.statistics import NEAREST, RISING, Statistic, neighbourhood
 from diffmem.data.views import WHOLE
 from diffmem.errors import UsageError
 
@@ -52,10 +52,8 @@ class Match:
 
     def oriented(self, statistic: Statistic) -> float | None:
         """The statistic with the sign at which higher means more like a copy; None where undefined."""
-        if statistic == "similarity":
-            return self.similarity
-        value = self.ratio if statistic == "ratio" else self.normalised
-        return None if value is None else -value
+        value = getattr(self, statistic)
+        return None if value is None else float(value if statistic in RISING else -value)
 
 
 def match(

@@ -17,6 +17,10 @@ from diffmem.errors import UsageError
 
 Statistic = Literal["similarity", "ratio", "normalised"]
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
+RISING: frozenset[Statistic] = frozenset({"similarity"})
+"""Statistics that rise towards a copy; the others are distances and fall."""
+RELATIVE: frozenset[Statistic] = frozenset({"ratio", "normalised"})
+"""Statistics that compare the nearest training image with others, so that one distinct image alone leaves them undefined."""
 NEAREST = 50
 ALPHA = 0.5
 

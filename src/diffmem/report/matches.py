@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from diffmem.copies.rule import CopyRule
 from diffmem.report.columns import Floats, PromptColumns, concatenate
 from diffmem.report.shape import Section
 from diffmem.runs.facts import read_fact
@@ -88,13 +89,12 @@ def judge(folder: Path, rows: pa.Table, prompts: PromptColumns) -> tuple[dict[st
     if fact is None or fact["threshold"] is None:
         return fact, None
     threshold = fact["threshold"]
-    value = np.asarray(rows[threshold["statistic"]], dtype=np.float64)
-    statistic = value if threshold["statistic"] == "similarity" else -value
+    statistic, copy = CopyRule.of_fact(threshold).judge(rows)
     codes = rows["group"].combine_chunks().dictionary_encode()
     codes = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
     group = np.asarray(pc.fill_null(codes.indices, -1), dtype=np.int64)
     place = prompts.places(rows["prompt_id"])
-    return fact, Matches(rows, place, statistic, statistic >= threshold["value"], group, threshold)
+    return fact, Matches(rows, place, statistic, copy, group, threshold)
 
 
 def sections(matches: Matches, prompts: PromptColumns) -> dict[Section, NDArray[np.int64]]:

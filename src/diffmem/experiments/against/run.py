@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from diffmem.atomic import write_atomic
+from diffmem.copies.rule import CopyRule
 from diffmem.data.images import ImageSet
 from diffmem.data.prompts import PromptList
 from diffmem.errors import ModelError, UsageError
@@ -20,7 +21,6 @@ from diffmem.evaluation.paired import mean_difference
 from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.experiments.against.page import Comparison, Leak, as_dict, write_comparison
 from diffmem.experiments.audit.run import AuditRun, audit
-from diffmem.experiments.evaluate.labels import is_copy
 from diffmem.experiments.evaluate.runs import RunScores, compare_runs, prompt_groups, read_scores
 from diffmem.models.target import Target
 from diffmem.report.html import write_report
@@ -166,11 +166,12 @@ def _copies(folder: Path) -> dict[str, dict[int, Judged]] | None:
     fact = read_fact(folder, "copies")
     if fact is None or fact["threshold"] is None:
         return None
+    rule = CopyRule.of_fact(fact["threshold"])
     found: dict[str, dict[int, Judged]] = {}
     for table in RunStore(folder).stream("matches"):
         for row in table.to_pylist():
             if row["status"] == "ok" and row["rank"] == 1:
-                judged = (is_copy(row, fact["threshold"]), str(row["group"]), str(row["train_id"]))
+                judged = (rule.is_copy(row), str(row["group"]), str(row["train_id"]))
                 found.setdefault(row["prompt_id"], {})[row["draw"]] = judged
     return found
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffmem.copies.rule import CopyRule
 from diffmem.errors import DataError
 from diffmem.runs.facts import read_fact
 from diffmem.runs.store import RunStore
@@ -33,7 +33,7 @@ def measured_labels(folder: Path) -> dict[str, dict[str, Any]]:
             f"'{folder}' searched no training set, so its prompts cannot be labelled by what they reproduce: audit with "
             "--train, or use the labels of the prompt list (--labels given)."
         )
-    threshold = fact["threshold"]
+    rule = CopyRule.of_fact(fact["threshold"])
     found: dict[str, dict[str, Any]] = {}
     for table in RunStore(folder).stream("matches"):
         for row in table.to_pylist():
@@ -41,18 +41,9 @@ def measured_labels(folder: Path) -> dict[str, dict[str, Any]]:
                 continue
             entry = found.setdefault(row["prompt_id"], {"copies": 0, "images": 0, "similarities": []})
             entry["images"] += 1
-            entry["copies"] += is_copy(row, threshold)
+            entry["copies"] += rule.is_copy(row)
             entry["similarities"].append(row["similarity"])
     return {prompt: entry | _tier(entry["copies"], entry["images"]) for prompt, entry in found.items()}
-
-
-def is_copy(row: Mapping[str, Any], threshold: Mapping[str, Any]) -> bool:
-    """Whether a stored match is called a copy by a stored threshold."""
-    statistic = threshold["statistic"]
-    value = row[statistic]
-    if value is None or math.isnan(value):
-        return False
-    return bool((value if statistic == "similarity" else -value) >= threshold["value"])
 
 
 def given_labels(prompts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -55,7 +55,7 @@ def write_match_page(
     return write(
         folder,
         MatchView(
-            facts, sum(row["copy"] for row in found.rows), len(found.rows), metrics.similarity, copying_rows(metrics),
+            facts, sum(row["copy"] is True for row in found.rows), len(found.rows), metrics.similarity, copying_rows(metrics),
             _pairs(images, index, found, redact), _limits(found, metrics),
         ),
     )  # fmt: skip
@@ -71,7 +71,7 @@ def _pairs(images: ImageSet, index: CopyIndex, found: FolderMatches, redact: Red
         made, training = (None if picture is None else embed(picture, redact) for picture in two)
         pairs.append(
             MatchedPair(
-                made, training, row["image"], row["train_id"], row["similarity"], row["copy"], row["group_size"]
+                made, training, row["image"], row["train_id"], row["similarity"], bool(row["copy"]), row["group_size"]
             )
         )
     return pairs

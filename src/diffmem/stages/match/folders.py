@@ -13,10 +13,13 @@ from diffmem.copies.calibration import CopyThreshold, calibrate
 from diffmem.copies.degenerate import is_degenerate
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
+from diffmem.copies.rule import Verdict
 from diffmem.data.images import ImageSet
 from diffmem.evaluation.estimate import Estimate
 from diffmem.runs.progress import Progress
 from diffmem.stages.match.stage import BATCH, Matching
+
+_COPY: dict[Verdict, bool | None] = {"copy": True, "no copy": False, "cannot be judged": None}
 
 
 @dataclass
@@ -24,7 +27,8 @@ class FolderMatches:
     """Each image's nearest training image, and the threshold of a copy.
 
     Attributes:
-        rows: {"image", "train_id", "similarity", "ratio", "normalised", "group_size", "copy", "view"} per judged image.
+        rows: {"image", "train_id", "similarity", "ratio", "normalised", "group_size", "copy", "view"} per judged image;
+            "copy" is None where the picture cannot be judged.
         set_aside: {"image", "reason"} of unreadable and degenerate ones.
         threshold: how "copy" was decided.
         search: "exact", or "faiss" (approximate).
@@ -80,7 +84,7 @@ def match_images(
                 result.rows.append(
                     {"image": sound[found.query].id, "train_id": found.train_id, "similarity": found.similarity,
                      "ratio": found.ratio, "normalised": found.normalised, "group_size": found.group_size,
-                     "copy": threshold.is_copy(found), "view": found.view}
+                     "copy": _COPY[threshold.decide(found)], "view": found.view}
                 )  # fmt: skip
             bar.advance(len(batch))
     if index.approximate is not None:

@@ -17,6 +17,7 @@ from diffmem.copies.descriptors import make_descriptor
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
+from diffmem.copies.rule import CopyRule
 from diffmem.copies.statistics import Statistic
 from diffmem.data.images import ImageSet
 from diffmem.data.png import decode_png
@@ -124,14 +125,9 @@ def called(run: RunDirectory) -> dict[bytes, tuple[dict[str, Any], bool]]:
     fact = read_fact(run.path, "copies")
     if fact is None or fact["threshold"] is None:
         return {}
-    threshold = fact["threshold"]
-    found = {}
-    for row in run.store.read("matches").to_pylist():
-        if row["rank"] == 1:
-            value = row[threshold["statistic"]]
-            oriented = None if value is None else value if threshold["statistic"] == "similarity" else -value
-            found[bytes(row["image_key"])] = (row, oriented is not None and oriented >= threshold["value"])
-    return found
+    rule = CopyRule.of_fact(fact["threshold"])
+    rows = (row for row in run.store.read("matches").to_pylist() if row["rank"] == 1)
+    return {bytes(row["image_key"]): (row, rule.is_copy(row)) for row in rows}
 
 
 def match_key(image_key: bytes, index: str) -> bytes:
