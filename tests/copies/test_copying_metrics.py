@@ -13,6 +13,8 @@ from tests.tiny import picture
 from diffmem.copies.complexity import complexity, complexity_correlations
 from diffmem.copies.copying_metrics import copying_metrics
 from diffmem.copies.descriptors import make_descriptor
+from diffmem.copies.descriptors.base import Descriptor
+from diffmem.copies.descriptors.sscd import SSCD
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Metric
 from diffmem.copies.precision_recall import kth_similarity, precision_recall
@@ -113,6 +115,27 @@ def test_similarities_equal_their_definitions(world):
     # 24 of the 61 training images have exact copies, which the distinct background leaves out.
     assert found.background.share_above.value >= 24 / 61 > found.background_distinct.share_above.value
     assert (rows == np.arange(0, len(index), 5) - (np.arange(0, len(index), 5) % 8) * (rows < 24)).sum() > 0
+
+
+def test_the_share_is_counted_where_the_paper_of_the_descriptor_counts_it():
+    """DCR's tables count SSCD similarities above .5 (its own copy threshold is .75); four of these five exceed that."""
+
+    class Vectors(Descriptor):
+        name, duplicate_cut, copy_similarity, misses = "sscd", SSCD.duplicate_cut, SSCD.copy_similarity, ""
+        metric, recipe = Metric("cosine"), {}
+
+        def describe(self, images):
+            raise NotImplementedError
+
+    values = np.array([0.49, 0.51, 0.6, 0.76, 0.9])
+    index = CopyIndex.from_vectors(np.eye(6), Vectors())
+    found = similarities(values, index)
+    assert found.threshold == 0.5
+    assert found.generated.share_above.value == pytest.approx(4 / 5)
+    assert found.generated.p95.value == pytest.approx(0.76 + 0.8 * (0.9 - 0.76))  # place .95 * 4 = 3.8
+    assert similarities(values, index, threshold=0.75).generated.share_above.value == pytest.approx(2 / 5)
+    Vectors.name = "another"
+    assert similarities(values, CopyIndex.from_vectors(np.eye(6), Vectors())).threshold == SSCD.copy_similarity
 
 
 def test_all_metrics_of_a_known_world(world):

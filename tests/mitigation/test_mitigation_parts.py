@@ -255,3 +255,32 @@ def test_a_pull_does_not_depend_on_the_size_of_the_image():
             pipe("a fox", latents=latents, height=side, width=side, num_inference_steps=1, output_type="np")
         pulls.append(record.items[0]["before"])
     assert pulls[1] == pytest.approx(pulls[0], rel=0.5)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_embedding_noise_is_on_both_halves_of_the_guided_pair(family):
+    """As released: e + .1 n on the prompt's and on the empty prompt's embedding, each with noise of its own."""
+    made = target(family)
+    cond = made.denoiser.encode_prompts(PROMPTS).tensors["encoder_hidden_states"]
+    null = made.denoiser.null().expand(2).tensors["encoder_hidden_states"]
+    for text, guidance, halves in (("", 7.5, 2), (":on=prompt", 7.5, 1), ("", 1.0, 1)):
+        seen = {}
+
+        @contextmanager
+        def look(arguments, seen=seen):
+            seen.update(arguments)
+            yield arguments
+
+        mitigation = parse_mitigation(f"embedding-noise{text}")
+        with mitigation.apply(made), intercepted(made.pipeline, look, 9):
+            generate(made, family, steps=1, guidance=guidance)
+        noises = [seen["prompt_embeds"] - cond]
+        if halves == 2:
+            noises.append(seen["negative_prompt_embeds"] - null)
+        assert (seen.get("negative_prompt_embeds") is not None) == (halves == 2)
+        for noise in noises:
+            # .1, give or take 4 standard errors of the standard deviation of so many normal numbers
+            assert float(noise.std()) == pytest.approx(0.1, rel=4 / (2 * noise.numel()) ** 0.5)
+        if halves == 2:
+            pair = torch.stack([noise.flatten() for noise in noises])
+            assert abs(float(torch.corrcoef(pair)[0, 1])) < 4 / pair.shape[1] ** 0.5

@@ -7,6 +7,7 @@ import torch
 from diffmem.errors import ScoreRefused, UsageError
 from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.models.schedule import DiscreteSchedule
+from diffmem.scores.base import PromptSet
 from diffmem.scores.prompt.alignment import alignment, pair_of
 from diffmem.scores.prompt.anisotropy import anisotropy
 from diffmem.scores.prompt.combine import cross_fitted_weights, folds, standard_weights
@@ -61,6 +62,23 @@ def test_the_three_pairs():
 
 def test_anisotropy_is_the_weighted_sum():
     assert anisotropy(np.array([2.0]), np.array([0.5]), (1.0, 2.0)) == [3.0]
+
+
+@pytest.mark.parametrize(("name", "gamma"), [("sd-1.4", (1, 2)), ("sd-2", (1, 0.1)), ("realistic-vision-5.1", (2, 1))])
+def test_the_published_weights_are_taken_by_the_name_of_their_model(name, gamma):
+    """M = g1 norm + g2 cosine with the constants that the paper states for its three models."""
+    model = empirical_bayes(tensors(6, 3, 2, 2), [f"c{i}" for i in range(6)])
+    label = f"anisotropy-paper:weights={name}"
+    (row,) = Executor(model, parse_scores([label]), Noises(model.sample_shape, 0)).run(
+        ["c1"], model.encode_prompts(["c1"]), [(0, 0)]
+    )
+    parts = row.components[label]
+    assert row.values[label] == pytest.approx(gamma[0] * parts["norm"] + gamma[1] * parts["cosine"])
+    combined = parse_score(f"anisotropy:weights={name}")
+    halves = {part.label: np.array([[2.0]]) * (i + 1) for i, part in enumerate(combined.component_scores())}
+    values, details = combined.compute(PromptSet(["c"], [None], halves))
+    assert values == pytest.approx(gamma[0] * 2 + gamma[1] * 4)
+    assert details == {"weights": f"the paper's for {name}", "gamma": list(gamma)}
 
 
 def test_the_released_treatment_of_v_is_followed():

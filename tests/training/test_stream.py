@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny import tiny_tokenizer
-from tests.training.test_training import pictures
+from tests.tiny import tiny_sd, tiny_tokenizer
+from tests.training.test_training import pictures, plan_of
 
 from diffmem.models.conditioning import Conditioning
+from diffmem.models.target import Target
 from diffmem.randomness import generator
 from diffmem.training import changes as plain
-from diffmem.training.batch import add_noise, mix
+from diffmem.training.batch import Latents, Samples, add_noise, mix
 from diffmem.training.captions import CaptionDraw, captions_of, cut_captions
 from diffmem.training.changes import add_tokens, repeat_words, replace_caption
 from diffmem.training.duplication import Order, repeated, weights
@@ -109,7 +110,7 @@ def test_noise_and_mixing_of_embeddings():
     one = add_noise(cond.select([7]), 0.1, 0, [("t", 7)])
     assert torch.equal(one.tensors["encoder_hidden_states"][0], noisy_cond.tensors["encoder_hidden_states"][7])
     other = Conditioning({"encoder_hidden_states": values + 1, "encoder_attention_mask": torch.ones(200, 3)}, 200)
-    mixed = mix(cond, other, torch.full((200,), 0.25))
+    mixed = mix(cond, other, torch.full((200,), 0.75))
     assert torch.allclose(mixed.tensors["encoder_hidden_states"], torch.tensor(0.25))
 
 
@@ -129,14 +130,41 @@ def test_plain_functions_on_tensors():
     assert plain.add_noise(zeros, random).std() == pytest.approx(0.1, rel=0.05)
     assert torch.equal(plain.add_noise(zeros, generator(1)), plain.add_noise(zeros, generator(1)))
     assert plain.add_noise(zeros.half(), random).dtype == torch.float16
-    mixed = plain.mix(zeros[:2], zeros[:2] + 1, torch.tensor([0.25, 1.0]))
+    mixed = plain.mix(zeros[:2], zeros[:2] + 1, torch.tensor([0.75, 0.0]))
     assert torch.equal(mixed.mean((1, 2)), torch.tensor([0.25, 1.0]))
     assert sum(plain.happens(random) for _ in range(4000)) / 4000 == pytest.approx(0.1, abs=0.02)
     drawn = Counter(plain.draw_caption([str(i) for i in range(30)], random) for _ in range(4000))
     assert set(drawn) == {str(i) for i in range(20)} and max(drawn.values()) < 300
-    shares = torch.tensor([plain.beta_share(0.2, random) for _ in range(2000)])
-    assert shares.mean() == pytest.approx(0.5, abs=0.04)  # Beta(a, a): variance 1 / (4 (2 a + 1))
-    assert shares.var() == pytest.approx(1 / 5.6, rel=0.06)
+
+
+@pytest.mark.parametrize("a", [0.1, 2.0])
+def test_a_mixed_caption_keeps_its_own_weight_by_beta_a_1(a):
+    """Beta(a, 1): P(X <= x) = x^a, mean a / (a + 1), variance a / ((a + 1)^2 (a + 2))."""
+    random = generator(0, "own", str(a))
+    own = torch.tensor([plain.own_weight(a, random) for _ in range(4000)])
+    spread = (a / ((a + 1) ** 2 * (a + 2))) ** 0.5
+    assert own.mean() == pytest.approx(a / (a + 1), abs=4 * spread / 4000**0.5)  # at .1: .09, not .50
+    assert own.std() == pytest.approx(spread, rel=0.08)
+    for x in (0.01, 0.5):
+        assert (own <= x).double().mean() == pytest.approx(x**a, abs=0.03)
+
+
+def test_the_training_stream_mixes_at_the_released_weight():
+    """Of two captions, half of the samples are mixed with themselves (weight 1), half with the other (mean .09)."""
+    data, denoiser = pictures(2), Target.from_pipeline(tiny_sd()).denoiser
+    plan = plan_of(data={"caption_drop": 0.0}, changes={"embedding_mixing": 0.1})
+    draw = CaptionDraw(captions_of(data, plan.data, None, 0), frozenset(), plan.data, plan.changes, None)
+    samples = Samples(plan, denoiser, Order([1.0, 1.0], 0), Latents(denoiser, data, False), draw)
+    batch = samples.batch(range(400))
+    encoded = denoiser.encode_prompts(["a picture 0", "a picture 1"]).tensors["encoder_hidden_states"].flatten(1)
+    own = encoded[torch.tensor(batch.images)]
+    other = encoded[1 - torch.tensor(batch.images)]
+    rows = batch.cond.tensors["encoder_hidden_states"].flatten(1)
+    weight = ((rows - other) * (own - other)).sum(1) / (own - other).square().sum(1)
+    torch.testing.assert_close(weight[:, None] * own + (1 - weight[:, None]) * other, rows, atol=1e-4, rtol=1e-4)
+    mixed = weight[weight < 1 - 1e-4]
+    assert len(mixed) == pytest.approx(200, abs=40)
+    assert mixed.mean() == pytest.approx(1 / 11, abs=0.06)
 
 
 def test_samples_are_kept_by_the_norm_of_what_the_caption_adds():

@@ -95,7 +95,7 @@ def copying_metrics(
         images: generated images, whatever `load_images` takes.
         index: the training set, loaded with its descriptor; at least two images.
         alignment: judges images against their captions; needs captions.
-        threshold: similarity above which an image counts in `share_above`; by default the descriptor's customary one.
+        threshold: similarity above which an image counts in `share_above`; by default see `Similarities`.
         groups: one name per image of `images`, set aside ones included; images of one group depend on each other. By
             default images with the same caption are one group, and images without captions are each their own.
         level: coverage of all intervals.

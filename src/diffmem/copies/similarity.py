@@ -16,6 +16,9 @@ from diffmem.evaluation.estimate import Bootstrap, Estimate
 from diffmem.randomness import seed_of
 
 BINS = 40
+PUBLISHED_CUTS = {"sscd": 0.5}
+"""Where published tables count the share of similar images, by descriptor (SSCD: Somepalli et al., DCR). It is no copy
+threshold: of SSCD's similarities its authors call those above .75 copies."""
 BACKGROUND_AT_MOST = 10_000
 
 
@@ -26,7 +29,7 @@ class SimilarityStatistics:
     Attributes:
         mean, std: of the similarities; std with n - 1.
         p75, p90, p95: percentiles (linear interpolation).
-        share_above: share of images whose similarity exceeds the threshold.
+        share_above: share of images whose similarity exceeds the cut.
         histogram: images per bin of the edges that both sets share.
     """
 
@@ -48,7 +51,8 @@ class Similarities:
         background: top-1 of training images, each without itself.
         background_distinct: the same without their near-duplicates, so that duplicates do not hide how alike distinct
             images are.
-        threshold: above which `share_above` counts; the descriptor's customary one unless given, not calibrated here.
+        threshold: above which `share_above` counts: the cut of published tables (`PUBLISHED_CUTS`) or else the
+            descriptor's customary copy threshold, unless given; not calibrated here.
         edges: of the histograms' bins [BINS + 1].
         background_images: training images looked at; of more than 10,000, a random 10,000.
     """
@@ -94,7 +98,8 @@ def similarities(
     made = np.asarray(generated, np.float64)
     if not len(made) or len(index) < 2:
         raise UsageError(f"{len(made)} generated and {len(index)} training images; expected at least 1 and 2.")
-    cut = float(index.about["copy_similarity"]) if threshold is None else threshold
+    usual = PUBLISHED_CUTS.get(str(index.about["name"]), float(index.about["copy_similarity"]))
+    cut = usual if threshold is None else threshold
     own = index.duplicates().group
     chosen = np.arange(len(index))
     if len(index) > BACKGROUND_AT_MOST:

@@ -14,8 +14,8 @@ from diffmem.models.denoiser import Denoiser
 from diffmem.randomness import gaussian, generator
 from diffmem.stages.measure.pixels import convert, encode, model_image, to_pixels
 from diffmem.training.captions import CaptionDraw
-from diffmem.training.changes import beta_share
 from diffmem.training.changes import mix as blend
+from diffmem.training.changes import own_weight
 from diffmem.training.data import TrainingSet
 from diffmem.training.duplication import Order
 from diffmem.training.objective import draw_time
@@ -87,7 +87,7 @@ class Samples:
         """The samples at the given places of the stream."""
         seed, changes = self._plan.seed, self._plan.changes
         shape = self._denoiser.sample_shape
-        images, x0, times, texts, mixed, shares = [], [], [], [], [], []
+        images, x0, times, texts, mixed, own = [], [], [], [], [], []
         for place in places:
             image = self._order[place]
             random = generator(seed, "training", "sample", place)
@@ -99,10 +99,10 @@ class Samples:
             if changes.embedding_mixing > 0 and self._captions is not None:
                 other = int(torch.randint(self._order.size, (1,), generator=random))
                 mixed.append(self._captions(other, random))
-                shares.append(beta_share(changes.embedding_mixing, random))
+                own.append(own_weight(changes.embedding_mixing, random))
         cond = self._encode(texts)
         if mixed:
-            cond = mix(cond, self._encode(mixed), torch.tensor(shares))
+            cond = mix(cond, self._encode(mixed), torch.tensor(own))
         if changes.embedding_noise > 0:
             names = [("training", "embedding", place) for place in places]
             cond = add_noise(cond, changes.embedding_noise, seed, names)
@@ -142,12 +142,12 @@ def add_noise(cond: Conditioning, strength: float, seed: int, names: Sequence[tu
     return with_embeddings(cond, changed)
 
 
-def mix(cond: Conditioning, other: Conditioning, share: torch.Tensor) -> Conditioning:
-    """Embeddings (1 - share) e + share e', share [B] in [0, 1]."""
+def mix(cond: Conditioning, other: Conditioning, own: torch.Tensor) -> Conditioning:
+    """Embeddings own e + (1 - own) e', own [B] in [0, 1]."""
     with_those = embeddings_of(other)
     changed = {}
     for key, value in embeddings_of(cond).items():
-        changed[key] = blend(value, with_those[key], share)
+        changed[key] = blend(value, with_those[key], own)
     return with_embeddings(cond, changed)
 
 

@@ -64,7 +64,10 @@ class ChangesPlan(Section):
     multiple_captions: int = Field(0, ge=0, description="draw each caption from so many of the image's; 0: its first")
     embedding_noise: float = Field(0.0, ge=0, description="standard deviation of noise on the embeddings (paper: .1)")
     embedding_mixing: float = Field(
-        0.0, ge=0, description="a of Beta(a, a), the weight at which another caption's embedding is mixed in; 0: none"
+        0.0,
+        ge=0,
+        description="a of Beta(a, 1), the weight of the own caption's embedding in its mixture with another caption's "
+        "(released code: .1, a mean own weight of .09); 0: none",
     )
     caption_replacement: float = Field(0.0, ge=0, le=1, description="rate of captions replaced by random tokens (.1)")
     token_addition: float = Field(0.0, ge=0, le=1, description="rate of captions with random tokens added (.1)")

@@ -222,13 +222,20 @@ class Call:
 
     def set_conditioning(self, cond: Conditioning) -> None:
         """Give the pipeline embeddings in place of the prompts' texts."""
+        self._set(cond, "")
+
+    def set_negative(self, cond: Conditioning) -> None:
+        """Give the pipeline embeddings in place of the negative prompts' texts."""
+        self._set(cond, "negative_")
+
+    def _set(self, cond: Conditioning, prefix: str) -> None:
         for name in _TEXTS:
-            if name in self.arguments:
-                self.arguments[name] = None
+            if prefix + name in self.arguments:
+                self.arguments[prefix + name] = None
         for name, value in cond.tensors.items():
             if name in EMBEDDINGS:
                 dtype = self.denoiser.dtype if value.is_floating_point() else value.dtype
-                self.arguments[EMBEDDINGS[name]] = value.detach().to(dtype)
+                self.arguments[prefix + EMBEDDINGS[name]] = value.detach().to(dtype)
 
     def noise(self) -> torch.Tensor:
         """The initial noise x_T of every image, [B, *sample_shape]; drawn as the pipeline would if none was given."""

@@ -16,6 +16,12 @@ from diffmem.scores.prompt.score_difference import ScoreDifference, ScoreDiffere
 REFERENCE = "Asthana & Belagiannis, ICLR 2026, arXiv 2601.20642"
 PUBLISHED_WEIGHTS = {"sd-1.4": (1.0, 2.0), "sd-2": (1.0, 0.1), "realistic-vision-5.1": (2.0, 1.0)}
 """(gamma1, gamma2) of the paper, by the model that they were fitted on. They do not transfer to other models."""
+Published = Literal["sd-1.4", "sd-2", "realistic-vision-5.1"]
+
+
+def published_weights(weights: Published | tuple[float, float]) -> tuple[float, float]:
+    """(gamma1, gamma2) as given, or those that the paper fitted on the named model."""
+    return PUBLISHED_WEIGHTS[weights] if isinstance(weights, str) else weights
 
 
 def anisotropy(norm: np.ndarray, cosine: np.ndarray, weights: tuple[float, float]) -> np.ndarray:
@@ -37,10 +43,10 @@ def anisotropy(norm: np.ndarray, cosine: np.ndarray, weights: tuple[float, float
 class AnisotropyParameters(Parameters):
     """How norm and cosine are weighed, and the settings of both."""
 
-    weights: Literal["standardized", "fitted"] | tuple[float, float] = Field(
+    weights: Literal["standardized", "fitted"] | Published | tuple[float, float] = Field(
         "standardized",
         description="standardized: each divided by its spread over the prompts of the run; fitted: logistic regression, "
-        "cross-fitted on labels; or gamma1,gamma2",
+        "cross-fitted on labels; sd-1.4, sd-2, realistic-vision-5.1: the paper's for that model; or gamma1,gamma2",
     )
     norm: ScoreDifferenceParameters = ScoreDifferenceParameters()
     cosine: AlignmentParameters = AlignmentParameters()
@@ -83,7 +89,6 @@ class Anisotropy(SetScore):
                 )
             details = {"weights": "standardized over this run's prompts", "gamma": [g1, g2], "prompts": len(norm)}
             return anisotropy(norm, cosine, (g1, g2)), details
-        return anisotropy(norm, cosine, self.settings.weights), {
-            "weights": "given",
-            "gamma": list(self.settings.weights),
-        }
+        weights = published_weights(self.settings.weights)
+        said = "given" if weights == self.settings.weights else f"the paper's for {self.settings.weights}"
+        return anisotropy(norm, cosine, weights), {"weights": said, "gamma": list(weights)}

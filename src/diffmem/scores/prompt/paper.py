@@ -9,7 +9,7 @@ from pydantic import Field
 
 from diffmem.scores.base import About, DenoiserScore, Evaluations, Parameters, both_branches, require_guidance
 from diffmem.scores.prompt.alignment import alignment
-from diffmem.scores.prompt.anisotropy import REFERENCE
+from diffmem.scores.prompt.anisotropy import REFERENCE, Published, published_weights
 from diffmem.scores.prompt.needs import Need, SamplerStep
 from diffmem.scores.prompt.score_difference import score_difference
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 class AnisotropyPaperParameters(Parameters):
     """Weights and steps as released."""
 
-    weights: tuple[float, float] = Field((1.0, 2.0), description="(gamma1, gamma2); (1, 2) are those of SD 1.4")
+    weights: Published | tuple[float, float] = Field(
+        (1.0, 2.0),
+        description="gamma1,gamma2 (1,2: SD 1.4), or the model that the paper fitted them on: sd-1.4, sd-2, "
+        "realistic-vision-5.1",
+    )
     steps: int = Field(50, ge=3, description="steps of DDIM")
 
 
@@ -64,5 +68,5 @@ class AnisotropyPaper(DenoiserScore):
         unconditional = evaluations.at_noise(late, "unconditional")
         difference = evaluations.at_noise(late, "conditional") - unconditional
         cosine = alignment(unconditional, difference, "channels")
-        g1, g2 = self.settings.weights
+        g1, g2 = published_weights(self.settings.weights)
         return {"value": g1 * norm + g2 * cosine, "norm": norm, "cosine": cosine}
