@@ -60,7 +60,8 @@ def own_weight(a: float, random: torch.Generator) -> float:
     Its mean is a / (a + 1): .09 at the released a = .1, where the other caption rules. The released code draws one
     weight per batch and takes the other caption from the batch; here each sample has its own of both.
     """
-    return float(torch.rand(1, generator=random, dtype=torch.float64)) ** (1 / a)
+    u = float(torch.rand(1, generator=random, dtype=torch.float64))
+    return float(u ** (1 / a))
 
 
 def within(with_caption: torch.Tensor, without: torch.Tensor, limit: float) -> torch.Tensor:

@@ -230,7 +230,7 @@ class Call:
 
     def _set(self, cond: Conditioning, prefix: str) -> None:
         for name in _TEXTS:
-            if prefix + name in self.arguments:
+            if prefix + name in self.parameters:  # PixArt takes "" where none is given
                 self.arguments[prefix + name] = None
         for name, value in cond.tensors.items():
             if name in EMBEDDINGS:

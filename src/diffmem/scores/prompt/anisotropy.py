@@ -89,6 +89,6 @@ class Anisotropy(SetScore):
                 )
             details = {"weights": "standardized over this run's prompts", "gamma": [g1, g2], "prompts": len(norm)}
             return anisotropy(norm, cosine, (g1, g2)), details
-        weights = published_weights(self.settings.weights)
-        said = "given" if weights == self.settings.weights else f"the paper's for {self.settings.weights}"
-        return anisotropy(norm, cosine, weights), {"weights": said, "gamma": list(weights)}
+        gamma = published_weights(self.settings.weights)
+        said = "given" if gamma == self.settings.weights else f"the paper's for {self.settings.weights}"
+        return anisotropy(norm, cosine, gamma), {"weights": said, "gamma": list(gamma)}
