@@ -25,9 +25,8 @@ from diffmem.evaluation.text_alignment import (
     CallableAlignment,
     ClassifierAlignment,
     ClipAlignment,
-    digits_alignment,
-    photos_alignment,
 )
+from diffmem.testbeds.alignment import digits_alignment, photos_alignment
 
 
 def distances(metric, a, b):
