@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny import LORA_TARGETS, network_of, random_lora, tiny_ddpm, tiny_ldm, tiny_sd
 from tests.tiny_families import FAMILIES
+from tests.tiny_families import reopened as opened
 
 from diffmem.errors import ModelError
 from diffmem.models.generation import Sampling
@@ -35,15 +36,6 @@ def outputs(target):
     with torch.no_grad():
         cond = denoiser.encode_prompts([prompt]) if denoiser.conditional else denoiser.null()
         return denoiser.predict(x, denoiser.schedule.sampling_times(4)[1], cond)
-
-
-def opened(folder, **more):
-    """A target; Flux's class fixes the size of its samples, which is lowered for the test."""
-    target = Target.from_pretrained(folder, **more)
-    if target.denoiser.family == "flux":
-        target.pipeline.default_sample_size = 8
-        target = Target.from_pipeline(target.pipeline, name=target.name)
-    return target
 
 
 @pytest.mark.parametrize("name", MAKERS)

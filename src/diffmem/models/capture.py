@@ -32,7 +32,7 @@ def capture(denoiser: Denoiser) -> Iterator[list[Call]]:
         first = output[0] if isinstance(output, tuple) else output.sample
         kept = {name: value.detach().clone() for name, value in conditioning.items() if value is not None}
         time = float(torch.as_tensor(t).reshape(-1)[0])
-        calls.append(Call(x.detach().clone(), time, kept, denoiser.read_output(first.detach()).clone()))
+        calls.append(Call(x.detach().clone(), time, kept, denoiser.read_output(first).detach().clone()))
 
     handles = [m.register_forward_hook(record, with_kwargs=True) for m in denoiser.network_modules()]
     try:

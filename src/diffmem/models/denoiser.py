@@ -109,9 +109,18 @@ class Denoiser(ABC):
         """How the family's pipeline is told the prompts (class-conditional ones take labels)."""
         return {"prompt": list(prompts)}
 
+    def guidance_arguments(self, guidance: float | None, negative: list[str] | None, count: int) -> dict[str, Any]:
+        """How the family's pipeline is told the guidance scale and the negative prompts of `count` images; None: not."""
+        given = {"guidance_scale": guidance, "negative_prompt": negative}
+        return {name: value for name, value in given.items() if value is not None}
+
     def initial_latents(self, noise: torch.Tensor) -> torch.Tensor:
         """Noise [B, *sample_shape] in the layout in which the family's pipeline takes it."""
         return noise
+
+    def read_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """The inverse of `initial_latents`: a pipeline's latents as [B, *sample_shape]."""
+        return latents
 
     def network_modules(self) -> list[torch.nn.Module]:
         """The modules whose forward calls are this model's network evaluations (for hooks and timing)."""
@@ -121,6 +130,7 @@ class Denoiser(ABC):
         """(x, t, conditioning tensors) from the arguments with which a pipeline called the network."""
         raise ModelError(f"The family {self.family} has no network module whose calls could be read.")
 
-    def read_output(self, output: torch.Tensor) -> torch.Tensor:
+    def read_output(self, output: Any) -> torch.Tensor:
         """What the pipeline takes from the network's raw output (without a learned variance, unpacked)."""
-        return output
+        taken: torch.Tensor = output
+        return taken

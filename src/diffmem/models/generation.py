@@ -151,11 +151,9 @@ def generate(
         arguments |= denoiser.generation_arguments(prompts)
     elif "batch_size" in parameters:
         arguments["batch_size"] = len(prompts)
-    optional = {
-        "num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance,
-        "height": sampling.height, "width": sampling.width,
-        "negative_prompt": None if sampling.negative_prompt is None else [sampling.negative_prompt] * len(prompts),
-    }  # fmt: skip
+    negative = None if sampling.negative_prompt is None else [sampling.negative_prompt] * len(prompts)
+    optional = {"num_inference_steps": sampling.steps, "height": sampling.height, "width": sampling.width}
+    optional |= denoiser.guidance_arguments(sampling.guidance, negative, len(prompts))
     for name, value in optional.items():
         if value is not None:
             if name not in parameters:

@@ -79,14 +79,18 @@ class LatentDenoiser(PipelineDenoiser):
         return self.pipeline.vae
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Images in [-1, 1] -> scaled latents (the mean of a VAE's posterior, a VQ model's latents before lookup)."""
+        """Images in [-1, 1] -> scaled latents (the mean of a posterior, a VQ model's latents before lookup)."""
         vae = self.autoencoder
         images = images.to(self.device, vae.dtype)
         if images.shape[1] == 1 != vae.config.in_channels:
             images = images.expand(-1, vae.config.in_channels, -1, -1)
         encoded = vae.encode(images)
-        found = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-        latents: torch.Tensor = (found - self._shift) * vae.config.scaling_factor
+        # AutoencoderKL makes a posterior, VQModel `latents`, AutoencoderDC `latent`.
+        found = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded[0]
+        return self._fitting((found - self._shift) * vae.config.scaling_factor, images)
+
+    def _fitting(self, latents: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """The latents of these images; ModelError where the images have another size than this model's samples."""
         if tuple(latents.shape[1:]) != self.sample_shape:
             raise ModelError(
                 f"Images of {tuple(images.shape[-2:])} pixels give latents {tuple(latents.shape[1:])}, but this model "

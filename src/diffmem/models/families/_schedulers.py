@@ -76,12 +76,13 @@ def flow_sigmas_schedule(scheduler: Any) -> Schedule:
     return FlowSchedule(float(scheduler.config.num_train_timesteps), times)
 
 
-def flow_schedule(scheduler: Any, tokens: int | None = None) -> Schedule:
+def flow_schedule(scheduler: Any, tokens: int | None = None, own_sigmas: bool = False) -> Schedule:
     """The rectified-flow schedule of a flow-matching scheduler, with the times at which it would stop.
 
     Args:
         scheduler: FlowMatchEulerDiscreteScheduler or one with its config.
         tokens: image tokens of one sample, for schedulers that shift their times with the image's size.
+        own_sigmas: whether the pipeline hands its scheduler the levels 1, 1 - 1/n, ... 1/n, to be shifted, in any case.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -101,7 +102,7 @@ def flow_schedule(scheduler: Any, tokens: int | None = None) -> Schedule:
         shifting["mu"] = base + (tokens - low) * (top - base) / (high - low)
 
     def times(steps: int) -> list[float]:
-        sigmas = [1 - i / steps for i in range(steps)] if shifting else None
+        sigmas = [1 - i / steps for i in range(steps)] if shifting or own_sigmas else None
         euler.set_timesteps(None if sigmas else steps, sigmas=sigmas, **shifting)
         return [float(t) for t in euler.timesteps]
 

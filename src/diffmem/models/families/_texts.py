@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 
 def cut_off(tokenizer: Any, prompts: Sequence[str], limit: int | None = None) -> tuple[str | None, ...]:
     """Per prompt, the text beyond the tokenizer's limit, or None.
@@ -24,6 +26,20 @@ def cut_off(tokenizer: Any, prompts: Sequence[str], limit: int | None = None) ->
         # The last place within the limit is the end-of-text token, so the text is cut from limit - 1 on.
         cut.append(tokenizer.decode(ids[limit - 1 : -1]).strip() if len(ids) > limit else None)
     return tuple(cut)
+
+
+def text_after(tokenizer: Any, prompts: Sequence[str], room: int) -> tuple[str | None, ...]:
+    """Per prompt, the text of its tokens after the first `room`, or None: for prompts inside a template."""
+    with quiet():
+        encoded = [tokenizer(prompt, add_special_tokens=False, truncation=False).input_ids for prompt in prompts]
+    return tuple(tokenizer.decode(ids[room:]).strip() if len(ids) > room else None for ids in encoded)
+
+
+def padded(rows: Sequence[torch.Tensor], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """B tensors [tokens, width] of any number of tokens -> ([B, length, width] with zeros at the end, mask [B, length])."""
+    full = torch.stack([torch.cat([row, row.new_zeros(length - len(row), *row.shape[1:])]) for row in rows])
+    mask = torch.arange(length, device=full.device) < torch.tensor([[len(row)] for row in rows], device=full.device)
+    return full, mask
 
 
 @contextmanager

@@ -81,15 +81,15 @@ class Flux(LatentDenoiser):
 
     def initial_latents(self, noise: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, H/2 * W/2, 4 C]."""
-        size, channels, height, width = noise.shape
-        packed = noise.reshape(size, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-        return packed.reshape(size, (height // 2) * (width // 2), channels * 4)
+        return pack(noise)
+
+    def read_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """[B, H/2 * W/2, 4 C] -> [B, C, H, W]."""
+        return unpack(latents, self.sample_shape)
 
     def read_output(self, output: torch.Tensor) -> torch.Tensor:
         """[B, H/2 * W/2, 4 C] -> [B, C, H, W]."""
-        channels, height, width = self.sample_shape
-        patches = output.reshape(len(output), height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
-        return patches.reshape(len(output), channels, height, width)
+        return unpack(output, self.sample_shape)
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, Any, dict[str, Any]]:
         """(x, t, conditioning tensors) of one call of the transformer."""
@@ -98,3 +98,17 @@ class Flux(LatentDenoiser):
         if "guidance" in conditioning:
             conditioning["guidance"] = conditioning["guidance"].expand(len(kwargs["hidden_states"]))
         return self.read_output(kwargs["hidden_states"]), kwargs["timestep"] * 1000, conditioning
+
+
+def pack(x: torch.Tensor) -> torch.Tensor:
+    """2x2 patches as tokens: [B, C, H, W] -> [B, H/2 * W/2, 4 C]."""
+    size, channels, height, width = x.shape
+    patches = x.reshape(size, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return patches.reshape(size, (height // 2) * (width // 2), channels * 4)
+
+
+def unpack(tokens: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The inverse of `pack` for samples of shape [C, H, W]."""
+    channels, height, width = shape
+    patches = tokens.reshape(len(tokens), height // 2, width // 2, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return patches.reshape(len(tokens), channels, height, width)

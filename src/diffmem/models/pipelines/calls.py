@@ -256,8 +256,7 @@ class Call:
             assert isinstance(drawn, torch.Tensor)
             self.set_noise(drawn)
             return drawn
-        latents: torch.Tensor = self.denoiser.read_output(self.arguments["latents"])
-        return latents
+        return self.denoiser.read_latents(self.arguments["latents"])
 
     def set_noise(self, noise: torch.Tensor) -> None:
         """Start from other noise, [B, *sample_shape]."""
