@@ -80,6 +80,18 @@ def test_groups_count_once_and_own_group_is_left_out(problem, chunk, query_chunk
     np.testing.assert_array_equal(best, expected)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_row_with_many_exact_copies_is_matched_with_one_of_them_where_it_is_left_out_itself(k):
+    rng = np.random.default_rng(0)
+    distinct = rng.normal(size=(20, 6)).astype(np.float32)
+    corpus = np.concatenate([np.repeat(distinct[:1], 50, 0), distinct[1:]])
+    itself = np.arange(len(corpus))
+    best, index = top_k(corpus, corpus, k, groups=itself, exclude=itself)
+    expected, expected_index = brute_force(corpus, corpus, k, METRICS[0], exclude=itself)
+    np.testing.assert_array_equal(index, expected_index)
+    np.testing.assert_array_equal(best, expected)
+
+
 @given(problems(), st.lists(st.integers(0, 9), min_size=1, max_size=8))
 def test_an_iterable_of_uneven_chunks_gives_the_same(problem, cuts):
     queries, corpus, k, metric, _ = problem

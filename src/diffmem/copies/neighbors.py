@@ -118,7 +118,7 @@ class _Chunk:
         open_ = np.flatnonzero(scores.max(1) >= _rounded_down(floor))
         if not len(open_):
             return state
-        able = self._able(scores[open_], floor[open_], margin[open_], k)
+        able = self._able(scores[open_], floor[open_], margin[open_], k, exclude is not None)
         query, column = np.nonzero(able)
         if not len(query):
             return state
@@ -139,7 +139,9 @@ class _Chunk:
             np.concatenate([group[touched][kept], self.groups[column]]),
         )
 
-    def _able(self, scores: NDArray[np.float32], floor: Floats, margin: Floats, k: int) -> NDArray[np.bool_]:
+    def _able(
+        self, scores: NDArray[np.float32], floor: Floats, margin: Floats, k: int, excluding: bool
+    ) -> NDArray[np.bool_]:
         """Which rows [n, m] may be among the k best of a query, as far as fast scores can tell."""
         single = len(self.first) == len(self.groups)
         of_group = scores if single else np.maximum.reduceat(scores, self.first, axis=1)
@@ -155,7 +157,8 @@ class _Chunk:
             columns = np.flatnonzero(able.any(0))
             columns = columns[np.argsort(self.index[columns])]  # of equal rows the first counts
             needed = np.zeros(able.shape[1], bool)
-            names, copies = (None, k) if single else (self.groups[columns], 1)
+            # One of k + 1 equal rows may be the one that a query must not be matched with.
+            names, copies = (None, k + excluding) if single else (self.groups[columns], 1)
             needed[columns[_without_needless_copies(self.rows[columns], names, copies)]] = True
             able &= needed
         return able
