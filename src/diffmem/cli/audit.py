@@ -78,7 +78,7 @@ def audit(
 
     if not 0 < false_positives < 1:
         raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
-    if against_base and target.lora is None:
+    if against_base and not target.lora:
         raise UsageError("--against-base compares a LoRA with its base: give the LoRA with --lora FILE.")
     if work.shard is not None:
         raise UsageError("An audit is not sharded; shard its score and generate verbs over the same --out instead.")
@@ -116,7 +116,7 @@ def audit(
     if against_base:
         from diffmem.experiments.against.run import audit_against
 
-        base = replace(target, lora=None)
+        base = replace(target, lora=())
         both = audit_against(lambda: base.open(model), lambda: target.open(model), listed, train, **settings)
         result, comparison = both.lora, both.comparison
     else:

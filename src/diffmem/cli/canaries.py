@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -145,10 +146,12 @@ def measure(
     return 0
 
 
-def _recorded(model: Path, lora: Path | None) -> str | None:
+def _recorded(model: Path, loras: Sequence[str]) -> str | None:
     """The registration that the training of this model or LoRA recorded in its log, if there is one."""
-    place = model if lora is None else lora
-    for folder in list(place.parents)[:2]:
+    from diffmem.models.lora import choices
+
+    places = [Path(choice.file) for choice in choices(loras)] or [model]
+    for folder in [parent for place in places for parent in list(place.parents)[:2]]:
         file = folder / "log.json"
         if file.is_file():
             try:

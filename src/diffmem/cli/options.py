@@ -24,7 +24,9 @@ class ModelOptions:
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, mps; default: a GPU where there is one")] = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     revision: Annotated[str | None, Parameter(help="of a hub repository")] = None
-    lora: Annotated[Path | None, Parameter(help="a LoRA to load into the model")] = None
+    lora: Annotated[
+        tuple[str, ...], Parameter(negative="", help="FILE or FILE:SCALE, a LoRA to load into the model; repeat for several")
+    ] = ()
     allow_pickle: Annotated[bool, Parameter(negative="", help="open .bin weights, which can run code")] = False
     offload: Annotated[bool, Parameter(negative="", help="keep only the part at work on the GPU")] = False
 
@@ -33,18 +35,20 @@ class ModelOptions:
         from diffmem.cli.output import note
         from diffmem.models.bundled import bundled_path
         from diffmem.models.known import resolve
-        from diffmem.models.lora import lora_name
+        from diffmem.models.lora import name_of
         from diffmem.models.target import Target
 
         bundled = bundled_path(model)
         source = bundled or resolve(model)
         if bundled is None and source != model:
             note(f"{model} is {source}")
-        tuned = "" if self.lora is None else f"+{lora_name(self.lora)}"
-        return Target.from_pretrained(
+        target = Target.from_pretrained(
             source, device=self.device, dtype=self.dtype, revision=self.revision, lora=self.lora,
-            allow_pickle=self.allow_pickle, offload=self.offload, name=model + tuned if bundled else None,
+            allow_pickle=self.allow_pickle, offload=self.offload, name=model + name_of(self.lora) if bundled else None,
         )  # fmt: skip
+        for text in target.notes:
+            note(text)
+        return target
 
 
 @Parameter(name="*", group="Prompts")

@@ -34,6 +34,11 @@ def _weights(digest: Any, module: torch.nn.Module) -> None:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    for name, layer in sorted(module.named_modules()):
+        scaling = getattr(layer, "scaling", None)  # of peft's layers: alpha / r, which is in no tensor
+        if isinstance(scaling, dict) and scaling:
+            active = [a for a in layer.active_adapters if a in scaling]
+            digest.update(f"{name}|{sorted((a, scaling[a]) for a in active)}".encode())
 
 
 def _public(config: dict[str, Any]) -> bytes:

@@ -18,7 +18,7 @@ from diffmem.models.families.callable import CallableDenoiser
 from diffmem.models.fingerprint import pipeline_fingerprint, probe_fingerprint
 from diffmem.models.generation import Sampling, generate, nfe_per_image
 from diffmem.models.loading import load_pipeline
-from diffmem.models.lora import load_lora, lora_name
+from diffmem.models.lora import Loras, load_loras, name_of
 
 Generate = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 
@@ -33,6 +33,7 @@ class Target:
         denoiser: for scoring; None for a model that only generates.
         pipeline: the user's diffusers pipeline, or None.
         fingerprint: identifies weights, configs and type; scores of different fingerprints never mix.
+        notes: what was found while opening that the user should know.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Target:
         self.pipeline = pipeline
         self._generator = generator
         self._fingerprint = fingerprint
+        self.notes: list[str] = []
 
     @classmethod
     def from_pretrained(
@@ -57,7 +59,7 @@ class Target:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
-        lora: str | Path | None = None,
+        lora: Loras = None,
         allow_pickle: bool = False,
         offload: bool = False,
         name: str | None = None,
@@ -69,7 +71,8 @@ class Target:
             device: "cpu", "cuda", "cuda:1", "mps"; None takes a GPU where there is one.
             dtype: "float32", "bfloat16", "float16" or a torch dtype; None for float32.
             revision: of the hub repository.
-            lora: a LoRA to load into it: a .safetensors file, a folder with one, or a hub id.
+            lora: a LoRA to load into it: a .safetensors file, a folder with one, or a hub id; "FILE:0.5" or
+                (file, 0.5) with a scale; a list for several.
             allow_pickle: open .bin weights too (they can run code).
             offload: keep only the part that works on the GPU (diffusers' model CPU offload).
             name: what to call it in reports; default: the last part of `source`.
@@ -78,8 +81,7 @@ class Target:
             ModelError: a sentence that says what is wrong with the model.
         """
         pipeline = load_pipeline(source, dtype=_dtype(dtype), revision=revision, allow_pickle=allow_pickle)
-        if lora is not None:
-            load_lora(pipeline, lora)
+        loaded = load_loras(pipeline, lora, allow_pickle=allow_pickle)
         fingerprint = pipeline_fingerprint(pipeline)
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if offload:
@@ -88,8 +90,10 @@ class Target:
             pipeline.enable_model_cpu_offload(device=place)
         else:
             pipeline.to(place)
-        name = name or Path(str(source)).name + (f"+{lora_name(lora)}" if lora is not None else "")
-        return cls(name, denoiser_for(pipeline), pipeline, fingerprint)
+        name = name or Path(str(source)).name + name_of(lora)
+        target = cls(name, denoiser_for(pipeline), pipeline, fingerprint)
+        target.notes += [text for one in loaded for text in (one.summary, *one.notes)]
+        return target
 
     @classmethod
     def from_pipeline(cls, pipeline: Any, *, name: str | None = None) -> Target:

@@ -22,6 +22,7 @@ from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.experiments.against.page import Comparison, Leak, as_dict, write_comparison
 from diffmem.experiments.audit.run import AuditRun, audit
 from diffmem.experiments.evaluate.runs import RunScores, compare_runs, prompt_groups, read_scores
+from diffmem.models.lora import Loras
 from diffmem.models.target import Target
 from diffmem.report.html import write_report
 from diffmem.runs.facts import read_fact, write_fact
@@ -56,7 +57,7 @@ class AgainstRun:
 
 def audit_lora(
     source: str | Path,
-    lora: str | Path,
+    lora: Loras,
     prompts: PromptList | str | Path | Sequence[str],
     train: ImageSet | str | Path | None = None,
     *,
@@ -68,7 +69,7 @@ def audit_lora(
 
     Args:
         source: the base, as in `Target.from_pretrained`.
-        lora: the LoRA.
+        lora: the LoRA, with a scale or several, as `Target.from_pretrained` takes them.
         prompts: as in `audit`.
         train: the LoRA's training images, as in `audit`.
         out: a folder; `out/base` and `out/lora` become run directories, and the same call resumes both.
