@@ -25,7 +25,8 @@ class ModelOptions:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     revision: Annotated[str | None, Parameter(help="of a hub repository")] = None
     lora: Annotated[
-        tuple[str, ...], Parameter(negative="", help="FILE or FILE:SCALE, a LoRA to load into the model; repeat for several")
+        tuple[str, ...],
+        Parameter(negative="", help="FILE or FILE:SCALE, a LoRA to load into the model; repeat for several"),
     ] = ()
     allow_pickle: Annotated[bool, Parameter(negative="", help="open .bin weights, which can run code")] = False
     offload: Annotated[bool, Parameter(negative="", help="keep only the part at work on the GPU")] = False
