@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from diffmem.cli.app import main
 from diffmem.errors import ModelError, UsageError
@@ -163,12 +164,13 @@ def test_the_command_line_and_its_gates(audited, planted, capsys):
     assert "give the LoRA" in capsys.readouterr().err
 
 
-def test_a_lora_that_changes_nothing_is_refused(tmp_path, monkeypatch):
+def test_a_lora_that_changes_nothing_is_refused(tmp_path):
     tiny_sd().save_pretrained(tmp_path / "m")
-    monkeypatch.setattr("diffmem.models.target.load_lora", lambda pipeline, lora: None)
+    lora, _ = random_lora(tiny_sd(), tmp_path / "noise")
+    save_file({k: 0 * v if "lora_B" in k or ".up." in k else v for k, v in load_file(lora).items()}, lora)
     with pytest.raises(ModelError, match="changes nothing"):
         audit_lora(
-            tmp_path / "m", "x", ["a"], out=tmp_path / "o", images=1, draws=1, scores=["score-difference"],
+            tmp_path / "m", lora, ["a"], out=tmp_path / "o", images=1, draws=1, scores=["score-difference"],
             sampling=Sampling(steps=2),
         )  # fmt: skip
 
