@@ -165,6 +165,8 @@ def test_sscd_presets_are_those_of_the_field():
         "short-288": (288, 384),
         "square-320": (320, 320),
         "square-288": (288, 288),
+        "square-256": (256, 256),
+        "square-32": (32, 32),
         "crop-224": (224, 224),
     }
     white = Image.new("RGB", (300, 300), (255, 255, 255))

@@ -192,7 +192,7 @@ def test_captions_and_guidance_help_where_the_model_listens():
 
 def test_the_paper_mode_reports_the_raw_value_and_checks_all_samples():
     images, model = memorizer()
-    text = "invmm:mode=paper,steps=300,noises=8,sampler_steps=8,weight=0.01,beta=0.9"
+    text = "invmm:mode=paper,similarity=l2-tiled,steps=300,noises=8,sampler_steps=8,weight=0.01,beta=0.9"
     result = measure(model, items_of(model, images[1:2]), text)["i0"]
     assert result.value == result.components["kl_raw"] >= result.components["kl_refined"]
     assert result.components["steps"] % 50 == 0

@@ -15,7 +15,14 @@ from diffmem.scores.image.invmm.check import Checker, Question
 from diffmem.scores.image.invmm.objective import draw_times, reconstruction_losses, update_weight
 from diffmem.scores.image.invmm.refine import bisect, strip, thinned
 from diffmem.scores.image.invmm.settings import InvMMParameters, settings_for
-from diffmem.scores.image.invmm.similarity import SuccessTest, calibrated_beta, default_beta, descriptor_of, to_image
+from diffmem.scores.image.invmm.similarity import (
+    SuccessTest,
+    calibrated_beta,
+    default_beta,
+    descriptor_of,
+    sscd_side,
+    to_image,
+)
 from diffmem.scores.image.invmm.state import Inversion, kl_to_prior
 from diffmem.scores.spec import parse_image_score
 from diffmem.stages.measure.bench import pack, unpack
@@ -82,14 +89,15 @@ def test_lambda_grows_every_step_and_is_halved_where_nothing_improves():
         job.step, job.window = step, [*job.window, loss]
         update_weight(job, settings)
         found.append(job.weight)
-    assert found == [1.5, 2.5, 3.0, 4.0, 4.5, 2.5]
+    # + .5 after each step, but at the third check half of 3.5 instead, as in the released loop.
+    assert found == [1.5, 2.0, 2.5, 3.0, 3.5, 1.75]
 
 
 def test_the_settings_of_the_paper():
     def table(model):
         s = settings_for(model, InvMMParameters(mode="paper"))
         assert (s.weight, s.improvement, s.relative, s.window, s.steps, s.clamp) == (1, 1e-3, False, 100, 2000, None)
-        assert not (s.skip or s.one_first or s.spread_times)
+        assert s.published and not (s.skip or s.one_first)
         return s.noises, s.every, s.growth, s.sampler_steps, s.guidance, s.prompt, s.rows
 
     def model(**more):
@@ -118,7 +126,65 @@ def test_times_are_stratified_over_the_sampler_s_range_or_uniform():
     assert many.mean() == pytest.approx(499.5, abs=20)
     flow = empirical_bayes(pictures(1), prediction="flow", schedule=FlowSchedule())
     assert (draw_times(flow, paper, 0, "a", 0) > 0).all()
+    low, high = (f(flow.schedule.sampling_times(20)) for f in (min, max))
+    assert low <= min(draw_times(flow, fast, 0, "a", 0)) <= max(draw_times(flow, fast, 0, "a", 0)) <= high
     assert not torch.equal(draw_times(model, fast, 0, "a", 0), draw_times(model, fast, 0, "b", 0))
+
+
+def test_flow_times_are_those_of_the_shifted_training_grid():
+    """Stable Diffusion 3 trains at s = 3 u / (1 + 2 u): s > 1/2 where 3 u > 1/2 + u, so u > 1/4: three times in four."""
+    schedule = FlowSchedule(shift=3.0)
+    u = torch.tensor([0.0, 0.249, 0.25, 0.999], dtype=torch.float64)
+    # The grid's points are u = .001, .250, .251 and 1: 3 (.001) / 1.002, 3 (.25) / 1.5, .753 / 1.502 and 3 / 3.
+    expected = torch.tensor([0.003 / 1.002, 0.5, 0.753 / 1.502, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(schedule.training_times(u) / 1000, expected)
+    model = empirical_bayes(pictures(1), prediction="flow", schedule=schedule)
+    settings = settings_for(model, InvMMParameters(mode="paper", noises=4000))
+    times = draw_times(model, settings, 0, "a", 0) / 1000
+    assert (times > 0.5).double().mean() == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 4000) ** 0.5)
+    assert len(times.unique()) <= 1000
+    straight = draw_times(empirical_bayes(pictures(1), prediction="flow", schedule=FlowSchedule()), settings, 0, "a", 0)
+    assert (straight > 500).double().mean() == pytest.approx(0.5, abs=4 * (0.25 / 4000) ** 0.5)
+
+
+def test_the_published_check_draws_new_noises_and_begins_at_the_noisiest_time():
+    """Released: randn at every check, and DDIM of n steps at linspace(-1, 999, n + 1)[1:], here 249, 499, 749, 999."""
+    seen = []
+    real = empirical_bayes(pictures(2), dtype=torch.float32)
+
+    def fn(x, t, tensors):
+        if x.shape[0] == 3:
+            seen.append((float(t[0]), x.clone()))
+        return real.forward(x, t, real.null().expand(len(x)))
+
+    leading = DiscreteSchedule(real.schedule.alphas_cumprod, lambda steps: [float(i) for i in range(steps)][::-1])
+    model = CallableDenoiser(fn, (1, 4, 4), schedule=leading)
+    stranger = items_of(model, 0.5 * pictures(3, seed=8)[2:])
+    text = "invmm:similarity=l2-tiled,steps=2,every=1,noises=2,samples=3,sampler_steps=4,beta=0.999,rate=1e-9"
+    for mode in ("paper", "fast"):
+        seen.clear()
+        score = parse_image_score(f"{text},mode={mode},one_first=false,skip=false,clamp=1e9")
+        list(score.run(model, stranger, Bench(2)))
+        starts = [x for t, x in seen if t == max(time for time, _ in seen)]
+        assert len(starts) == 4, "at steps 0, 1 and 2, and the last one once more, which orders what was not reached"
+        assert len({(x * 1e4).round().numpy().tobytes() for x in starts}) == (3 if mode == "paper" else 1)
+        assert [t for t, _ in seen][:4] == ([999.0, 749.0, 499.0, 249.0] if mode == "paper" else [3.0, 2.0, 1.0, 0.0])
+
+
+def test_the_published_success_test_is_sscd_at_a_half():
+    def of(**more):
+        return CallableDenoiser(lambda x, t, c: x, (1, 4, 4), **more)
+
+    latent, text = {"encode_images": lambda x: x}, {"encode": lambda prompts: torch.zeros(len(prompts), 2)}
+    assert [sscd_side(of()), sscd_side(of(**latent)), sscd_side(of(**latent, **text))] == [32, 256, 320]
+    score = parse_image_score("invmm:mode=paper")
+    assert (score.similarity, score.beta) == ("sscd", 0.5)
+    with pytest.raises(ScoreRefused, match="disc_large, whose file is not given"):
+        score.check(of())
+    other = parse_image_score("invmm:mode=paper,similarity=l2-tiled")
+    other.check(of())
+    assert (other.similarity, other.beta) == ("l2-tiled", 0.925)
+    assert (parse_image_score("invmm").similarity, parse_image_score("invmm").beta) == ("l2-tiled", 0.925)
 
 
 def test_similarity_is_one_minus_the_distance():

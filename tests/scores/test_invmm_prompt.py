@@ -7,6 +7,7 @@ from tests.scores.test_invmm import Bench
 
 from diffmem.errors import ModelError, ScoreRefused
 from diffmem.models.target import Target
+from diffmem.randomness import generator
 from diffmem.scores.image.base import ImageItem
 from diffmem.scores.image.invmm.prompts import Prompts, gumbel_softmax
 from diffmem.scores.image.invmm.settings import InvMMParameters, settings_for
@@ -101,14 +102,73 @@ def test_the_likeliest_tokens_are_tried_only_in_fast_mode():
         logits = prompts.first_logits()
         logits[:, 5] = 3.0
         job = Inversion.begin(item, 1.0, torch.device("cpu"), logits)
-        conditions = prompts.to_check(job, 0)
+        conditions = prompts.to_check(job, 0, 8)
         assert len(conditions) == count
         with torch.no_grad():
             soft = denoiser.soft_prompt()
             exact = soft.encode(one_hot(soft, [5, 5, 5]), [None]).tensors["encoder_hidden_states"]
         assert torch.equal(conditions[-1].tensors["encoder_hidden_states"], exact) == (mode == "fast")
-        barred = gumbel_softmax(prompts._allowed(logits), torch.rand(logits.shape))
-        assert barred[:, list(soft.forbidden)].max() == 0
+        drawn = gumbel_softmax(prompts._allowed(logits), torch.rand(logits.shape))
+        assert (drawn[:, list(soft.forbidden)].max() == 0) == (mode == "fast"), "the released code bars no token"
+
+
+@pytest.mark.parametrize(("family", "each"), [("text-unet", 1), ("sd3", 8)])
+def test_the_published_procedure_draws_a_prompt_per_noise_and_at_every_check_a_new_one(family, each):
+    """Released: gumbel_softmax(log_coeffs.expand(16, -1, -1)) at a step; at a check one draw (SD 1, 2) or 8 (SD 3)."""
+    denoiser = Target.from_pipeline(MAKERS[family]()).denoiser
+    settings = settings_for(denoiser, InvMMParameters(mode="paper", rows=3))
+    assert settings.noises == 16
+    prompts, soft = Prompts(denoiser, settings), denoiser.soft_prompt()
+    jobs = [
+        Inversion.begin(
+            ImageItem(name, torch.zeros(3, 16, 16), torch.zeros(4, 8, 8), "a fox", denoiser.null()), 1.0,
+            torch.device("cpu"), prompts.first_logits() + shift,
+        )
+        for name, shift in (("a", 0.0), ("b", torch.arange(soft.vocabulary) / 50))
+    ]  # fmt: skip
+    logits = torch.stack([job.values["logits"] for job in jobs])
+    with torch.no_grad():
+        condition = prompts.to_fit(jobs, logits, 0)
+        assert len(condition) == 2 * 16
+        for k, job in enumerate(jobs):
+            u = torch.rand(16, 3, soft.vocabulary, generator=generator(0, "invmm", job.item.id, "prompt", 0)).double()
+            # softmax((logits - log(-log u)) / 2) = exp(logits / 2) (-log u)^(-1/2), normalised
+            weights = (logits[k].double() / 2).exp() * (-u.log()) ** -0.5
+            rows = soft.encode((weights / weights.sum(-1, keepdim=True)).float(), ["a fox"] * 16)
+            for name, value in rows.tensors.items():
+                got = condition.select(torch.arange(16 * k, 16 * k + 16)).tensors[name]
+                torch.testing.assert_close(got, value, rtol=1e-3, atol=1e-3)
+            first = condition.tensors["encoder_hidden_states"][16 * k : 16 * k + 16].flatten(1)
+            assert len({row.numpy().tobytes() for row in first}) == 16
+        checks = []
+        for step in (50, 100):
+            jobs[0].step = step
+            (tried,) = prompts.to_check(jobs[0], 0, 8)
+            assert len(tried) == each
+            checks.append(tried.tensors["encoder_hidden_states"])
+        assert not torch.equal(*checks)
+        fast = Prompts(denoiser, settings_for(denoiser, InvMMParameters(prompt="invert", rows=3)))
+        assert len(fast.to_fit(jobs, logits, 0)) == 2
+        first = fast.to_check(jobs[0], 0, 8)[0].tensors["encoder_hidden_states"]
+        jobs[0].step = 50
+        assert torch.equal(first, fast.to_check(jobs[0], 0, 8)[0].tensors["encoder_hidden_states"])
+
+
+def test_the_published_procedure_runs_to_its_end_on_every_family_with_prompts(denoiser):
+    """Two steps of it with 75 rows (here all that fit), 16 noises, all samples at each check."""
+    score = parse_image_score(
+        "invmm:mode=paper,similarity=l2-tiled,steps=2,every=1,sampler_steps=2,guidance=1/3,samples=3"
+    )
+    x0 = 0.5 * torch.randn(denoiser.sample_shape, generator=torch.Generator().manual_seed(0))
+    items = [ImageItem(f"i{k}", torch.zeros(3, 16, 16), x0, "a fox", denoiser.null()) for k in range(2)]
+    score.check(denoiser)
+    together = list(score.run(denoiser, items, Bench(2)))
+    alone = [result for item in items for result in score.run(denoiser, [item], Bench(1))]
+    for one, other in zip(sorted(together, key=lambda r: r.id), alone, strict=True):
+        assert one.error is None and one.components["status"] == "not reached"
+        assert one.components["kl_raw"] == pytest.approx(other.components["kl_raw"], rel=1e-3)
+        # checks at steps 0, 1, 2 of 3 samples at guidance 1 (1 NFE) and 3 (2 NFE), and the best way once more
+        assert one.nfe.forward in (2 * 16 + 3 * 3 * 2 * 3 + 3 * 2 * k for k in (1, 2))
 
 
 def test_gumbel_softmax_draws_as_the_logits_say():

@@ -128,7 +128,7 @@ class DescriptorOptions:
     weights_sha256: Annotated[
         str | None, Parameter(help="sscd, inception: checksum of a weights file that is not pinned")
     ] = None
-    preset: Annotated[str | None, Parameter(help="sscd: short-288, square-320, square-288 or crop-224")] = None
+    preset: Annotated[str | None, Parameter(help="sscd: short-288, square-320, -288, -256, -32 or crop-224")] = None
 
     def options(self, allow_pickle: bool = False) -> dict[str, Any]:
         """Options of the descriptor's class; those that it does not have are refused."""

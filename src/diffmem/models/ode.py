@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,10 +104,15 @@ def sample(
     steps: int,
     guidance: float | None = None,
     method: Method = "ddim",
+    times: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """Integrate from pure noise to x0 [B, *sample_shape]. Cost: `steps` times that of `ode_step`."""
-    times: list[float | None] = [*denoiser.schedule.sampling_times(steps), None]
-    for t, t_next in itertools.pairwise(times):
+    """Integrate from pure noise to x0 [B, *sample_shape], at the sampler's times or given ones.
+
+    Cost: `steps` times that of `ode_step`.
+    """
+    stops = denoiser.schedule.sampling_times(steps) if times is None else times
+    path: list[float | None] = [*stops, None]
+    for t, t_next in itertools.pairwise(path):
         assert t is not None
         x = ode_step(denoiser, x, t, t_next, cond, guidance, method)
     return x

@@ -33,6 +33,10 @@ class Schedule(ABC):
     def time_at_ratio(self, ratio: float) -> float:
         """The time at which sigma/alpha comes closest to `ratio`."""
 
+    def training_times(self, uniform: torch.Tensor) -> torch.Tensor:
+        """The times of training at quantiles u in [0, 1), float64, any shape: uniform where nothing else is known."""
+        return self.t_max - uniform * (self.t_max - self.t_min)
+
     def at(self, t: float) -> tuple[float, float]:
         """(alpha, sigma) at one time."""
         alpha, sigma = self.alpha_sigma(torch.tensor([t], dtype=torch.float64))
@@ -82,7 +86,16 @@ class DiscreteSchedule(Schedule):
             raise UsageError(f"A sampler of {steps} steps does not fit a schedule of {total} times.")
         if self._sampling_times is not None:
             return self._sampling_times(steps)
+        return self.trailing_times(steps)
+
+    def trailing_times(self, steps: int) -> list[float]:
+        """Evenly spaced times that begin at the noisiest one, whatever the model's own sampler does."""
+        total = len(self.alphas_cumprod)
         return [float(round(total * (1 - i / steps)) - 1) for i in range(steps)]
+
+    def training_times(self, uniform: torch.Tensor) -> torch.Tensor:
+        """See Schedule.training_times: each of the times 0 ... T-1 is as likely."""
+        return (uniform * len(self.alphas_cumprod)).floor()
 
     def time_at_ratio(self, ratio: float) -> float:
         """See Schedule.time_at_ratio: the integer time whose log(sigma/alpha) is closest to log(ratio)."""
@@ -98,12 +111,18 @@ class FlowSchedule(Schedule):
     Args:
         scale: the network's time at pure noise (1000 in diffusers).
         sampling_times: steps -> the sampler's times; if None, s = 1, 1 - 1/n, ... 1/n.
+        shift: of the times towards the noise (Stable Diffusion 3: 3); 1 for none.
     """
 
     kind = "flow"
 
-    def __init__(self, scale: float = 1000.0, sampling_times: Callable[[int], list[float]] | None = None) -> None:
-        self.scale = scale
+    def __init__(
+        self,
+        scale: float = 1000.0,
+        sampling_times: Callable[[int], list[float]] | None = None,
+        shift: float = 1.0,
+    ) -> None:
+        self.scale, self.shift = scale, shift
         self.t_min, self.t_max = 0.0, scale
         self._sampling_times = sampling_times
 
@@ -119,6 +138,11 @@ class FlowSchedule(Schedule):
         if self._sampling_times is not None:
             return self._sampling_times(steps)
         return [self.scale * (1 - i / steps) for i in range(steps)]
+
+    def training_times(self, uniform: torch.Tensor) -> torch.Tensor:
+        """See Schedule.training_times: s = shift u / (1 + (shift - 1) u) at u = 1/1000 ... 1 (Esser et al. 2024, eq. 23)."""
+        u = ((uniform * 1000).floor() + 1) / 1000
+        return self.scale * self.shift * u / (1 + (self.shift - 1) * u)
 
     def time_at_ratio(self, ratio: float) -> float:
         """See Schedule.time_at_ratio: s/(1-s) = ratio, so s = ratio/(1+ratio)."""

@@ -34,6 +34,8 @@ PRESETS: dict[str, Preprocessing] = {
     "short-288": Preprocessing(288, "short"),
     "square-320": Preprocessing(320, "square"),
     "square-288": Preprocessing(288, "square"),
+    "square-256": Preprocessing(256, "square"),
+    "square-32": Preprocessing(32, "square"),
     "crop-224": Preprocessing(256, "short", crop=224, mean=_HALF, std=_HALF),
 }
 
@@ -43,8 +45,9 @@ class SSCD(Descriptor):
 
     Thresholds do not transfer between presets, so the preset is part of the fingerprint: `short-288` (the authors':
     shorter edge 288), `square-320` (the authors' other; NeMo and Han et al. with disc_mixup, InvMM with disc_large),
-    `square-288` (MemBench with disc_large), `crop-224` (shorter edge 256, centre 224, mean and std .5: Wen et al., DCR,
-    GUARD, Jeon et al., Asthana & Belagiannis).
+    `square-256` and `square-32` (InvMM on latent models of faces and on CIFAR-10), `square-288` (MemBench with
+    disc_large), `crop-224` (shorter edge 256, centre 224, mean and std .5: Wen et al., DCR, GUARD, Jeon et al., Asthana
+    & Belagiannis).
 
     Args:
         weights: a TorchScript file, or the name of a published one (`disc_mixup`, `disc_large`, …) to be downloaded

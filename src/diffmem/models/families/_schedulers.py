@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from diffmem.errors import ModelError
@@ -73,7 +74,9 @@ def flow_sigmas_schedule(scheduler: Any) -> Schedule:
         own.set_timesteps(steps)
         return [float(t) for t in own.timesteps]
 
-    return FlowSchedule(float(scheduler.config.num_train_timesteps), times)
+    return FlowSchedule(
+        float(scheduler.config.num_train_timesteps), times, float(scheduler.config.get("flow_shift", 1.0))
+    )
 
 
 def flow_schedule(scheduler: Any, tokens: int | None = None, own_sigmas: bool = False) -> Schedule:
@@ -106,4 +109,5 @@ def flow_schedule(scheduler: Any, tokens: int | None = None, own_sigmas: bool = 
         euler.set_timesteps(None if sigmas else steps, sigmas=sigmas, **shifting)
         return [float(t) for t in euler.timesteps]
 
-    return FlowSchedule(float(config.num_train_timesteps), times)
+    shift = math.exp(shifting["mu"]) if shifting else float(config["shift"])
+    return FlowSchedule(float(config.num_train_timesteps), times, shift)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from diffmem.scores.image.base import ImageItem, ImageResult, Workbench
 from diffmem.scores.image.invmm.check import Answer, Checker, Question
 from diffmem.scores.image.invmm.objective import frozen, optimizer_step, update_weight
-from diffmem.scores.image.invmm.prompts import Prompts
+from diffmem.scores.image.invmm.prompts import Prompts, check_name
 from diffmem.scores.image.invmm.refine import bisect, strip, thinned
 from diffmem.scores.image.invmm.settings import InvMMParameters, Settings
 from diffmem.scores.image.invmm.similarity import SuccessTest
@@ -67,7 +67,9 @@ class Batch:
         self._spent += [(job, 0.0) for job in new]
         # Without a prompt yet, an inverted one begins from none.
         conditions = [[self._prompts.fixed(job.item)] for job in new]
-        answers = self._checker.ask([Question(job, c) for job, c in zip(new, conditions, strict=True)])
+        answers = self._checker.ask(
+            [Question(job, c, noise=check_name(job, self._settings)) for job, c in zip(new, conditions, strict=True)]
+        )
         for job, answer in zip(new, answers, strict=True):
             if answer.passed:
                 yield self._reached(job, 1.0, answer, None)
@@ -103,8 +105,10 @@ class Batch:
             job.skipped += job not in checked
         if not checked:
             return
-        conditions = {job.item.id: self._prompts.to_check(job, self._bench.seed) for job in checked}
-        answers = self._checker.ask([Question(job, conditions[job.item.id]) for job in checked])
+        conditions = {job.item.id: self._tried(job) for job in checked}
+        answers = self._checker.ask(
+            [Question(job, conditions[job.item.id], noise=check_name(job, self._settings)) for job in checked]
+        )
         passed = []
         for job, answer in zip(checked, answers, strict=True):
             job.trace[-1][-1], job.way, job.skipped = answer.worst, answer.way, 0
@@ -119,6 +123,9 @@ class Batch:
             self.jobs.remove(job)
         if ended:
             yield from self._end(ended)
+
+    def _tried(self, job: Inversion) -> list[Conditioning]:
+        return self._prompts.to_check(job, self._bench.seed, self._given.samples)
 
     def _recent_loss(self, job: Inversion) -> float:
         recent = job.window[-self._settings.every :]
@@ -139,7 +146,8 @@ class Batch:
 
     def _refined(self, passed: list[tuple[Inversion, list[Conditioning], Answer]]) -> Iterator[ImageResult]:
         fitted = self._settings.prompt == "invert"
-        found = bisect(self._checker, passed, self._given.halvings, from_prior=fitted)
+        names = [check_name(job, self._settings) for job, _, _ in passed]
+        found = bisect(self._checker, passed, self._given.halvings, fitted, names)
         fresh = self._checker.ask(
             [
                 Question(job, c, scale, "fresh", answer.way)
@@ -163,7 +171,7 @@ class Batch:
     def _end(self, jobs: Sequence[Inversion]) -> Iterator[ImageResult]:
         """Images whose steps are spent: their best way is seen to its end, which orders them."""
         answers = self._checker.ask(
-            [Question(job, self._prompts.to_check(job, self._bench.seed), only=job.way) for job in jobs]
+            [Question(job, self._tried(job), noise=check_name(job, self._settings), only=job.way) for job in jobs]
         )
         for job, answer in zip(jobs, answers, strict=True):
             components = self._components(job, answer) | {

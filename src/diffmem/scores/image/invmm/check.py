@@ -10,6 +10,7 @@ import torch
 
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.ode import Method, sample
+from diffmem.models.schedule import DiscreteSchedule
 from diffmem.randomness import gaussian
 from diffmem.scores.image.invmm.settings import Settings
 from diffmem.scores.image.invmm.similarity import SuccessTest
@@ -25,9 +26,10 @@ class Question:
 
     Attributes:
         job: the image.
-        conditions: what to try, each one row; together with the guidance scales these are the ways.
+        conditions: what to try, each one row for all samples or one row per sample; together with the guidance scales
+            these are the ways.
         scale: the noise distribution is taken at (scale mu, scale log_var).
-        noise: name of the fixed noises.
+        noise: name of the noises.
         only: the one way to try, seen to its end; None to try all.
     """
 
@@ -75,6 +77,9 @@ class Checker:
     ) -> None:  # fmt: skip
         self._denoiser, self._test, self._settings = denoiser, test, settings
         self._sampler, self._samples, self._rows, self._seed = sampler, samples, rows, seed
+        schedule = denoiser.schedule
+        trailing = settings.published and isinstance(schedule, DiscreteSchedule)
+        self._times = schedule.trailing_times(settings.sampler_steps) if trailing else None  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
@@ -151,11 +156,12 @@ class Checker:
             values, name = question.job.values, question.job.item.id
             z = gaussian(values["mu"].shape, self._seed, "invmm", name, question.noise, number).to(values["mu"].device)
             noises.append(question.scale * values["mu"] + (0.5 * question.scale * values["log_var"]).exp() * z)
-            conditions.append(question.conditions[way // len(self._settings.guidance)])
+            condition = question.conditions[way // len(self._settings.guidance)]
+            conditions.append(condition if len(condition) == 1 else condition.select([number]))
             question.job.nfe.add(forward=per_row)
         x = sample(
             self._denoiser, torch.stack(noises), Conditioning.cat(conditions), self._settings.sampler_steps,
-            guidance, self._sampler,
+            guidance, self._sampler, self._times,
         )  # fmt: skip
         # Autoencoders take far more memory per image than the network does.
         return torch.cat([self._denoiser.decode(part).float() for part in torch.split(x, self._samples)])

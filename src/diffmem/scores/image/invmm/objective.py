@@ -20,18 +20,15 @@ if TYPE_CHECKING:
 
 
 def draw_times(denoiser: Denoiser, settings: Settings, seed: int, image_id: str, step: int) -> torch.Tensor:
-    """The times of one step, [noises]: uniform over the schedule, or one in each equal part of the sampler's range."""
+    """The times of one step, [noises]: as training draws them, or one in each equal part of the sampler's range."""
     schedule, count = denoiser.schedule, settings.noises
     uniform = torch.rand(count, generator=generator(seed, "invmm", image_id, "times", step), dtype=torch.float64)
-    whole = schedule.kind == "vp"
-    if not settings.spread_times:
-        if whole:
-            return (uniform * (schedule.t_max + 1)).floor()
-        return schedule.t_max - uniform * (schedule.t_max - schedule.t_min)
+    if settings.published:
+        return schedule.training_times(uniform)
     stops = schedule.sampling_times(settings.sampler_steps)
     low, high = min(stops), max(stops)
     times = low + (torch.arange(count) + uniform) / count * (high - low)
-    return times.round() if whole else times
+    return times.round() if schedule.kind == "vp" else times
 
 
 def reconstruction_losses(
@@ -54,7 +51,7 @@ def reconstruction_losses(
         x0: [B, ...].
         mu: [B, ...], with gradient.
         log_var: [B, ...], with gradient.
-        condition: B rows.
+        condition: B rows, or B N rows, those of one image together.
         times: [B, N].
         noises: z, [B, N, ...].
         clamp: most (sigma/alpha)^2, or None.
@@ -69,8 +66,9 @@ def reconstruction_losses(
     alpha, sigma = denoiser.schedule.alpha_sigma(flat)
     a, s = (v.to(mu).reshape(count, number, *[1] * (mu.ndim - 1)) for v in (alpha, sigma))
     x = (a * x0[:, None] + s * n).flatten(0, 1)
-    rows = condition.select(torch.arange(count).repeat_interleave(number))
-    estimate = denoiser.predict(x, flat, rows, "x0").reshape(n.shape)
+    if len(condition) == count:
+        condition = condition.select(torch.arange(count).repeat_interleave(number))
+    estimate = denoiser.predict(x, flat, condition, "x0").reshape(n.shape)
     errors = (estimate.float() - x0[:, None]).square().flatten(2).mean(2)
     if clamp is not None:
         errors = errors * (clamp * (alpha / sigma).square()).clamp(max=1).to(errors).reshape(errors.shape)
@@ -118,9 +116,9 @@ def optimizer_step(
 
 
 def update_weight(job: Inversion, settings: Settings) -> None:
-    """Lambda after a step: + delta; each C steps halved if the mean loss improved too little, else once more + delta."""
-    job.weight += settings.growth
+    """Lambda after a step: + delta, but at each C-th step half of it if the mean loss improved too little."""
     if job.step % settings.every:
+        job.weight += settings.growth
         return
     mean = job.mean_loss
     wanted = settings.improvement * (mean if settings.relative else 1.0)

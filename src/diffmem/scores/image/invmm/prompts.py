@@ -35,6 +35,11 @@ def gumbel_softmax(logits: torch.Tensor, uniform: torch.Tensor, temperature: flo
     return ((logits + gumbel) / temperature).softmax(-1)
 
 
+def check_name(job: Inversion, settings: Settings) -> str:
+    """What a check's randomness is named: the same at every check of an image, or as published a new one each time."""
+    return f"check {job.step}" if settings.published else "check"
+
+
 class Prompts:
     """The conditions of steps and checks.
 
@@ -46,7 +51,9 @@ class Prompts:
     def __init__(self, denoiser: Denoiser, settings: Settings) -> None:
         null = denoiser.null()
         self._null = Conditioning({name: value.detach() for name, value in null.tensors.items()}, len(null))
-        self._mode, self._rows, self._hard = settings.prompt, settings.rows, settings.hard
+        self._settings = settings
+        # A prompt per sample of a check is drawn for Stable Diffusion 3 only, in the released code.
+        self._each = settings.published and denoiser.schedule.kind == "flow"
         self.soft: SoftPrompt | None = denoiser.soft_prompt() if settings.prompt == "invert" else None
 
     @property
@@ -58,11 +65,11 @@ class Prompts:
         """Where the fit of a prompt begins: all tokens alike, [rows, V]; None where no prompt is fitted."""
         if self.soft is None:
             return None
-        return torch.zeros(min(self._rows, self.soft.rows), self.soft.vocabulary)
+        return torch.zeros(min(self._settings.rows, self.soft.rows), self.soft.vocabulary)
 
     def fixed(self, item: ImageItem) -> Conditioning:
         """The condition without a fitted prompt: the item's own, or none."""
-        return item.condition if self._mode == "caption" else self._null
+        return item.condition if self._settings.prompt == "caption" else self._null
 
     def missing(self, item: ImageItem) -> str | None:
         """Why no prompt can be fitted to this image, or None."""
@@ -74,24 +81,31 @@ class Prompts:
         )
 
     def to_fit(self, jobs: Sequence[Inversion], logits: torch.Tensor | None, seed: int) -> Conditioning:
-        """Conditions of one step, one row per image; logits [B, rows, V] with gradient, drawn anew at every step."""
+        """Conditions of one step; logits [B, rows, V] with gradient, drawn anew at every step.
+
+        One row per image; as published, one per noise, those of one image together.
+        """
         if self.soft is None or logits is None:
             return Conditioning.cat([self.fixed(job.item) for job in jobs])
-        uniform = torch.stack([self._uniform(job, seed, job.step) for job in jobs])
-        drawn = gumbel_softmax(self._allowed(logits), uniform.to(logits.device))
-        return self.soft.encode(drawn, [job.item.caption for job in jobs])
+        each = self._settings.noises if self._settings.published else 1
+        uniform = torch.cat([self._uniform(job, seed, job.step, each) for job in jobs])
+        drawn = gumbel_softmax(self._allowed(logits).repeat_interleave(each, 0), uniform.to(logits.device))
+        return self.soft.encode(drawn, [job.item.caption for job in jobs for _ in range(each)])
 
-    def to_check(self, job: Inversion, seed: int) -> list[Conditioning]:
-        """The conditions that a check of one image tries, one row each; the drawn prompt's noise is fixed."""
+    def to_check(self, job: Inversion, seed: int, samples: int) -> list[Conditioning]:
+        """The conditions that a check of one image tries, each with one row for all samples or one row per sample.
+
+        The draw of the prompt is named as the check's noises are: the same at every check, or as published a new one.
+        """
         if self.soft is None:
             return [self.fixed(job.item)]
         logits = self._allowed(job.values["logits"])
-        drawn = gumbel_softmax(logits, self._uniform(job, seed, "check").to(logits.device))
-        tried = [drawn]
-        if self._hard:
-            tried.append(torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits))
+        uniform = self._uniform(job, seed, check_name(job, self._settings), samples if self._each else 1)
+        tried = [gumbel_softmax(logits, uniform.to(logits.device))]
+        if not self._settings.published:
+            tried.append(torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits)[None])
         with torch.no_grad():
-            return [self.soft.encode(rows[None], [job.item.caption]) for rows in tried]
+            return [self.soft.encode(rows, [job.item.caption] * len(rows)) for rows in tried]
 
     def text(self, job: Inversion) -> str | None:
         """The likeliest tokens as text; None where no prompt is fitted."""
@@ -99,13 +113,13 @@ class Prompts:
             return None
         return self.soft.text(self._allowed(job.values["logits"]).argmax(-1).tolist())
 
-    def _uniform(self, job: Inversion, seed: int, when: int | str) -> torch.Tensor:
+    def _uniform(self, job: Inversion, seed: int, when: int | str, draws: int) -> torch.Tensor:
         random = generator(seed, "invmm", job.item.id, "prompt", when)
-        return torch.rand(tuple(job.values["logits"].shape), generator=random)
+        return torch.rand((draws, *job.values["logits"].shape), generator=random)
 
     def _allowed(self, logits: torch.Tensor) -> torch.Tensor:
         assert self.soft is not None
-        if not self.soft.forbidden:
+        if not self.soft.forbidden or self._settings.published:  # the released code bars no token
             return logits
         barred = torch.zeros(logits.shape[-1], device=logits.device)
         barred[list(self.soft.forbidden)] = -1e4

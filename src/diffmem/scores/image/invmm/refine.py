@@ -18,7 +18,11 @@ SMALLEST_SIDE, LARGEST_SIDE, GAP = 64, 256, 2
 
 
 def bisect(
-    checker: Checker, passed: Sequence[tuple[Inversion, list[Conditioning], Answer]], halvings: int, from_prior: bool
+    checker: Checker,
+    passed: Sequence[tuple[Inversion, list[Conditioning], Answer]],
+    halvings: int,
+    from_prior: bool,
+    noises: Sequence[str] | None = None,
 ) -> list[tuple[float, Answer]]:
     """The least s in [0, 1] at which (s mu, s log_var) still passes with the same noises, to 2^-halvings.
 
@@ -30,6 +34,7 @@ def bisect(
         passed: images with the conditions and the answer of the check that they passed.
         halvings: steps.
         from_prior: try s = 0 first (only where it was not tried under the same condition).
+        noises: name of the noises that each passed with.
 
     Returns:
         (s, the answer there) per image. Cost: at most `halvings` checks each, and one more from the prior.
@@ -38,7 +43,9 @@ def bisect(
     open_ = list(range(len(passed)))
     for turn in range(-1 if from_prior else 0, halvings):
         middle = {i: 0.0 if turn < 0 else (low[i] + best[i][0]) / 2 for i in open_}
-        answers = checker.ask([Question(passed[i][0], passed[i][1], middle[i]) for i in open_])
+        answers = checker.ask(
+            [Question(passed[i][0], passed[i][1], middle[i], noises[i] if noises else "check") for i in open_]
+        )
         for i, answer in zip(list(open_), answers, strict=True):
             if answer.passed:
                 best[i] = (middle[i], answer)

@@ -11,7 +11,7 @@ from diffmem.scores.base import About
 from diffmem.scores.image.base import ImageItem, ImageResult, ImageScore, Workbench
 from diffmem.scores.image.invmm.batch import Batch
 from diffmem.scores.image.invmm.settings import InvMMParameters, settings_for
-from diffmem.scores.image.invmm.similarity import SuccessTest, default_beta, descriptor_of
+from diffmem.scores.image.invmm.similarity import SuccessTest, default_beta, descriptor_of, sscd_side
 
 if TYPE_CHECKING:
     from diffmem.models.denoiser import Denoiser
@@ -37,6 +37,7 @@ class InvMM(ImageScore):
         ),
         unit="nats per dimension",
     )
+    version: ClassVar[int] = 2
     high_means: ClassVar[Literal["more memorized", "less memorized"]] = "less memorized"
 
     def __init__(self, parameters: InvMMParameters | None = None) -> None:
@@ -44,15 +45,25 @@ class InvMM(ImageScore):
         super().__init__(self.settings)
 
     @property
+    def similarity(self) -> str:
+        """The descriptor of the success test."""
+        return self.settings.similarity or ("sscd" if self.settings.mode == "paper" else "l2-tiled")
+
+    @property
     def beta(self) -> float:
         """The similarity that counts as reproduced."""
-        return default_beta(self.settings.similarity) if self.settings.beta is None else self.settings.beta
+        return default_beta(self.similarity) if self.settings.beta is None else self.settings.beta
 
     def check(self, denoiser: Denoiser) -> None:
         """Refused where a prompt is asked for that the model cannot take, or epsilon says nothing at pure noise."""
         from diffmem.errors import ModelError, ScoreRefused
 
         settings = settings_for(denoiser, self.settings)
+        if self.settings.mode == "paper" and self.similarity == "sscd" and not self.settings.weights:
+            raise ScoreRefused(
+                f"{self.label} judges as the paper does, by SSCD's disc_large, whose file is not given: add weights=FILE "
+                "(and sha256=…), or similarity=l2-tiled for the published search with a success test that needs no file."
+            )
         if self.settings.prompt in ("caption", "invert") and not denoiser.conditional:
             raise ScoreRefused(
                 f"{self.label} asks for a prompt, and this model takes none: leave prompt={self.settings.prompt} out."
@@ -77,7 +88,7 @@ class InvMM(ImageScore):
         steps = settings.steps * settings.noises
         per_sample = sum(2 if g != 1 else 1 for g in settings.guidance) * settings.sampler_steps
         per_sample *= 2 if self.settings.sampler == "heun" else 1
-        per_sample *= 2 if settings.hard else 1
+        per_sample *= 2 if settings.prompt == "invert" and not settings.published else 1
         checks = 2 + settings.steps // settings.every
         seen = checks + 2 * (self.settings.samples - 1) if settings.one_first else checks * self.settings.samples
         return Nfe(forward=steps + seen * per_sample, backward=2 * steps)
@@ -87,8 +98,9 @@ class InvMM(ImageScore):
         if not items:
             return
         descriptor = descriptor_of(
-            self.settings.similarity, self.settings.weights, items[0].pixels.shape, str(denoiser.device)
-        )
+            self.similarity, self.settings.weights, items[0].pixels.shape, str(denoiser.device),
+            self.settings.sha256, sscd_side(denoiser),
+        )  # fmt: skip
         batch = Batch(
             denoiser, settings_for(denoiser, self.settings), self.settings, SuccessTest(descriptor, self.beta), bench
         )

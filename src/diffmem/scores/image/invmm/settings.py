@@ -34,8 +34,13 @@ class InvMMParameters(Parameters):
     weight: float | None = Field(None, ge=0, description="first lambda (fast .1, paper 1)")
     growth: float | None = Field(None, ge=0, description="delta, added to lambda at every step (by family)")
     clamp: float | None = Field(None, gt=0, description="most weight (sigma/alpha)^2 of an epsilon error (fast 100)")
-    similarity: str = Field("l2-tiled", description="descriptor of the success test: l2-tiled (offline) or sscd")
-    weights: str = Field("", description="file of the descriptor's weights, where it needs one")
+    similarity: str | None = Field(
+        None, description="descriptor of the success test (fast l2-tiled, which is offline; paper sscd)"
+    )
+    weights: str = Field(
+        "", description="file of the descriptor's weights, where it needs one (paper: disc_large of SSCD)"
+    )
+    sha256: str = Field("", description="checksum that this file must have, where none is known here")
     beta: float | None = Field(None, description="similarity that counts as reproduced (l2-tiled .925, sscd .5)")
     samples: int = Field(8, ge=1, description="samples that must all be similar")
     sampler: Literal["ddim", "heun"] = Field("ddim", description="of the check; ddim is Euler for flow models")
@@ -60,15 +65,17 @@ class Settings:
     """The settings of one model, all resolved; names as in `InvMMParameters`.
 
     Attributes:
+        published: the released procedure. Times as training draws them (else stratified over the sampler's range); a
+            prompt drawn per noise (else per step) from all tokens; new noises and a new prompt at every check (else the
+            same), whose DDIM begins at the noisiest time (else where the model's sampler does); an inverted prompt is
+            checked as drawn (else as its likeliest tokens, too).
         prompt: what the network is conditioned on.
-        hard: an inverted prompt is checked as its likeliest tokens, too, and not only as drawn.
-        spread_times: times stratified over the sampler's range (else uniform over the schedule).
         improvement: xi, what counts as an improvement of the mean loss; relative if `relative`.
         window: steps of the mean loss.
     """
 
+    published: bool
     prompt: Prompt
-    hard: bool
     steps: int
     noises: int
     every: int
@@ -80,7 +87,6 @@ class Settings:
     rows: int
     one_first: bool
     skip: bool
-    spread_times: bool
     improvement: float
     relative: bool
     window: int = 100
@@ -110,8 +116,8 @@ def settings_for(denoiser: Denoiser, given: InvMMParameters) -> Settings:
         prompt = given.prompt if given.prompt != "auto" else ("invert" if paper else "caption")
     guided = text and prompt != "null" and denoiser.unconditional_branch
     return Settings(
+        published=paper,
         prompt=prompt,
-        hard=prompt == "invert" and not paper,
         steps=given.steps or (2000 if paper else 200),
         noises=given.noises or noises,
         every=given.every or every,
@@ -123,7 +129,6 @@ def settings_for(denoiser: Denoiser, given: InvMMParameters) -> Settings:
         rows=given.rows or (75 if paper else 10),
         one_first=_or(given.one_first, not paper),
         skip=_or(given.skip, not paper),
-        spread_times=not paper,
         improvement=1e-3 if paper else 0.05,
         relative=not paper,
     )

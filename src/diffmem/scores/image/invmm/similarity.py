@@ -13,6 +13,7 @@ from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
     from diffmem.copies.descriptors.base import Descriptor
+    from diffmem.models.denoiser import Denoiser
 
 L2_BETA = 0.925
 SSCD_BETA = 0.5
@@ -30,19 +31,37 @@ def default_beta(name: str) -> float:
     return {"l2-tiled": L2_BETA, "sscd": SSCD_BETA}.get(name, DESCRIPTORS.get(name).copy_similarity)
 
 
-def descriptor_of(name: str, weights: str, shape: Sequence[int], device: str = "cpu") -> Descriptor:
-    """The descriptor of the success test for images [C, H, W]; l2-tiled compares at their own size, 64 at most."""
+def sscd_side(denoiser: Denoiser) -> int:
+    """The side of SSCD's input as published: 320 for text-to-image models, 256 for other latent ones, 32 for pixels."""
+    if denoiser.conditional:
+        return 320
+    return 32 if denoiser.space == "pixel" else 256
+
+
+def descriptor_of(
+    name: str, weights: str, shape: Sequence[int], device: str = "cpu", sha256: str = "", side: int = 320
+) -> Descriptor:
+    """The descriptor of the success test for images [C, H, W]; l2-tiled compares at their own size, 64 at most.
+
+    Args:
+        name: as registered.
+        weights: a file, where it needs one.
+        shape: of the images.
+        device: where its network runs.
+        sha256: checksum of the file, where none is known here.
+        side: of SSCD's input, in pixels.
+    """
     from diffmem.copies.descriptors import make_descriptor
     from diffmem.copies.descriptors.l2 import tiles_per_side
 
     if name == "l2-tiled":
         if weights:
             raise UsageError("l2-tiled has no weights; leave `weights` out.")
-        side = min(*shape[1:], 64)
-        return make_descriptor(name, side=side - side % tiles_per_side(side), channels=1 if shape[0] == 1 else 3)
+        own = min(*shape[1:], 64)
+        return make_descriptor(name, side=own - own % tiles_per_side(own), channels=1 if shape[0] == 1 else 3)
     options: dict[str, Any] = {"weights": weights} if weights else {}
     if name == "sscd":
-        options |= {"preset": "square-320", "device": device}
+        options |= {"preset": f"square-{side}", "device": device} | ({"sha256": sha256} if sha256 else {})
     return make_descriptor(name, **options)
 
 
