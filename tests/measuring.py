@@ -27,7 +27,10 @@ class ToyParameters(Parameters):
 
 
 def about(name: str) -> About:
-    return About(name, "a toy", "-mean |x0hat - x0|^2", "this test", "denoiser", "steps", "never", "pixel^2")
+    return About(
+        name=name, summary="a toy", formula="-mean |x0hat - x0|^2", reference="this test", access="denoiser", cost="steps",
+        fails_when="never", unit="pixel^2",
+    )  # fmt: skip
 
 
 def error_of(denoiser, item: ImageItem, seed: int, step: int, t: float) -> float:

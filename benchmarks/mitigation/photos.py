@@ -56,7 +56,7 @@ def main():
         settings=dm.Generation(draws=options.draws, seed=1, batch=48, sampling=dm.Sampling(steps=12, guidance=2.0)),
         matching=Matching(statistic="ratio"), silent=False,
     )  # fmt: skip
-    found = [{key: row.get(key) for key in KEPT} for row in result.rows]
+    found = [{key: row.get(key) for key in KEPT} for row in result.summary.rows]
     short = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in found]
     report = {"draws": options.draws, "root_seed": 1, "steps": 12, "guidance": 2.0, "rows": short}
     report["provenance"] = provenance().model_dump(mode="json")

@@ -19,13 +19,15 @@ import torch
 
 from diffmem.bench.mitigation import REFERENCE, SAMPLING, captions, headlines, settings_of
 from diffmem.evaluation.paired import mean_difference
-from diffmem.experiments.mitigate.page import write_page
+from diffmem.experiments._arm import Reference
+from diffmem.experiments.mitigate.compare import OTHER
 from diffmem.experiments.mitigate.run import mitigate
 from diffmem.mitigation import MITIGATIONS
 from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.target import Target
 from diffmem.runs.provenance import provenance
 from diffmem.stages.generate import Generation
+from diffmem.stages.match.stage import Matching
 from diffmem.testbeds import digits
 from diffmem.testbeds.alignment import digits_alignment
 
@@ -73,17 +75,19 @@ def main():
     inputs = digits.materialize(options.work / "data")
     names = sorted(options.methods.split(","), key=lambda name: name == "sail")  # the slowest last
     tried = [one for name in dict.fromkeys([REFERENCE, *names]) for one in all_settings(name)]
+    index = Reference.of(inputs.train, None, Matching()).index_in(options.work / "run")
     result = mitigate(
-        target, captions(options.captions), tried, inputs.train, out=options.work / "run", heldout=inputs.held_out,
+        target, captions(options.captions), tried, index, pictures=inputs.train, out=options.work / "run",
+        heldout=inputs.held_out,
         settings=Generation(draws=options.draws, seed=1, batch=60, sampling=SAMPLING), alignment=digits_alignment(),
         silent=False,
     )  # fmt: skip
-    print(write_page(result, "testbed:digits", "digits classifier"))
+    print(result.report())
     half = options.draws // 2
     report = {
         "captions": options.captions, "draws": options.draws, "root_seed": 1, "steps": 20, "guidance": 2.0,
-        "rows": [short(row) for row in result.rows],
-        "headlines": [short(r) for r in headlines(result, names, (range(half), range(half, 2 * half)))],
+        "rows": [short(row) for row in result.summary.rows],
+        "headlines": [short(r) for r in headlines(result, index, names, (range(half), range(half, 2 * half)))],
         "headline_chosen_on": "the first half of the draws; its figures are from the second half",
     }  # fmt: skip
     report["area"] = areas(report["rows"])
@@ -132,9 +136,9 @@ def pairs(result, chosen, half):
     for one, two in PAIRS:
         if one not in settings or (two != "none" and two not in settings):
             continue
-        a = result.seen[settings[one]]
-        b = result.plain if two == "none" else result.seen[settings[two]]
-        side = ~a.other & a.made & b.made & (a.draw >= half)
+        a, b = result.results[settings[one]].table, result.results["none" if two == "none" else settings[two]].table
+        other = np.array([prompt.group == OTHER for prompt in result.results["none"].arm.prompts])[a.prompt]
+        side = ~other & a.judged & b.judged & (a.draw >= half)
         row = {"first": settings[one], "second": two if two == "none" else settings[two], "images": int(side.sum())}
         for name in ("copied", "aligned"):
             x, y = getattr(a, name)[side].astype(float), getattr(b, name)[side].astype(float)

@@ -133,7 +133,7 @@ def test_again_does_nothing_and_says_the_same(audited, planted):
         sampling=Sampling(steps=10, guidance=2.0),
     )  # fmt: skip
     for run in (again.lora, again.base):
-        assert run.scoring.nfe.total == run.generation.made == 0
+        assert run.results["audit"].made.before.nfe.total == run.results["audit"].made.generation.made == 0
     assert again.comparison == audited.comparison
 
 

@@ -47,7 +47,7 @@ def test_copies_are_found_and_others_are_not(train, tmp_path):
     prompts = load_prompts(texts)
     prompts = type(prompts)(tuple(type(p)(p.id, p.text, p.text in memorized) for p in prompts), "memory")
     run = audit(copier(memorized), prompts, train, out=tmp_path / "run", scores=["text-uppercase"], images=2)
-    copies = run.summary()["copies"]
+    copies = run.summary.as_dict()["copies"]
     assert (copies["planted"], copies["found"], copies["negatives"]) == (10, 10, 40)
     assert copies["false"] <= 2
     assert copies["calibrated"]
@@ -55,8 +55,8 @@ def test_copies_are_found_and_others_are_not(train, tmp_path):
     assert copies["threshold"]["n_reference"] == 300, "a duplicate counts once, so it does not spoil the threshold"
     assert copies["nominal_fpr"] == 0.01
     assert copies["training_images_copied"] == 10 + copies["false"]
-    assert {p.name for p in run.pictures} >= {"copies.png"}
-    agreement = {e["score"]: e for e in run.summary()["scores"]}["seed-agreement"]
+    assert {p.name for p in run.results["audit"].made.after.pictures} >= {"copies.png"}
+    agreement = {e["score"]: e for e in run.summary.as_dict()["scores"]}["seed-agreement"]
     assert agreement["top"][0]["prompt"].startswith("copied")
 
 
@@ -65,14 +65,14 @@ def test_degenerate_images_are_set_aside_and_counted(train, tmp_path):
     target = Target.from_callable(generate=lambda p, s: [black if "nsfw" in t else picture(1) for t in p], name="s")
     summary = audit(
         target, ["nsfw one", "fine"], train, out=tmp_path / "r", scores=["text-uppercase"], images=2
-    ).summary()
+    ).summary.as_dict()
     assert summary["images"] == {"made": 4, "errors": 0, "degenerate": 2}
     assert summary["copies"]["images_matched"] == 2
 
 
 def test_without_a_training_set_it_says_what_cannot_be_known(tmp_path):
     target = Target.from_pipeline(tiny_sd())
-    summary = audit(target, ["a", "b"], out=tmp_path / "r", scores=SCORES, images=2, sampling=FAST).summary()
+    summary = audit(target, ["a", "b"], out=tmp_path / "r", scores=SCORES, images=2, sampling=FAST).summary.as_dict()
     assert summary["copies"] is None
     assert summary["check"]["passed"]
     assert {e["score"] for e in summary["scores"]} == {*SCORES, "seed-agreement"}
@@ -86,13 +86,15 @@ def test_a_model_that_cannot_generate_is_scored_all_the_same(tmp_path):
     images = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     target = Target.from_denoiser(empirical_bayes(images, list("abcde"), dtype=torch.float32))
     run = audit(target, ["a", "z"], out=tmp_path / "r", scores=SCORES)
-    assert "cannot generate" in run.notes[0]
-    assert run.summary()["images"] is None
+    assert "cannot generate" in run.results["audit"].made.before.notes[0]
+    assert run.summary.as_dict()["images"] is None
 
 
 def test_an_unconditional_model_is_generated_from_and_matched(train, tmp_path):
     target = Target.from_pipeline(tiny_ddpm())
-    summary = audit(target, ["one", "two"], train, out=tmp_path / "r", scores=SCORES, images=2, sampling=FAST).summary()
+    summary = audit(
+        target, ["one", "two"], train, out=tmp_path / "r", scores=SCORES, images=2, sampling=FAST
+    ).summary.as_dict()
     assert summary["images"]["made"] == 4
     assert summary["copies"]["images_matched"] == 4
 
@@ -103,9 +105,10 @@ def test_the_same_audit_again_does_nothing_and_more_images_only_add(train, tmp_p
     audit(target, ["a", "b"], train, images=2, **arguments)
     before = {r["key"]: r for r in RunStore(tmp_path / "r").read("images").to_pylist()}
     again = audit(target, ["a", "b"], train, images=2, **arguments)
-    assert again.scoring.nfe.total == again.generation.made == again.matching.matched == 0
+    assert again.results["audit"].made.before.nfe.total == again.results["audit"].made.generation.made == 0
+    assert again.results["audit"].made.matching.matched == 0
     more = audit(target, ["a", "b"], train, images=3, **arguments)
-    assert more.generation.made == more.matching.matched == 2
+    assert more.results["audit"].made.generation.made == more.results["audit"].made.matching.matched == 2
     after = {r["key"]: r for r in RunStore(tmp_path / "r").read("images").to_pylist()}
     assert before.items() <= after.items()
     with pytest.raises(IncompatibleRun, match="steps"):

@@ -43,15 +43,15 @@ def test_copied_images_are_measured_beside_others(memorizer, tmp_path):
     prompts = [f"plant {i}" for i in range(20)]
     arguments = {"out": tmp_path / "run", "images": 1, "draws": 1, "scores": ["text-uppercase"]}
     result = audit(target, prompts, load_images(train), measure=["toy"], measure_images=8, **arguments)
-    found = result.summary()["measures"]
+    found = result.summary.as_dict()["measures"]
     groups = {group["name"]: group["images"] for group in found["scores"][0]["groups"] if group["kind"] == "group"}
     assert groups == {"copied": 8, "no copy found": 8} and found["trained"] is True
     top = [image["group"] for image in found["scores"][0]["top"][:8]]
     assert top == ["copied"] * 8
-    page = result.report.read_text()
+    page = (result.path / "report.html").read_text()
     assert "Measured images" in page and "Prompts" in page
     again = audit(target, prompts, load_images(train), measure=["toy"], measure_images=8, **arguments)
-    assert again.summary()["measures"]["scores"][0]["images"] == 16
+    assert again.summary.as_dict()["measures"]["scores"][0]["images"] == 16
 
 
 def test_measuring_needs_a_training_set_and_a_score_that_exists(memorizer, tmp_path, capsys):

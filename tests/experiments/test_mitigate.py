@@ -11,16 +11,21 @@ from diffmem.bench.mitigation import KEYS, captions, headlines, mitigation_suite
 from diffmem.cli.app import main
 from diffmem.data.prompts import Prompt, PromptList
 from diffmem.errors import UsageError
-from diffmem.experiments.mitigate import run as room
-from diffmem.experiments.mitigate.compare import Seen, compared
-from diffmem.experiments.mitigate.page import write_page
-from diffmem.experiments.mitigate.run import MitigateResult, mitigate
+from diffmem.experiments import _arm as room
+from diffmem.experiments._arm import Arm, Reference
+from diffmem.experiments._experiment import ArmResult
+from diffmem.experiments._run import Run, open_run
+from diffmem.experiments._table import ArmTable
+from diffmem.experiments.mitigate.compare import compared
+from diffmem.experiments.mitigate.run import mitigate
+from diffmem.experiments.mitigate.summary import MitigateSummary
 from diffmem.mitigation import MITIGATIONS
 from diffmem.mitigation.spec import parse_mitigation
 from diffmem.mitigation.sweeps import SWEEPS, sweep_of
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
 from diffmem.stages.generate import Generation
+from diffmem.stages.match.stage import Matching
 from diffmem.testbeds import digits
 from diffmem.testbeds.alignment import digits_alignment
 
@@ -48,7 +53,7 @@ def done(target, inputs, tmp_path_factory):
 
 
 def test_rows_say_what_each_setting_did(done):
-    none, tokens, neutral, rewrite, numbers = done.rows
+    none, tokens, neutral, rewrite, numbers = done.summary.rows
     assert none["copied_before"] == none["copied_after"] > 0.8  # captions that were measured as reproduced
     assert tokens["copied_after"] < none["copied_after"]
     assert tokens["copied_change"] == pytest.approx(tokens["copied_after"] - tokens["copied_before"])
@@ -62,16 +67,17 @@ def test_rows_say_what_each_setting_did(done):
     assert neutral["side_effect_similarity"] == 1
     assert neutral["copied_change"] == neutral["alignment_change"] == 0
     assert none["side_effect_reference"] < 1
-    assert json.loads((done.folder / "rows.json").read_text()) == done.rows
+    assert tuple(json.loads((done.path / "summary.json").read_text())["rows"]) == done.summary.rows
+    assert open_run(done.path).summary == done.summary
 
 
 def test_same_call_makes_no_image_again(done, target, inputs, monkeypatch):
     monkeypatch.setattr(Target, "generate", lambda *_: pytest.fail("an image was made again"))
     again = mitigate(
-        target, captions(4), METHODS, inputs.train, out=done.folder, heldout=inputs.held_out, settings=SETTINGS,
+        target, captions(4), METHODS, inputs.train, out=done.path, heldout=inputs.held_out, settings=SETTINGS,
         alignment=digits_alignment(),
     )  # fmt: skip
-    assert again.rows == done.rows
+    assert again.summary.rows == done.summary.rows
 
 
 def test_stopped_comparison_goes_on_to_the_same_figures(done, target, inputs, tmp_path, monkeypatch):
@@ -96,16 +102,16 @@ def test_stopped_comparison_goes_on_to_the_same_figures(done, target, inputs, tm
     assert "_diffmem_layers" not in type(target.pipeline).__dict__
     monkeypatch.undo()
     timed = ("seconds_per_image", "peak_memory_mb")
-    rows = [{k: v for k, v in row.items() if k not in timed} for row in run().rows]
-    assert rows == [{k: v for k, v in row.items() if k not in timed} for row in done.rows[:3]]
+    rows = [{k: v for k, v in row.items() if k not in timed} for row in run().summary.rows]
+    assert rows == [{k: v for k, v in row.items() if k not in timed} for row in done.summary.rows[:3]]
 
 
 def test_one_bad_prompt_is_an_error_and_not_in_the_pairs(target, inputs, tmp_path):
     listed = PromptList((*captions(2).prompts, Prompt("bad", "", True, problem="empty prompt")), "made")
     result = mitigate(target, listed, ["random-tokens"], inputs.train, out=tmp_path, settings=SETTINGS)
-    assert result.rows[1]["errors"] == 2
-    assert result.rows[1]["n_prompts"] == 2
-    assert result.rows[1]["alignment_after"] is None
+    assert result.summary.rows[1]["errors"] == 2
+    assert result.summary.rows[1]["n_prompts"] == 2
+    assert result.summary.rows[1]["alignment_after"] is None
 
 
 def test_wrong_calls_are_refused(target, inputs, tmp_path):
@@ -117,18 +123,22 @@ def test_wrong_calls_are_refused(target, inputs, tmp_path):
 
 
 def test_page_shows_settings_and_refusals(done):
-    page = write_page(done, "model", "judge").read_text()
+    page = done.report().read_text()
     assert "random-numbers:count=6" in page
     assert "rewrite has no function" in page
     assert page.count("data:image") == 2 * 4 * 4  # two sides of four prompts, four settings
-    assert write_page(done, "model", None, "hash").read_text().count("data:image") == 0
+    assert captions(4)[0].text in page
+    hidden = open_run(done.path).report("hash", hash_prompts=True).read_text()
+    assert hidden.count("data:image") == 0
+    assert captions(4)[0].text not in hidden
 
 
-def seen(copied, aligned, vectors=None):
+def table_of(copied, aligned):
     n = len(copied)
-    return Seen(
-        np.arange(n) // 4, np.arange(n) % 4, np.zeros(n, bool), np.ones(n, bool), np.array(copied, bool),
-        np.ones(n), np.array(aligned, float), np.ones((n, 2)) if vectors is None else vectors,
+    none = (None,) * n
+    return ArmTable(
+        np.arange(n) // 4, np.arange(n) % 4, np.ones(n, bool), np.ones(n, bool), none, np.array(copied, bool), none, none,
+        np.ones(n), np.array(aligned, float), np.ones((n, 2)), none,
     )  # fmt: skip
 
 
@@ -139,20 +149,26 @@ class Index:
         return 0
 
 
-def test_headline_is_chosen_on_one_half_and_reported_on_the_other():
-    plain = seen([1] * 8, [1] * 8)
+def test_headline_is_chosen_on_one_half_and_reported_on_the_other(tmp_path):
+    prompts = [Prompt("p", "one picture", True), Prompt("q", "something else entirely", True)]
     # On draws 0 and 1 "a:x=2" copies less, on 2 and 3 it copies all; "a:x=3" copies nothing and ruins every image.
-    settings = {
-        "random-tokens": seen([1, 0, 1, 0] * 2, [1, 0.5, 1, 1] * 2), "a": seen([1, 1, 0, 0] * 2, [1] * 8),
-        "a:x=2": seen([0, 0, 1, 1] * 2, [1] * 8), "a:x=3": seen([0] * 8, [0] * 8), "b": seen([0] * 8, [0.1] * 8),
+    tables = {
+        "none": table_of([1] * 8, [1] * 8), "random-tokens": table_of([1, 0, 1, 0] * 2, [1, 0.5, 1, 1] * 2),
+        "wen": table_of([1, 1, 0, 0] * 2, [1] * 8), "wen:lr=0.2": table_of([0, 0, 1, 1] * 2, [1] * 8),
+        "wen:lr=0.3": table_of([0] * 8, [0] * 8), "ren": table_of([0] * 8, [0.1] * 8),
     }  # fmt: skip
-    rows = [compared(name.partition(":")[0], name, plain, one, Index()) for name, one in settings.items()]
-    rows = [row | {"nfe_per_image": 1.0, "seconds_per_image": 1.0, "peak_memory_mb": None} for row in rows]
-    rows.append({"method": "c", "setting": "c", "status": "refused", "reason": "no"})
-    result = MitigateResult(None, Index(), None, rows, plain, settings)
-    a, b, c = headlines(result, ["a", "b", "c"], (range(2), range(2, 4)))
+    results, rows = {}, []
+    for name, table in tables.items():
+        mitigations = () if name == "none" else (parse_mitigation(name),)
+        results[name] = ArmResult(Arm(name, None, prompts, SETTINGS, mitigations=mitigations), table=table)
+        row = compared(name.partition(":")[0], name, tables["none"], table, prompts, Index())
+        rows.append(row | {"nfe_per_image": 1.0, "seconds_per_image": 1.0, "peak_memory_mb": None})
+    rows.append({"method": "sail", "setting": "sail", "status": "refused", "reason": "no"})
+    summary = MitigateSummary(headline="-", model="m", alignment=None, rows=tuple(rows))
+    run = Run(tmp_path, "mitigate", summary, results)
+    a, b, c = headlines(run, Index(), ["wen", "ren", "sail"], (range(2), range(2, 4)))
     assert list(a)[: len(KEYS)] == list(KEYS)
-    assert (a["setting"], a["copied_after"], a["n_prompts"]) == ("a:x=2", 1.0, 2)
+    assert (a["setting"], a["copied_after"], a["n_prompts"]) == ("wen:lr=0.2", 1.0, 2)
     assert a["alignment_random"] == 1.0
     assert "no setting keeps the alignment" in b["headline"]
     assert (c["status"], c["reason"], c["copied_after"]) == ("refused", "no", None)
@@ -176,15 +192,14 @@ def test_published_sweeps_are_sound():
 def test_mitigation_that_needs_the_training_images_is_given_them(target, inputs, tmp_path):
     short = Generation(draws=1, seed=1, sampling=Sampling(steps=2, guidance=2.0))
     result = mitigate(target, captions(2), ["amg"], inputs.train, out=tmp_path / "a", settings=short)
-    assert [row["status"] for row in result.rows] == ["ok", "ok"]
+    assert [row["status"] for row in result.summary.rows] == ["ok", "ok"]
     # An index holds no pictures: the row says what to do.
-    alone = mitigate(target, captions(2), ["amg"], result.index, out=tmp_path / "b", settings=short)
-    assert alone.rows[1]["status"] == "refused"
-    assert "amg:index=FOLDER" in alone.rows[1]["reason"]
-    given = mitigate(
-        target, captions(2), ["amg"], result.index, out=tmp_path / "b", settings=short, pictures=inputs.train
-    )
-    assert given.rows[1]["copied_after"] == result.rows[1]["copied_after"]
+    index = Reference.of(inputs.train, None, Matching()).index
+    alone = mitigate(target, captions(2), ["amg"], index, out=tmp_path / "b", settings=short)
+    assert alone.summary.rows[1]["status"] == "refused"
+    assert "amg:index=FOLDER" in alone.summary.rows[1]["reason"]
+    given = mitigate(target, captions(2), ["amg"], index, out=tmp_path / "b", settings=short, pictures=inputs.train)
+    assert given.summary.rows[1]["copied_after"] == result.summary.rows[1]["copied_after"]
 
 
 def test_suite_gives_a_row_per_method(tmp_path):

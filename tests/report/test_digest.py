@@ -16,8 +16,7 @@ from diffmem.report.digest import build_digest, write_digest
 from diffmem.report.prose import BUDGET, SHORT
 from diffmem.report.rates import curve, histogram
 from diffmem.report.scores import per_prompt
-from diffmem.report.shape import digest_schema
-from diffmem.report.summary import summarize
+from diffmem.report.shape import Digest
 from diffmem.runs.facts import write_fact
 from diffmem.runs.store import RunStore
 
@@ -114,7 +113,7 @@ def test_the_schema_holds_and_refuses(run):
     jsonschema = pytest.importorskip("jsonschema")
     path = write_digest(run, build_digest(run))
     document = json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail)
-    schema = digest_schema()
+    schema = Digest.json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(document, schema)
     for wrong in ({**document, "surprise": 1}, {k: v for k, v in document.items() if k != "table"}):
@@ -123,7 +122,7 @@ def test_the_schema_holds_and_refuses(run):
 
 
 def test_summary_is_the_digest_without_methods(run):
-    summary = summarize(run)
+    summary = build_digest(run, methods=False).model_dump(mode="json")
     assert summary["methods"] == []
     assert summary["copies"]["found"] == 1
     assert {m.name for m in build_digest(run).methods} == {"j", "s", "l2-tiled, normalised"}

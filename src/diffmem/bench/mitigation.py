@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffmem.copies.index import CopyIndex
 from diffmem.data.prompts import Prompt, PromptList
+from diffmem.experiments._arm import Reference
+from diffmem.experiments._run import Run
 from diffmem.experiments.mitigate.compare import compared
-from diffmem.experiments.mitigate.run import MitigateResult, mitigate
+from diffmem.experiments.mitigate.run import NONE, mitigate
 from diffmem.mitigation import MITIGATIONS
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.spec import parse_mitigation
@@ -86,13 +89,15 @@ def mitigation_suite(
         inputs = digits.materialize(Path(out or folder) / "data")
         tried = [one for name in dict.fromkeys([REFERENCE, *names]) for one in settings_of(name)]
         chosen = captions(prompts)
-        result = mitigate(
-            target, chosen, tried, inputs.train, out=Path(out or folder) / "run", heldout=inputs.held_out,
+        place = Path(out or folder) / "run"
+        index = Reference.of(inputs.train, None, Matching()).index_in(place)
+        run = mitigate(
+            target, chosen, tried, index, pictures=inputs.train, out=place, heldout=inputs.held_out,
             settings=Generation(draws=draws, seed=seed, batch=2 * prompts, sampling=SAMPLING),
             matching=Matching(), alignment=digits_alignment(), silent=silent,
         )  # fmt: skip
         halves = (range(draws // 2), range(draws // 2, draws)) if draws > 1 else (range(1), range(1))
-        return headlines(result, names, halves)
+        return headlines(run, index, names, halves)
 
 
 def settings_of(name: str) -> list[Mitigation]:
@@ -128,12 +133,13 @@ def captions(count: int) -> PromptList:
 
 
 def headlines(
-    result: MitigateResult, names: Sequence[str], halves: tuple[Sequence[int], Sequence[int]]
+    run: Run, index: CopyIndex, names: Sequence[str], halves: tuple[Sequence[int], Sequence[int]]
 ) -> list[dict[str, Any]]:
     """One row per method, its setting chosen on one half of the draws, its figures from the other."""
     choosing, reporting = halves
-    rows = {row["setting"]: row for row in result.rows}
-    on = {label: _compared(result, label, choosing) for label in result.seen}
+    rows: dict[str, Any] = {row["setting"]: row for row in run.summary.rows}  # type: ignore[attr-defined]
+    on = {label: _compared(run, index, label, choosing) for label, row in rows.items() if row["status"] == "ok"}
+    on.pop(NONE)
     least = on[REFERENCE]["alignment_after"] if REFERENCE in on else None
     found = []
     for name in names:
@@ -150,18 +156,19 @@ def headlines(
         else:
             best = max(sound, key=lambda label: on[label]["alignment_after"])
             how = f"no setting keeps the alignment of {REFERENCE}; shown is the one that keeps most"
-        figures = _compared(result, best, reporting)
+        figures = _compared(run, index, best, reporting)
         cost = {key: rows[best][key] for key in ("nfe_per_image", "seconds_per_image", "peak_memory_mb")}
         found.append(_shaped(figures | cost | {"headline": how, "settings": len(mine)}))
-        if result.seen.get(REFERENCE) is not None:
-            found[-1]["alignment_random"] = _compared(result, REFERENCE, reporting)["alignment_after"]
+        if REFERENCE in on:
+            found[-1]["alignment_random"] = _compared(run, index, REFERENCE, reporting)["alignment_after"]
     return found
 
 
-def _compared(result: MitigateResult, label: str, draws: Sequence[int]) -> dict[str, Any]:
-    assert result.plain is not None
-    method = next(row["method"] for row in result.rows if row["setting"] == label)
-    return compared(method, label, result.plain, result.seen[label], result.index, draws)
+def _compared(run: Run, index: CopyIndex, label: str, draws: Sequence[int]) -> dict[str, Any]:
+    before, after = run.results[NONE], run.results[label]
+    assert before.table is not None and after.table is not None
+    method = after.arm.mitigations[0].name if after.arm.mitigations else NONE
+    return compared(method, label, before.table, after.table, before.arm.prompts, index, draws)
 
 
 def _shaped(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -18,6 +18,9 @@ from diffmem.cli.options import (
     need,
 )
 from diffmem.errors import UsageError
+
+if TYPE_CHECKING:
+    from diffmem.experiments._run import Run
 
 MODEL = ModelOptions()
 COPIES = DescriptorOptions()
@@ -69,6 +72,7 @@ def audit(
     from diffmem.cli.output import emit_json, note
     from diffmem.cli.show import print_summary
     from diffmem.experiments.audit.run import audit as run_audit
+    from diffmem.report.html import FILE
     from diffmem.scores import DEFAULT_SCORES
     from diffmem.scores.spec import parse_image_scores, parse_scores
     from diffmem.stages.generate import Generation
@@ -121,10 +125,9 @@ def audit(
         result, comparison = both.lora, both.comparison
     else:
         result, comparison = run_audit(target.open(model), listed, train, **settings), None
-    noted = [*result.scoring.notes, *(result.generation.notes if result.generation else []), *result.notes]
-    for text in dict.fromkeys(noted):
+    for text in stage_notes(result):
         note(text)
-    summary = result.summary()
+    summary = result.summary.as_dict()
     if comparison is not None:
         summary["against"] = comparison_dict(comparison)
     if work.json:
@@ -134,6 +137,19 @@ def audit(
         if comparison is not None:
             print_comparison(comparison)
             note(f"the comparison is {both.page}")
-        note(f"the report is {result.report}")
+        note(f"the report is {result.path / FILE}")
     check_gates(fail_if, summary)
     return 0
+
+
+def stage_notes(run: Run) -> list[str]:
+    """What the stages of an audit have to say of this call, each thing once."""
+    made = run.results["audit"].made
+    if made is None:
+        return []
+    notes = list(made.before.notes)
+    if made.generation is not None:
+        notes += made.generation.notes
+    if made.after.measured is not None:
+        notes += made.after.measured.notes
+    return list(dict.fromkeys(notes))

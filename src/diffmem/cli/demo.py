@@ -42,6 +42,7 @@ def demo(
     from diffmem.experiments.audit.run import audit
     from diffmem.models.generation import Sampling
     from diffmem.models.target import Target
+    from diffmem.report.html import FILE
     from diffmem.stages.match.stage import Matching
     from diffmem.testbeds import digits, photos
 
@@ -66,15 +67,16 @@ def demo(
         sampling=Sampling(steps=STEPS[testbed], guidance=2.0), matching=Matching(statistic=STATISTIC[testbed]),
         silent=silent, batch=64,
     )  # fmt: skip
-    summary = result.summary()
+    summary = result.summary.as_dict()
     if json:
         emit_json(summary)
         return 0
     print_summary(summary, top=3)
     print("\nPictures of generated and training image side by side:")
-    for path in result.pictures:
+    made = result.results["audit"].made
+    for path in made.after.pictures if made is not None else []:
         print(f"  {path}")
-    print(f"The report, one file to open in a browser: {result.report}")
+    print(f"The report, one file to open in a browser: {result.path / FILE}")
     return 0
 
 

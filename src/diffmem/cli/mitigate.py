@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -62,11 +62,11 @@ def mitigate(
     """
     from diffmem.cli.match import open_or_build_index
     from diffmem.cli.output import emit_json, emit_table, note
+    from diffmem.cli.show import print_run
     from diffmem.copies import index_files
     from diffmem.data.prompts import load_prompts
     from diffmem.evaluation.text_alignment import parse_alignment
-    from diffmem.experiments.mitigate.page import write_page
-    from diffmem.experiments.mitigate.run import mitigate as run
+    from diffmem.experiments.mitigate.run import mitigate as compare_mitigations
     from diffmem.mitigation import MITIGATIONS
     from diffmem.mitigation.spec import parse_mitigation
     from diffmem.mitigation.sweeps import sweep_of
@@ -100,22 +100,19 @@ def mitigate(
     silent = work.quiet or work.json
     index = open_or_build_index(train, copies, target.allow_pickle, silent)
     opened = target.open(model)
-    result = run(
+    run = compare_mitigations(
         opened, listed, made, index, out=folder, others=bystanders, reference=ordinary, heldout=heldout, settings=settings,
         matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives),
         alignment=judge, pictures=None if index_files.exists(train) else train, retry_errors=work.retry_errors, silent=silent,
     )  # fmt: skip
-    page = write_page(result, opened.name, None if judge is None else judge.name, redact)
+    page = run.report(redact)
+    summary: Any = run.summary
     if work.json:
-        emit_json(result.rows)
+        emit_json(summary.rows)
         return 0
-    emit_table(
-        [{key: row.get(key) for key in SHOWN} for row in result.rows], SHOWN, title="95 % intervals over prompts"
-    )
-    for row in result.rows:
+    for row in summary.rows:
         if row["status"] == "refused":
             note(f"{row['setting']} was refused: {row['reason']}")
-    for text in result.notes:
-        note(text)
+    print_run(summary)
     print(f"report: {page}")
     return 0

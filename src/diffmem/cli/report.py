@@ -11,7 +11,7 @@ from cyclopts import Parameter
 def report(
     run: Path,
     *,
-    out: Annotated[Path | None, Parameter(help="the file; default: report.html in the run directory")] = None,
+    out: Annotated[Path | None, Parameter(help="the file; default: the page in the run directory")] = None,
     redact: Annotated[
         Literal["none", "blur", "hash"] | None,
         Parameter(help="pictures: as they are, blurred, or left out; default: none in the run directory, else blur"),
@@ -30,17 +30,16 @@ def report(
         run: the folder given to --out of the run.
     """
     from diffmem.cli.gates import check_gates, parse_gate
-    from diffmem.report.html import write_report
-    from diffmem.report.summary import summarize
+    from diffmem.experiments._run import open_run
 
     for gate in fail_if:
         parse_gate(gate)
 
-    inside = out is None or out.resolve().is_relative_to(run.resolve())
-    chosen: Literal["none", "blur", "hash"] = redact or ("none" if inside else "blur")
-    path = write_report(run, chosen, hash_prompts, out)
+    opened = open_run(run)
+    chosen = opened.redaction(redact, out)
+    path = opened.report(chosen, hash_prompts=hash_prompts, out=out)
     pictures = {"none": "pictures as they are", "blur": "pictures blurred", "hash": "no pictures"}[chosen]
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {pictures})")
     if fail_if:
-        check_gates(fail_if, summarize(run))
+        check_gates(fail_if, opened.summary.as_dict())
     return 0

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
+from diffmem.errors import UsageError
+
 
 def schema(
-    document: Annotated[Literal["digest"], Parameter(help="digest: digest.json of a run directory")] = "digest",
+    document: Annotated[
+        str, Parameter(help="a verb that leaves a run: audit, mitigate, ...; digest: audit's, as in 0.1.0")
+    ] = "audit",
 ) -> int:
-    """Print the JSON schema of a document."""
+    """Print the JSON schema of a run's summary.json."""
     from diffmem.cli.output import emit_json
-    from diffmem.report.shape import digest_schema
+    from diffmem.experiments._run import VERBS
 
-    schemas = {"digest": digest_schema}
-    emit_json(schemas[document]())
+    name = "audit" if document == "digest" else document
+    if name not in VERBS:
+        raise UsageError(f"There is no summary of '{document}'; expected one of {', '.join(VERBS)}.")
+    emit_json(VERBS.get(name).summary.json_schema())
     return 0

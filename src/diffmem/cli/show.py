@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from diffmem.runs.summary import Summary
 
 
 def show(
@@ -24,14 +27,34 @@ def show(
     """
     from diffmem.cli.gates import check_gates, parse_gate
     from diffmem.cli.output import emit_json
-    from diffmem.report.digest import build_digest
+    from diffmem.experiments._run import open_run
 
     for gate in fail_if:
         parse_gate(gate)
-    digest = build_digest(run, methods=json).model_dump(mode="json")
-    emit_json(digest) if json else print_summary(digest, top)
-    check_gates(fail_if, digest)
+    opened = open_run(run)
+    values = opened.summary.as_dict()
+    if json:
+        emit_json(values)
+    elif opened.verb == "audit":
+        print_summary(values, top)
+    else:
+        print(f"Run      {opened.path}, {opened.verb}")
+        print_run(opened.summary)
+    check_gates(fail_if, values)
     return 0
+
+
+def print_run(summary: Summary) -> None:
+    """A summary for people, on stdout: what was found, its tables, its limits."""
+    from diffmem.cli.output import emit_table, plain
+
+    print(f"Finding  {plain(summary.headline)}")
+    for table in summary.tables():
+        print()
+        emit_table(table.rows, table.columns, title=table.title)
+    print("\nLimits")
+    for text in (*summary.limits, *summary.notes):
+        print(f"  - {plain(text)}")
 
 
 def print_summary(summary: dict[str, Any], top: int = 5) -> None:

@@ -78,7 +78,7 @@ class PromptList(Sequence[Prompt]):
 
 
 def load_prompts(
-    source: str | Path | Sequence[str | Mapping[str, Any]],
+    source: PromptList | str | Path | Sequence[str | Mapping[str, Any]],
     column: str | None = None,
     id_column: str | None = None,
     encoding: str | None = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffmem.atomic import write_atomic
+from diffmem.copies.statistics import RISING
 from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.report.columns import (
     ERROR,
@@ -49,6 +49,7 @@ from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore
 
 FILE = "digest.json"
+"""Name of the summary in 0.1.0, still written in this release."""
 TOP = 20
 LONGEST_REASON = 500
 
@@ -125,10 +126,9 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
 
 
 def write_digest(run_path: Path, digest: Digest) -> Path:
-    """Write `digest.json` into a run directory, whole or not at all; strict JSON."""
-    path = run_path / FILE
-    text = json.dumps(digest.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomic(path, text.encode("utf-8", errors="backslashreplace"))
+    """Write `summary.json` into a run directory, and for this release the same as `digest.json`, its name in 0.1.0."""
+    path = digest.write(run_path)
+    write_atomic(run_path / FILE, path.read_bytes())
     return path
 
 
@@ -194,7 +194,7 @@ def _copies(fact: dict[str, Any], matches: Matches, per_prompt: PerPrompt, promp
     threshold, descriptor = fact["threshold"], fact["descriptor"]
     return CopiesDigest(
         descriptor=descriptor["name"], misses=descriptor.get("misses"), searched=descriptor["images"],
-        unreadable=len(fact["problems"]), threshold=Threshold(**threshold), calibrated=threshold["calibrated"],
+        unreadable=len(fact["problems"]), threshold=_as_read(threshold), calibrated=threshold["calibrated"],
         nominal_fpr=threshold["nominal_fpr"], images_matched=matches.rows.num_rows,
         images_copied=int(matches.copy.sum()), prompts_matched=total, prompts_copied=called,
         prompts_copied_interval=clopper_pearson(called, total) if total else None,
@@ -204,3 +204,9 @@ def _copies(fact: dict[str, Any], matches: Matches, per_prompt: PerPrompt, promp
         realised_fpr_interval=clopper_pearson(false, negatives) if negatives else None,
         unlabelled=unlabelled, unlabelled_copied=loose,
     )  # fmt: skip
+
+
+def _as_read(threshold: dict[str, Any]) -> Threshold:
+    """The stored threshold, whose distances are negated, as people read it."""
+    rising = threshold["statistic"] in RISING
+    return Threshold(**threshold | {"value": threshold["value"] if rising else -threshold["value"]})

@@ -41,10 +41,10 @@ class Side:
 def write_report(
     run_path: str | Path, redact: Redaction = "none", hash_prompts: bool = False, out: str | Path | None = None
 ) -> Path:
-    """Write `digest.json` and the report of a run.
+    """Write `summary.json` and the report of a run.
 
     Args:
-        run_path: the run directory; `digest.json`, which holds prompts as they are, is written only there.
+        run_path: the run directory; `summary.json`, which holds prompts as they are, is written only there.
         redact: what becomes of generated and training images: "blur" a few averaged pixels, "hash" none at all.
         hash_prompts: show hashes instead of prompts.
         out: the report's file; `report.html` in the run directory by default.
@@ -73,7 +73,7 @@ def render(folder: Path, digest: Digest, redact: Redaction = "none", hash_prompt
         page = _page(folder, _fewer(shown, share), shown, pictures, redact, hash_prompts)
         if len(page.encode("utf-8", errors="backslashreplace")) <= LIMIT:
             return page
-    raise DataError(f"The report of this run would be larger than {LIMIT / 1e6:.0f} MB; its digest.json holds it all.")
+    raise DataError(f"The report of this run would be larger than {LIMIT / 1e6:.0f} MB; its summary.json holds it all.")
 
 
 def _fewer(digest: Digest, share: int) -> Digest:

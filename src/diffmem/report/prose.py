@@ -51,8 +51,12 @@ def shorten(text: str, limit: int) -> str:
 
 def cut(text: str, limit: int) -> Text:
     """A prompt's beginning with the length and hash of the whole."""
-    digest = hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
-    return Text(text=text[:limit], length=len(text), sha256=digest)
+    return Text(text=text[:limit], length=len(text), sha256=text_hash(text))
+
+
+def text_hash(text: str) -> str:
+    """The first 16 hexadecimal digits of a text's SHA-256: what is shown in place of a prompt."""
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
 
 
 class Texts:

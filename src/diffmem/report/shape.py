@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
 
 from diffmem.report.measures.shape import MeasuresDigest
 from diffmem.runs.manifest import StageStatus
 from diffmem.runs.provenance import Provenance
-
-DIGEST_VERSION = 1
+from diffmem.runs.summary import Summary
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Share, Share]
@@ -133,7 +132,10 @@ class ImageCounts(_Part):
 
 
 class Threshold(_Part):
-    """From where on a match is called a copy; see `copies.calibration.CopyThreshold` for the fields."""
+    """From where on a match is called a copy; see `copies.calibration.CopyThreshold` for the fields.
+
+    `value` is the statistic as people read it: distances are not negated, and count up to the threshold.
+    """
 
     statistic: Literal["similarity", "ratio", "normalised"]
     value: FiniteFloat
@@ -260,15 +262,15 @@ class Method(_Part):
     fails_when: str
 
 
-class Digest(_Part):
-    """Everything that is shown of a run; a part that was not run is null."""
+class Digest(Summary):
+    """Everything that is shown of a run that was scored, generated, matched or measured; a part that was not run is null."""
+
+    verb: ClassVar[str] = "audit"
 
     digest_version: Literal[1] = 1
     run: str
     created: str
-    diffmem: str
     state: Literal["copies", "none", "not searched"]
-    headline: str
     model: ModelFacts
     check: dict[str, JsonValue] | None
     plan: dict[str, JsonValue]
@@ -285,11 +287,4 @@ class Digest(_Part):
     table: PromptTable
     checks: tuple[Check, ...]
     methods: tuple[Method, ...]
-    limits: tuple[str, ...]
     against: dict[str, str] | None = None
-
-
-def digest_schema() -> dict[str, Any]:
-    """JSON schema of `digest.json`."""
-    schema = Digest.model_json_schema(mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "diffmem digest", **schema}

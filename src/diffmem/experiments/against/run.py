@@ -19,8 +19,9 @@ from diffmem.data.prompts import PromptList
 from diffmem.errors import ModelError, UsageError
 from diffmem.evaluation.paired import mean_difference
 from diffmem.evaluation.proportion import clopper_pearson
+from diffmem.experiments._run import Run
 from diffmem.experiments.against.page import Comparison, Leak, as_dict, write_comparison
-from diffmem.experiments.audit.run import AuditRun, audit
+from diffmem.experiments.audit.run import audit
 from diffmem.experiments.evaluate.runs import RunScores, compare_runs, prompt_groups, read_scores
 from diffmem.models.lora import Loras
 from diffmem.models.target import Target
@@ -49,8 +50,8 @@ class AgainstRun:
     """
 
     path: Path
-    lora: AuditRun
-    base: AuditRun
+    lora: Run
+    base: Run
     comparison: Comparison
     page: Path
 
@@ -105,7 +106,7 @@ def audit_against(
     folder = Path(out)
     if (folder / FILE).exists():
         raise UsageError(f"'{out}' is the run directory of another audit; give a folder that is to hold two (--out).")
-    runs: dict[str, AuditRun] = {}
+    runs: dict[str, Run] = {}
     for name, opener in ((BASE, open_base), (TUNED, open_lora)):
         target = opener()
         if name == TUNED and target.fingerprint == read_manifest(folder / BASE).fingerprints.get("model"):
@@ -117,7 +118,7 @@ def audit_against(
         gc.collect()  # the next model takes this one's place in memory
     comparison = compare_leaks(folder / TUNED, folder / BASE, int(settings.get("seed", 0)))
     write_fact(folder / TUNED, "against", {"name": comparison.base, "page": "../comparison.html"})
-    runs[TUNED].report = write_report(folder / TUNED, settings.get("redact", "none"))  # again, with a link
+    write_report(folder / TUNED, settings.get("redact", "none"))  # again, with a link
     page = write_comparison(folder, comparison, TUNED, BASE, settings.get("redact", "none"))
     text = json.dumps(as_dict(comparison), indent=1, ensure_ascii=False, allow_nan=False)
     write_atomic(folder / "comparison.json", text.encode("utf-8", errors="backslashreplace"))

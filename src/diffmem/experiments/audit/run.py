@@ -1,72 +1,60 @@
-"""The whole audit: check, score, generate, match; every stage resumes where it was."""
+"""The whole audit: check, score, generate, match, measure; every stage resumes where it was."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from diffmem.copies.descriptors import make_descriptor
-from diffmem.data.images import ImageSet, load_images
+from diffmem.copies.index import CopyIndex
+from diffmem.data.images import ImageSet
 from diffmem.data.prompts import PromptList, load_prompts
 from diffmem.errors import UsageError
+from diffmem.evaluation.text_alignment import TextAlignment
+from diffmem.experiments._arm import Arm, Options, Reference
+from diffmem.experiments._experiment import Experiment, Results, run_experiment
+from diffmem.experiments._run import Run
 from diffmem.experiments.audit.measure import measure_matched
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
-from diffmem.report.html import write_report
+from diffmem.report.digest import build_digest
 from diffmem.report.pictures import write_pictures
 from diffmem.report.redaction import Redaction
-from diffmem.report.summary import summarize
-from diffmem.runs.directory import RunDirectory, record_model, usable
+from diffmem.report.shape import Digest
+from diffmem.runs.directory import RunDirectory, usable
 from diffmem.runs.facts import read_fact, write_fact
+from diffmem.runs.summary import ArmPlace
 from diffmem.scores import DEFAULT_SCORES
 from diffmem.scores.base import Score
 from diffmem.scores.image.base import ImageScore
 from diffmem.scores.spec import parse_image_scores, parse_scores
-from diffmem.stages.generate import Generation, GenerationResult, generate_stage
-from diffmem.stages.match.stage import Matching, MatchResult, agreement_stage, build_index, match_stage
+from diffmem.stages.generate import Generation
+from diffmem.stages.match.stage import Matching, agreement_stage
+from diffmem.stages.measure.stage import MeasureResult
 from diffmem.stages.score.rows import Scoring
 from diffmem.stages.score.score import Scorer, ScoreResult
 
+ARM = "audit"
 
-@dataclass
-class AuditRun:
-    """A finished audit.
 
-    Attributes:
-        path: its run directory (temporary if none was given; it lives as long as this object).
-        scoring, generation, matching: what each stage did in this call.
-        pictures: sheets of pairs that were written.
-        report: the report as one HTML file; `digest.json` lies beside it.
-    """
+@dataclass(frozen=True)
+class Finished:
+    """What comes after matching: sheets of pairs that were written, and the measures."""
 
-    run: RunDirectory
-    scoring: ScoreResult
-    generation: GenerationResult | None = None
-    matching: MatchResult | None = None
     pictures: list[Path] = field(default_factory=list)
-    report: Path | None = None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def path(self) -> Path:
-        """The run directory."""
-        return self.run.path
-
-    def summary(self) -> dict[str, Any]:
-        """What was found, as plain values; the same that `diffmem show` prints."""
-        return summarize(self.run.path)
+    measured: MeasureResult | None = None
 
 
 def audit(
     target: Target,
     prompts: PromptList | str | Path | Sequence[str],
-    train: ImageSet | str | Path | None = None,
+    train: ImageSet | CopyIndex | str | Path | None = None,
     *,
     heldout: ImageSet | str | Path | None = None,
     out: str | Path | None = None,
-    scores: Sequence[str | Score] = DEFAULT_SCORES,
+    scores: str | Score | Sequence[str | Score] = DEFAULT_SCORES,
     draws: int = 4,
     images: int = 4,
     seed: int = 0,
@@ -78,11 +66,11 @@ def audit(
     micro_batch: int = 64,
     batch: int = 32,
     retry_errors: bool = False,
-    measure: Sequence[str | ImageScore] = (),
+    measure: str | ImageScore | Sequence[str | ImageScore] = (),
     measure_images: int = 64,
     redact: Redaction = "none",
     silent: bool = True,
-) -> AuditRun:
+) -> Run:
     """Audit a model: does it reproduce its training images from these prompts?
 
     Checks that scoring sees the pipeline's network, scores the prompts from pure noise, generates `images` per prompt,
@@ -92,7 +80,7 @@ def audit(
     Args:
         target: the model.
         prompts: a list of prompts, a file, or a PromptList.
-        train: training images (folder, parquet, ImageSet); None if there are none to search.
+        train: training images (folder, parquet, ImageSet), or an index of them; None if there are none to search.
         heldout: images like the training set's that no training has seen, for calibration.
         out: run directory; the same call resumes it.
         scores: names or Score objects.
@@ -112,6 +100,9 @@ def audit(
         redact: what becomes of images in the report, which republishes training images otherwise.
         silent: no progress on stderr.
 
+    Returns:
+        The run; what each stage did in this call lies in `run.results["audit"].made`.
+
     Raises:
         UsageError: held-out images without a training set.
         IncompatibleRun: `out` belongs to another model or plan.
@@ -120,47 +111,99 @@ def audit(
         raise UsageError("Held-out images calibrate the search of a training set; give the training set too (--train).")
     if measure and train is None:
         raise UsageError("Images are measured among the training images; give them too (--train).")
-    listed = prompts if isinstance(prompts, PromptList) else load_prompts(prompts)
-    train_set = None if train is None else train if isinstance(train, ImageSet) else load_images(train)
-    held = None if heldout is None else heldout if isinstance(heldout, ImageSet) else load_images(heldout)
-    parsed = parse_scores(scores)
-    wanted = parse_image_scores(measure)
-    scoring = Scoring(
-        scores=tuple(s.label for s in parsed), draws=draws, seed=seed, noise=noise, micro_batch=micro_batch
-    )
+    if measure and isinstance(train, CopyIndex):
+        raise UsageError("An index holds no pictures to measure; give the training images themselves (--train).")
     generation = Generation(draws=images, seed=seed, batch=batch, sampling=sampling or Sampling())
     judged = (matching or Matching()).model_copy(update={"descriptor": descriptor})
-    run = RunDirectory(
-        out,
-        {"score": scoring.model_dump(mode="json"), "generate": generation.model_dump(mode="json"),
-         "match": judged.model_dump(mode="json")},
-        {"model": target.fingerprint, "prompts": listed.fingerprint},
+    parsed = parse_scores(scores)
+    experiment = AuditExperiment(
+        lambda: target, load_prompts(prompts), parsed,
+        Scoring(scores=tuple(s.label for s in parsed), draws=draws, seed=seed, noise=noise, micro_batch=micro_batch),
+        generation, judged, dict(descriptor_options or {}),
+        None if train is None else Reference.of(train, heldout, judged, descriptor_options, silent),
+        measure=parse_image_scores(measure), measure_images=measure_images, options=Options(retry_errors, silent),
     )  # fmt: skip
-    record_model(target, run.path)
-    _check(target, listed, generation.sampling, run)
-    result = AuditRun(run, Scorer(target, listed, parsed, scoring, run).score(None, retry_errors, silent))
-    if target.can_generate:
-        result.generation = generate_stage(target, listed, generation, run, None, retry_errors, silent)
-        describe = make_descriptor(descriptor, train_set, **(descriptor_options or {}))
-        agreement_stage(run, describe)
-        if train_set is None:
-            write_fact(run.path, "copies", {"threshold": None, "descriptor": {"name": describe.name}, "problems": {}})
-        else:
-            index = build_index(train_set, describe, run.path / "index" / describe.name, silent)
-            result.matching = match_stage(run, judged, index, held, images, silent)
-            result.pictures = write_pictures(run.path)
-            if wanted:
-                measured = measure_matched(
-                    target, run.path, train_set, held, wanted, measure_images, seed, retry_errors, silent
-                )
-                result.notes += measured.notes
-    else:
-        result.notes.append("this model cannot generate images, so nothing could be matched")
-    result.report = write_report(run.path, redact)
-    return result
+    run = run_experiment(experiment, out, experiment.options)
+    run.report(redact)
+    return run
 
 
-def _check(target: Target, prompts: PromptList, sampling: Sampling, run: RunDirectory) -> None:
+@dataclass
+class AuditExperiment(Experiment[Digest]):
+    """One arm, scored before its images are made and measured after they are matched."""
+
+    open: Callable[[], Target]
+    prompts: PromptList
+    scores: Sequence[Score]
+    scoring: Scoring
+    generation: Generation
+    matching: Matching
+    descriptor_options: Mapping[str, Any]
+    reference: Reference | None
+    judge: TextAlignment | None = None
+    measure: Sequence[ImageScore] = ()
+    measure_images: int = 64
+    options: Options = field(default_factory=Options)
+    name: str = ARM
+    place: str = ""
+
+    describes: ClassVar[bool] = False
+
+    def identity(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """Of experiments that audit several models."""
+        return {}, {"prompts": self.prompts.fingerprint}
+
+    def arms(self, results: Results) -> Iterator[Arm]:
+        """The only one."""
+        yield self.arm()
+
+    def arm(self) -> Arm:
+        """The audit as an arm."""
+        section = {
+            "score": self.scoring.model_dump(mode="json"), "match": self.matching.model_dump(mode="json"),
+        }  # fmt: skip
+        return Arm(
+            self.name, self.open, self.prompts.prompts, self.generation, self.place, section,
+            fingerprints={"prompts": self.prompts.fingerprint}, before=self._score, after=self._finish,
+        )  # fmt: skip
+
+    def summarize(self, results: Results, arms: tuple[ArmPlace, ...]) -> Digest:
+        """The digest of the run's rows."""
+        made = results[self.name].made
+        assert made is not None
+        return build_digest(made.run.path)
+
+    def _score(self, run: RunDirectory, target: Target) -> ScoreResult:
+        check_once(target, self.prompts, self.generation.sampling, run)
+        scorer = Scorer(target, self.prompts, list(self.scores), self.scoring, run)
+        result = scorer.score(None, self.options.retry_errors, self.options.silent)
+        if not target.can_generate:
+            result.notes.append("this model cannot generate images, so nothing could be matched")
+        return result
+
+    def _finish(self, run: RunDirectory, target: Target) -> Finished:
+        """Agreement of each prompt's images, sheets of pairs, and the measures of training images."""
+        if not target.can_generate:
+            return Finished()
+        if self.reference is None:
+            descriptor = make_descriptor(self.matching.descriptor, None, **self.descriptor_options)
+            write_fact(run.path, "copies", {"threshold": None, "descriptor": {"name": descriptor.name}, "problems": {}})
+            agreement_stage(run, descriptor)
+            return Finished()
+        index = self.reference.index
+        if index.descriptor is not None:
+            agreement_stage(run, index.descriptor)
+        pictures = write_pictures(run.path)
+        if not self.measure or not isinstance(self.reference.train, ImageSet):
+            return Finished(pictures)
+        measured = measure_matched(
+            target, run.path, self.reference.train, index, self.reference.heldout, self.measure, self.measure_images,
+            self.scoring.seed, self.options.retry_errors, self.options.silent,
+        )  # fmt: skip
+        return Finished(pictures, measured)
+
+
+def check_once(target: Target, prompts: PromptList, sampling: Sampling, run: RunDirectory) -> None:
     """Compare our view with the pipeline's network once per run."""
     if target.pipeline is None or read_fact(run.path, "check") is not None:
         return

@@ -1,59 +1,123 @@
-"""What the page of a comparison of mitigations shows, gathered from its run directories."""
+"""The page of a comparison of mitigations: what is left of the copies, what it costs, how the same noises look."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from diffmem.data.png import decode_png
-from diffmem.experiments.mitigate.run import MitigateResult
-from diffmem.experiments.mitigate.view import MitigateView, Strip, write_mitigate_page
+from diffmem.errors import DataError
+from diffmem.experiments._run import Verb, open_run
+from diffmem.experiments.lab.charts import cells_chart, tradeoff_chart
+from diffmem.experiments.mitigate.compare import OTHER
+from diffmem.experiments.mitigate.run import NONE, PLAIN, SETTINGS
+from diffmem.experiments.mitigate.summary import MitigateSummary, headline
+from diffmem.report import prose
+from diffmem.report.page import write_page
 from diffmem.report.redaction import Embedded, Redaction, embed
+from diffmem.runs.facts import read_fact
+from diffmem.runs.manifest import FILE as MANIFEST
+from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore
+from diffmem.runs.summary import ArmPlace
 
+PAGE = "mitigations.html"
 COLUMNS = 10
 SIDES = {False: "Memorized prompts", True: "Other prompts"}
+STYLE = (
+    ".strip { display: grid; grid-template-columns: 12rem repeat(auto-fit, 64px); gap: 4px; align-items: center; "
+    "margin: 4px 0; }\n.strip img, .strip .none { width: 64px; height: 64px; } "
+    ".strip img.pixels { image-rendering: pixelated; }\n.strip p { margin: 0; font-size: .8rem; overflow-wrap: anywhere; }\n"
+)
 
 
-def write_page(result: MitigateResult, model: str, alignment: str | None, redact: Redaction = "none") -> Path:
-    """Write the page of a comparison.
+@dataclass(frozen=True)
+class Strip:
+    """One setting's images of the prompts shown, in the order of the first strip; None where there is none."""
 
-    Args:
-        result: of `mitigate`.
-        model: its name.
-        alignment: name of the judge, None if there was none.
-        redact: what becomes of images.
-    """
+    name: str
+    pictures: Sequence[Embedded | None]
+
+
+def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
+    """Write `mitigations.html` from a run's folder alone, and give its path."""
+    run = open_run(folder)
+    summary = run.summary
+    if not isinstance(summary, MitigateSummary):
+        raise DataError(f"'{folder}' is a run of {run.verb}, not of mitigate.")
+    rows: list[dict[str, Any]] = list(summary.rows)
+    good = [row for row in rows if row["status"] == "ok"]
+    cells = [{"number": i, "name": row["setting"], "rows": [_as_cell(row)]} for i, row in enumerate(good)]
+    points = [
+        (i, row["copied_after"], row["alignment_after"])
+        for i, row in enumerate(good)
+        if row["copied_after"] is not None and row["alignment_after"] is not None
+    ]
+    strips, captions = _strips(run.arms, redact, hash_prompts)
+    return write_page(
+        folder / PAGE if out is None else out, files(__package__) / "page.html", title=f"Mitigations: {summary.model}",
+        kicker=f"Mitigations compared, {summary.model}", headline=summary.headline,
+        limits=[*summary.limits, *summary.notes], style=STYLE, strips=strips, prompts=captions, good=good,
+        refused=[row for row in rows if row["status"] != "ok"],
+        copied=cells_chart(cells, "copied", "share of images that are copies", True),
+        tradeoff=tradeoff_chart(points, "share of images that are copies", "text alignment") if len(points) > 1 else "",
+    )  # fmt: skip
+
+
+def recognise(folder: Path) -> MitigateSummary | None:
+    """The summary of a run of 0.1.0: `rows.json` beside `plain/`."""
+    file = folder / "rows.json"
+    if not file.exists() or not (folder / PLAIN / MANIFEST).exists():
+        return None
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    arms = [ArmPlace(name=NONE, place=PLAIN)]
+    for place in sorted((folder / SETTINGS).glob("*/")):
+        section = read_manifest(place).plan.get("mitigate")
+        about = section.get("mitigation") if isinstance(section, Mapping) else None
+        if isinstance(about, list):
+            arms.append(ArmPlace(name=str(about[0]), place=f"{SETTINGS}/{place.name}"))
+    order = {row["setting"]: number for number, row in enumerate(rows)}
+    arms.sort(key=lambda arm: order.get(arm.name, len(order)))
+    model = (read_fact(folder / PLAIN, "model") or {}).get("name", "unknown model")
+    return MitigateSummary(
+        diffmem=read_manifest(folder / PLAIN).diffmem_version, headline=headline(rows), arms=tuple(arms), model=str(model),
+        alignment=None, rows=tuple(rows), notes=("This run was made by diffmem 0.1.0: its rows are shown as they were.",),
+    )  # fmt: skip
+
+
+def _strips(
+    arms: Mapping[str, Path], redact: Redaction, hashed: bool
+) -> tuple[dict[str, list[Strip]], dict[str, list[str]]]:
+    """The first prompts of each side under every setting."""
+    plain = RunStore(arms[NONE]).read("prompts", ["prompt_id", "text", "group"]).to_pylist()
     strips: dict[str, list[Strip]] = {}
     captions: dict[str, list[str]] = {}
-    assert result.plain is not None
     for other, title in SIDES.items():
-        numbers = np.unique(result.plain.prompt[result.plain.other == other])[:COLUMNS].tolist()
-        if not numbers:
-            continue
-        shown = [result.prompts[i] for i in numbers]
-        captions[title] = [prompt.text for prompt in shown]
-        ids = [prompt.id for prompt in shown]
-        strips[title] = [Strip(label, _pictures(place, ids, redact)) for label, place in result.places.items()]
-    limits = [
-        "Shares are of these prompts, this sampler and these noises; prompts that nobody listed are not in them.",
-        "A mitigation may trade a copy of one image for a copy of another, or for an image nobody wants: look at the strips.",
-    ]
-    if alignment is None:
-        limits.append("Nothing judged text alignment (--text-alignment).")
-    else:
-        limits.append(f"Alignment is judged by {alignment}.")
-    if not result.plain.other.any():
-        limits.append("No other prompts were given (--others), so side effects are not known.")
-    return write_mitigate_page(result.folder, MitigateView(model, result.rows, strips, captions, limits + result.notes))
+        shown = [row for row in plain if (row["group"] == OTHER) == other][:COLUMNS]
+        if shown:
+            captions[title] = [f"sha256:{prose.text_hash(row['text'])}" if hashed else row["text"] for row in shown]
+            ids = [row["prompt_id"] for row in shown]
+            strips[title] = [Strip(name, _pictures(place, ids, redact)) for name, place in arms.items()]
+    return strips, captions
 
 
 def _pictures(place: Path, ids: Sequence[str], redact: Redaction) -> list[Embedded | None]:
-    found: dict[str, Embedded | None] = {}
+    pictures: dict[str, Embedded | None] = {}
     for table in RunStore(place).stream("images", ["prompt_id", "draw", "png"]):
         for row in table.to_pylist():
             if row["draw"] == 0 and row["prompt_id"] in ids and row["png"] is not None:
-                found[row["prompt_id"]] = embed(decode_png(row["png"]), redact, 128)
-    return [found.get(name) for name in ids]
+                pictures[row["prompt_id"]] = embed(decode_png(row["png"]), redact, 128)
+    return [pictures.get(name) for name in ids]
+
+
+def _as_cell(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "copied": row["copied_after"], "copied_low": row["copied_after_low"], "copied_high": row["copied_after_high"],
+    }  # fmt: skip
+
+
+VERB = Verb("mitigate", MitigateSummary, write, recognise)

@@ -144,8 +144,11 @@ class Scorer:
         self.notes: list[str] = []
 
     def _accepts(self, score: DenoiserScore) -> bool:
+        if self.target.denoiser is None:
+            self.refused[score.label] = f"'{self.target.name}' only generates; there is no network to score with"
+            return False
         try:
-            score.needs(self.target.need_denoiser())
+            score.needs(self.target.denoiser)
         except ScoreRefused as reason:
             self.refused[score.label] = str(reason)
             return False

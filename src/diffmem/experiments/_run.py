@@ -1,0 +1,166 @@
+"""A finished run of any verb: what it found, its rows, its images, its page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffmem.errors import DataError
+from diffmem.registry import Registry
+from diffmem.runs.manifest import FILE as MANIFEST
+from diffmem.runs.manifest import read_manifest
+from diffmem.runs.store import RunStore
+from diffmem.runs.summary import Summary, read_values
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from PIL import Image
+
+    from diffmem.experiments._experiment import ArmResult
+    from diffmem.report.redaction import Redaction
+
+
+@dataclass(frozen=True)
+class Verb:
+    """How the runs of a verb are read.
+
+    Attributes:
+        name: of the command.
+        summary: the class of its `summary.json`.
+        write_page: writes the page of a run: (folder, redact, hash_prompts, file or None for the usual place) -> the page.
+        recognise: the summary of a run of 0.1.0 in this folder, which has no `summary.json`; None if it is none of this verb.
+        live: whether the summary is made anew from the rows whenever the run is opened, because stages may be added.
+    """
+
+    name: str
+    summary: type[Summary]
+    write_page: Callable[[Path, Redaction, bool, Path | None], Path]
+    recognise: Callable[[Path], Summary | None]
+    live: bool = False
+
+
+VERBS: Registry[Verb] = Registry(
+    "runs",
+    {
+        "mitigate": "diffmem.experiments.mitigate.page:VERB",
+        "audit": "diffmem.experiments.audit.page:VERB",
+    },
+)
+"""Every verb that leaves a run; in this order runs of 0.1.0 are recognised."""
+
+
+class Run:
+    """A run directory of any verb.
+
+    Attributes:
+        path: its folder.
+        verb: the command that made it.
+        results: of the arms, by name, in the process that made the run; empty for a run that was opened.
+    """
+
+    def __init__(self, path: Path, verb: str, summary: Summary, results: Mapping[str, ArmResult] | None = None) -> None:
+        self.path, self.verb, self._summary, self.results = path, verb, summary, dict(results or {})
+
+    @property
+    def summary(self) -> Summary:
+        """What was found: what lies in `summary.json`."""
+        return self._summary
+
+    @property
+    def arms(self) -> dict[str, Path]:
+        """The run directory of each arm; the run's own folder where it has no arms."""
+        places = {arm.name: self.path / arm.place for arm in self._summary.arms}
+        return places or {self.verb: self.path}
+
+    def table(self, name: str) -> pa.Table:
+        """All rows of one kind ("prompts", "scores", "images", "matches", "targets", "measures"), with their arm.
+
+        Returns:
+            An arrow table in the order of arms; the column "arm" comes first. `.to_pandas()` makes a data frame.
+        """
+        import pyarrow as pa
+
+        tables = [
+            (arm, RunStore(folder).read(name)) for arm, folder in self.arms.items() if (folder / MANIFEST).exists()
+        ]
+        return pa.concat_tables(
+            [table.add_column(0, "arm", pa.array([arm] * table.num_rows, pa.string())) for arm, table in tables]
+        )
+
+    def images(self) -> Iterator[tuple[dict[str, Any], Image.Image]]:
+        """Every generated image with its row (arm, prompt_id, draw, seed, ...), a part of the run at a time."""
+        from diffmem.data.png import decode_png
+
+        for arm, folder in self.arms.items():
+            for part in RunStore(folder).stream("images"):
+                for row in part.to_pylist():
+                    if row["png"] is not None:
+                        yield {"arm": arm, **{k: v for k, v in row.items() if k != "png"}}, decode_png(row["png"])
+
+    def report(
+        self, redact: Redaction | None = None, *, hash_prompts: bool = False, out: str | Path | None = None
+    ) -> Path:
+        """Write the page of the run: one HTML file that needs no network.
+
+        Args:
+            redact: "none", "blur" or "hash"; by default "none" inside the run's folder and "blur" elsewhere, because a page
+                with copies republishes training images.
+            hash_prompts: show hashes instead of prompts, where the verb's page can.
+            out: the file; by default the verb's own name in the run's folder.
+        """
+        file = None if out is None else Path(out)
+        if file is not None and file.is_dir():
+            raise DataError(f"'{file}' is a folder; give the name of a file.")
+        return VERBS.get(self.verb).write_page(self.path, self.redaction(redact, file), hash_prompts, file)
+
+    def redaction(self, redact: Redaction | None, out: Path | None) -> Redaction:
+        """What becomes of pictures on a page: as asked, else blurred where the page leaves the run's folder."""
+        inside = out is None or out.resolve().is_relative_to(self.path.resolve())
+        return redact or ("none" if inside else "blur")
+
+    def __repr__(self) -> str:
+        return f"Run({self.verb}, {str(self.path)!r}: {self._summary.headline})"
+
+    def _repr_html_(self) -> str:
+        limits = "".join(f"<li>{escape(text)}</li>" for text in self._summary.limits[:3])
+        return (
+            f"<p><b>{escape(self.verb)}</b> {escape(str(self.path))}<br>{escape(self._summary.headline)}</p>"
+            f"<ul>{limits}</ul>"
+        )  # fmt: skip
+
+
+def open_run(path: str | Path) -> Run:
+    """Open the run directory of any verb, also one that diffmem 0.1.0 wrote.
+
+    Raises:
+        DataError: there is no run, or a file of it is damaged.
+        IncompatibleRun: a newer diffmem wrote it.
+    """
+    folder = Path(path)
+    values = read_values(folder)
+    if values is not None:
+        if values["verb"] not in VERBS:
+            raise DataError(f"'{folder}' is a run of '{values['verb']}', which this diffmem does not know.")
+        verb = VERBS.get(values["verb"])
+        again = verb.recognise(folder) if verb.live else None
+        if again is not None:
+            return Run(folder, verb.name, again)
+        return Run(folder, verb.name, verb.summary.from_dict(values, folder / "summary.json"))
+    if (folder / MANIFEST).exists():
+        read_manifest(folder)  # a damaged one, or one of a newer version, is refused in its own words
+    for name in VERBS:
+        verb = VERBS.get(name)
+        summary = verb.recognise(folder)
+        if summary is not None:
+            return Run(folder, name, summary)
+    raise DataError(
+        f"'{path}' is no run directory: it has no summary.json and no {MANIFEST}. Name the folder of --out."
+    )
+
+
+def as_run(source: Run | str | Path) -> Run:
+    """A run from its folder; a Run is returned as it is."""
+    return source if isinstance(source, Run) else open_run(source)

@@ -1,0 +1,52 @@
+"""`summary.json` of `diffmem mitigate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from diffmem.report import prose
+from diffmem.runs.summary import Row, ShownTable, Summary
+
+SHOWN = {
+    "setting": "setting", "copied_after": "copied", "copied_after_low": "low", "copied_after_high": "high",
+    "copied_change": "change", "alignment_after": "alignment", "alignment_change": "change of alignment",
+    "side_effect_similarity": "others: similarity", "nfe_per_image": "NFE per image",
+    "seconds_per_image": "seconds per image", "status": "status",
+}  # fmt: skip
+
+
+class MitigateSummary(Summary):
+    """What each mitigation did.
+
+    Attributes:
+        model: its name.
+        alignment: the judge of text alignment, None if there was none.
+        rows: the first without mitigation, then one per setting, see `diffmem.experiments.mitigate.compare.compared`;
+            status "refused" with the reason where a mitigation cannot work on this model.
+    """
+
+    verb: ClassVar[str] = "mitigate"
+
+    model: str
+    alignment: str | None
+    rows: tuple[Row, ...]
+
+    def tables(self) -> list[ShownTable]:
+        """One row per setting."""
+        shown = [{key: row.get(key) for key in SHOWN} for row in self.rows]
+        return [ShownTable("95 % intervals over prompts", shown, SHOWN)]
+
+
+def headline(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence: what is left under the setting with the least sum of copies left and alignment lost."""
+    done = [row for row in rows[1:] if row["status"] == "ok" and row["copied_after"] is not None]
+    if not done:
+        return "No mitigation could be compared."
+    best = min(done, key=lambda row: row["copied_after"] - min(0.0, row["alignment_change"] or 0.0))
+    kept = "" if best["alignment_after"] is None else f" at an alignment of {prose.number(best['alignment_after'], 3)}"
+    before = "" if best["alignment_before"] is None else f" (before: {prose.number(best['alignment_before'], 3)})"
+    return (
+        f"{best['setting']} leaves {prose.percent(best['copied_after'])} of the images as copies, of "
+        f"{prose.percent(best['copied_before'])}{kept}{before}."
+    )
