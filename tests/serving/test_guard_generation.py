@@ -47,10 +47,10 @@ class Evaluations:
         self.network, self.rows = network_of(pipe), 0
 
     def __enter__(self):
-        self.handle = self.network.register_forward_hook(self.count)
+        self.handle = self.network.register_forward_pre_hook(self.count)
         return self
 
-    def count(self, module, args, output):
+    def count(self, module, args):
         self.rows += len(args[0])
 
     def __exit__(self, *_):
@@ -123,8 +123,12 @@ def test_what_passes_is_the_bare_pipelines_and_costs_only_what_it_does_not_evalu
     assert [d.nfe for d in guard.decisions] == [nfe] * len(bare)
     assert guarded.rows == plain.rows + nfe * len(bare)
     if "generator" not in more:
-        # Neither the guidance nor a negative prompt (the prompt itself, which would hide it) changes the score.
-        np.testing.assert_allclose([d.value for d in guard.decisions], values[:3], rtol=1e-5)
+        # Neither the guidance nor a negative prompt (the prompt itself, which would hide it) lowers the score; what a
+        # negative prompt itself scores counts, too.
+        found = np.array([d.value for d in guard.decisions])
+        assert (found >= np.array(values[:3]) * (1 - 1e-5)).all()
+        if more.get("negative_prompt", PROMPTS[:3]) == PROMPTS[:3]:
+            np.testing.assert_allclose(found, values[:3], rtol=1e-5)
 
 
 def test_without_generators_the_noise_is_the_pipelines_own(made):
@@ -199,7 +203,7 @@ def test_refusal_stops_the_call_and_leaves_nothing_behind(made):
         ),
     ):
         shares(pipe, PROMPTS[:2])
-    assert counted.rows == 4  # both branches of the first step
+    assert counted.rows == 1 + 4  # the probe of a new guard, both branches of the first step
     assert type(pipe) is cls and not hooks(pipe)
     assert np.array_equal(shares(pipe, PROMPTS[:2]), bare)
 
@@ -230,7 +234,7 @@ def test_calls_in_another_setting_are_refused(made):
         with pytest.raises(IncompatibleRun, match=r"shape of the samples: threshold \[4, 8, 8\], here \[4, 8, 16\]"):
             shares(pipe, PROMPTS[:1], height=16, width=32)
         shares(pipe, PROMPTS[:1])
-    assert [d.outcome for d in guard.decisions] == ["passed"]
+    assert [d.outcome for d in guard.decisions] == ["refused", "refused", "passed"]
     assert not hooks(pipe)
     along = diffmem.guard.calibrate(pipe, PROMPTS[:9], 0.2, regime="generation", steps=STEPS, guidance=2.0)
     with (

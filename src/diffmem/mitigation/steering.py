@@ -120,9 +120,9 @@ def own_evaluation() -> bool:
 
 
 @contextmanager
-def own_evaluations() -> Iterator[None]:
-    """Mark what is evaluated inside as no evaluation of the pipeline's."""
-    token = _own.set(True)
+def own_evaluations(own: bool = True) -> Iterator[None]:
+    """Mark what is evaluated inside as no evaluation of the pipeline's, or as one after all."""
+    token = _own.set(own)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,10 +13,15 @@ from diffmem.models.denoiser import Denoiser
 from diffmem.randomness import gaussian
 
 
-def pipeline_fingerprint(pipeline: Any) -> str:
-    """blake2b-128 over every component: weights (name, type, shape, bytes), config, class, tokenizer vocabulary."""
+def pipeline_fingerprint(pipeline: Any, components: Mapping[str, Any] | None = None) -> str:
+    """blake2b-128 over every component: weights (name, type, shape, bytes), config, class, tokenizer vocabulary.
+
+    Args:
+        pipeline: a diffusers pipeline.
+        components: to take in place of its own.
+    """
     digest = hashlib.blake2b(type(pipeline).__name__.encode(), digest_size=16)
-    for name, part in sorted(pipeline.components.items()):
+    for name, part in sorted((pipeline.components if components is None else components).items()):
         if part is None:
             continue
         digest.update(f"\n{name}:{type(part).__name__}".encode())

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from diffmem.errors import MitigationRefused
+from diffmem.errors import IncompatibleRun, MitigationRefused
 from diffmem.mitigation.base import Record
+from diffmem.mitigation.steering import own_evaluations
 from diffmem.models.pipelines.calls import Call
-from diffmem.serving.decisions import Attempt, Decision, GenerationRefused, prompt_sha
-from diffmem.serving.ladder import Ladder, finite
+from diffmem.runs.microbatch import describe
+from diffmem.serving.conditionings import Known, key_of
+from diffmem.serving.decisions import Attempt, Decision, GenerationRefused, finite, outcome_of, prompt_sha
+from diffmem.serving.gate import outside, watched
+from diffmem.serving.ladder import Ladder
 from diffmem.serving.reading import Flagged, Reading
 from diffmem.serving.rows import blank, empty_image, images_of, output_of, rows_of, together, with_images
 
@@ -26,78 +32,145 @@ class GuardedCall:
     Args:
         guard: its settings and detector.
         arguments: what the pipeline was called with, by name.
+        proceed: makes the call, as often as needed.
     """
 
-    def __init__(self, guard: Guard, arguments: dict[str, Any]) -> None:
-        self.guard, self.arguments = guard, arguments
-        self.call = Call(guard.pipeline, guard.denoiser, dict(arguments), Record())
+    def __init__(self, guard: Guard, arguments: dict[str, Any], proceed: Callable[[dict[str, Any]], Any]) -> None:
+        self.guard, self.arguments, self._proceed = guard, arguments, proceed
+        self.known = Known()
         self.output: Any = None  # of the last call of the pipeline, for the kind of its images
+        self.call: Call | None = None
+        self.decisions: list[Decision] = []
 
     def run(self) -> Any:
-        """What the pipeline would have given, as far as it may be given out."""
-        guard, reading = self.guard, Reading()
-        images = self._first_try(reading)
-        decisions = self._decisions(reading)
+        """What the pipeline would have given, as far as it may be given out; every image has its decision in the log."""
+        guard = self.guard
+        try:
+            with own_evaluations():
+                answer, refusal = self._run()
+        except BaseException as problem:
+            guard.record(self._stopped(problem))
+            raise
+        guard.record(self.decisions)
+        if refusal is not None:
+            raise refusal
+        return answer
+
+    def _run(self) -> tuple[Any, GenerationRefused | None]:
+        guard = self.guard
+        guard.model.check()
+        self.call = call = Call(guard.pipeline, guard.denoiser, dict(self.arguments), Record())
+        reading, images = self._first_try(call)
+        self.decisions = decisions = self._decisions(call, reading)
         middle, output = time.perf_counter(), self.output
-        ladder = Ladder(guard, self.call, self._pipeline)
+        ladder = Ladder(guard, call, self.known, self.pipeline)
         blocked = [row for row, decision in enumerate(decisions) if not self._passes(row, images, decision, ladder)]
         for row in blocked:
             images[row] = ladder.climb(row, decisions[row], row in images)
+        guard.model.check()  # a callback may have changed it meanwhile
+        guard.require_open()
         seconds = reading.seconds + time.perf_counter() - middle
         for decision in decisions:
             decision.nfe += reading.nfe
             decision.seconds = seconds
-            guard.record(decision)
-        return output if not blocked else self._answer([images[i] for i in range(len(decisions))], decisions)
+        return (output, None) if not blocked else self._answer(call, [images[i] for i in range(len(decisions))])
 
-    def _first_try(self, reading: Reading) -> dict[int, Any]:
-        """The images of this call by row; without those that are flagged before it is finished."""
-        guard, size, arguments = self.guard, self.call.size, self.arguments
+    def pipeline(self, arguments: dict[str, Any], watch: Any) -> Any:
+        """One call of the pipeline, its passes judged by `watch`."""
+        try:
+            with watched(watch):
+                output = self._proceed(with_callbacks_outside(arguments))
+        except BaseException:
+            # A pipeline that ends frees the memory of offloaded parts; this one was interrupted.
+            if hasattr(self.guard.pipeline, "maybe_free_model_hooks"):
+                self.guard.pipeline.maybe_free_model_hooks()
+            raise
+        watch.finish()
+        self.output = output
+        return output
+
+    def _first_try(self, call: Call) -> tuple[Reading, dict[int, Any]]:
+        """What was read, and the images of this call by row; without those that are flagged before it is finished."""
+        guard, size, arguments = self.guard, call.size, self.arguments
         generator = arguments.get("generator")
         if guard.index is not None or (guard.regime == "generation" and generator is None):
-            self._draw_noise()
-            arguments = self.call.arguments
+            self._draw_noise(call)
+            arguments = call.arguments
         rewind = rewinding(generator)
+        watch = guard.detector.watch(guard, call, self.known, stops=guard.action != "log")
+        reading = watch.reading
         try:
             # The very call that was made: without an index the pipeline cannot tell that there is a guard.
-            with guard.detector.watching(self.call, reading, guard.action != "log"):
-                self._pipeline(arguments)
-            return dict(enumerate(images_of(self.output)))
+            return reading, dict(enumerate(self._images(self.pipeline(arguments, watch), size)))
         except Flagged:
             rewind()
         assert reading.values is not None
         plain = [i for i, value in enumerate(reading.values) if value < guard.detector.value]
-        self._draw_noise()
+        self._draw_noise(call)
         if not plain:
-            return {}
-        self._pipeline(rows_of(self.call.arguments, size, plain))
-        return dict(zip(plain, images_of(self.output), strict=True))
-
-    def _draw_noise(self) -> None:
-        """Draw the noise of all images at once, before they go different ways."""
-        if "latents" in self.call.parameters:
-            self.call.noise()
-
-    def _pipeline(self, arguments: dict[str, Any]) -> Any:
-        self.output = self.guard.pipeline(**arguments)
-        return self.output
-
-    def _decisions(self, reading: Reading) -> list[Decision]:
-        guard = self.guard
-        assert reading.values is not None
-        values = reading.values.tolist()
+            return reading, {}
+        rest = Call(guard.pipeline, guard.denoiser, rows_of(call.arguments, size, plain), Record())
+        again = guard.detector.watch(guard, rest, self.known.part(plain), True, range(len(plain)), reads=False)
         try:
-            names = self.call.texts
-        except MitigationRefused:  # embeddings without a text
-            names = [""] * len(values)
+            made = self.pipeline(rest.arguments, again)
+        except Flagged as problem:  # what passed before is given to the network otherwise than then
+            raise IncompatibleRun(
+                "Some images of this call were flagged, and the network was given other conditionings when the rest was "
+                "generated again, so that nothing is given out: make a call of its own for each prompt."
+            ) from problem
+        return reading, dict(zip(plain, self._images(made, len(plain)), strict=True))
+
+    @staticmethod
+    def _images(output: Any, size: int) -> Any:
+        images = images_of(output)
+        if len(images) != size:
+            raise IncompatibleRun(
+                f"The pipeline gave {len(images)} images where {size} were expected, so that the guard cannot tell which "
+                "belongs to which prompt; none is given out."
+            )
+        return images
+
+    def _draw_noise(self, call: Call) -> None:
+        """Draw the noise of all images at once, before they go different ways."""
+        if "latents" in call.parameters:
+            call.noise()
+
+    def _decisions(self, call: Call, reading: Reading) -> list[Decision]:
+        guard = self.guard
         detector = guard.detector
+        values = np.full(call.size, np.inf) if reading.values is None else reading.values
         return [
             Decision(
-                prompt_sha(text), detector.threshold.score, finite(value), detector.value, value >= detector.value,
-                regime=guard.regime,
+                sha, detector.threshold.score, finite(value), detector.value, value >= detector.value, regime=guard.regime
             )
-            for text, value in zip(names, values, strict=True)
+            for sha, value in zip(self._names(call), values.tolist(), strict=True)
         ]  # fmt: skip
+
+    def _names(self, call: Call) -> list[str]:
+        """Per image a hash of its prompt, or of the embeddings where no text was given."""
+        try:
+            return [prompt_sha(text) for text in call.texts]
+        except MitigationRefused:
+            known = {image: row for row, image, _ in reversed(self.known.rows)}
+            return [key_of(known[image]) if image in known else "" for image in range(call.size)]
+
+    def _stopped(self, problem: BaseException) -> list[Decision]:
+        """The decisions of a call that ended by an exception: nothing was given out."""
+        guard = self.guard
+        if not self.decisions:
+            detector = guard.detector
+            shas = [""]
+            with contextlib.suppress(Exception):  # the very arguments may be what is wrong; the exception says so
+                shas = [""] if self.call is None else self._names(self.call)
+            self.decisions = [
+                Decision(sha, detector.threshold.score, None, detector.value, True, regime=guard.regime) for sha in shas
+            ]
+        for decision in self.decisions:
+            decision.outcome = outcome_of(problem)
+            for attempt in decision.attempts:
+                attempt.accepted = False
+            decision.attempts.append(Attempt("generate", why=f"nothing was given out: {_described(problem)}"))
+        return self.decisions
 
     def _passes(self, row: int, images: dict[int, Any], decision: Decision, ladder: Ladder) -> bool:
         """Whether an image may be given out as it was generated; notes the attempt."""
@@ -113,17 +186,39 @@ class GuardedCall:
             decision.outcome = "logged"
         return logging or not decision.flagged
 
-    def _answer(self, images: Sequence[Any], decisions: list[Decision]) -> Any:
+    def _answer(self, call: Call, images: Sequence[Any]) -> tuple[Any, GenerationRefused | None]:
         given = [image for image in images if image is not None]
         if len(given) < len(images) and self.guard.on_refuse == "raise":
-            raise GenerationRefused(decisions)
+            return None, GenerationRefused(self.decisions)
         as_tuple = self.arguments.get("return_dict") is False
         if self.output is None:  # nothing was generated at all
-            like, output = empty_image(self.call), output_of(self.guard.pipeline, as_tuple)
+            like, output = empty_image(call), output_of(self.guard.pipeline, as_tuple)
         else:
             like, output = blank(given[0] if given else images_of(self.output)[0]), self.output
         filled = [like if image is None else image for image in images]
-        return with_images(output, together(filled), as_tuple)
+        return with_images(output, together(filled), as_tuple), None
+
+
+def with_callbacks_outside(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments whose callbacks run outside the call: what they make of the network is judged by itself."""
+    changed = dict(arguments)
+    for name in ("callback_on_step_end", "callback"):
+        given = arguments.get(name)
+        if given is not None:
+            # diffusers' own callbacks are objects that name the tensors that they want.
+            if name == "callback_on_step_end" and hasattr(given, "tensor_inputs"):
+                changed["callback_on_step_end_tensor_inputs"] = given.tensor_inputs
+
+            def called(*args: Any, _given: Any = given, **kwargs: Any) -> Any:
+                with outside():
+                    return _given(*args, **kwargs)
+
+            changed[name] = called
+    return changed
+
+
+def _described(problem: BaseException) -> str:
+    return describe(problem) if isinstance(problem, Exception) else type(problem).__name__
 
 
 def rewinding(generator: torch.Generator | list[torch.Generator] | None) -> Callable[[], None]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from diffmem.errors import DiffmemError
 
-Outcome = Literal["passed", "logged", "mitigated", "reseeded", "refused"]
+Outcome = Literal["passed", "logged", "mitigated", "reseeded", "refused", "failed"]
 
 _log = logging.getLogger("diffmem.guard")
 
@@ -43,10 +44,13 @@ class Decision:
 
     Attributes:
         time: UTC, ISO 8601.
-        prompt_sha: SHA-256 of the prompt, never the prompt itself; of the embeddings where no text was given.
-        score, value, threshold: what was computed and held against what.
+        prompt_sha: SHA-256 of the prompt, never the prompt itself; a hash of the embeddings where no text was given, or
+            where the network was called outside a call of the guarded pipeline.
+        score, value, threshold: what was computed and held against what; the value is the highest of the image's prompt
+            and negative prompt, None where it could not be computed or written down.
         flagged: whether value >= threshold, or the image matched a training image.
-        outcome: what the caller got.
+        outcome: what the caller got: the image as it was generated ("passed", "logged"), another one ("mitigated",
+            "reseeded"), none or a blank one ("refused"), or an error of something else than the guard ("failed").
         attempts: what was tried, in order.
         nfe: network evaluations beyond those of generating the image once.
         seconds: time beyond it, of the whole call that the image was part of.
@@ -84,6 +88,16 @@ class GenerationRefused(DiffmemError):
             f"{refused} of {len(decisions)} images were refused: their prompts make this model reproduce training images. "
             "Change the prompt."
         )
+
+
+def outcome_of(problem: BaseException) -> Outcome:
+    """What a call came to that ended by an exception: refused for a reason that the caller is told, or failed."""
+    return "refused" if isinstance(problem, DiffmemError) else "failed"
+
+
+def finite(value: float) -> float | None:
+    """A number, or None where there is none to write down."""
+    return value if math.isfinite(value) else None
 
 
 def prompt_sha(text: str) -> str:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from diffmem.errors import IncompatibleRun, UsageError
+from diffmem.errors import UsageError
 from diffmem.evaluation.calibration import ScoreThreshold, require_matching
+from diffmem.mitigation.steering import own_evaluation
+from diffmem.models.conditioning import Conditioning
 from diffmem.models.target import Target
 from diffmem.scores.base import DenoiserScore
-from diffmem.serving.first_steps import FirstSteps, Judge
+from diffmem.serving.conditionings import Known, equal, kept
+from diffmem.serving.first_steps import FirstSteps, Judge, is_null
+from diffmem.serving.gate import Pass, Watch
 from diffmem.serving.reading import Flagged, Reading
-from diffmem.serving.regimes import OwnSetting, OwnSteps, generation_setting, network_score
+from diffmem.serving.regimes import OwnSetting, OwnSteps, finite_threshold, generation_setting, network_score
 
 if TYPE_CHECKING:
     from diffmem.models.pipelines.calls import Call
+    from diffmem.serving.guard import Guard
 
 
 class DuringDetector:
@@ -38,28 +44,83 @@ class DuringDetector:
 
     def __init__(self, target: Target, threshold: ScoreThreshold) -> None:
         score = network_score(threshold.score)
-        if threshold.value is None:
-            raise UsageError(f"This threshold decides nothing. {threshold.note}")
-        self.threshold, self.value = threshold, threshold.value
+        self.threshold, self.value = threshold, finite_threshold(threshold)
         self.own = OwnSetting.read(threshold.parameters)
         require_matching(threshold, generation_setting(target, score, self.own))
         self.reader = StepReader(target, score)
 
-    @contextmanager
-    def watching(self, call: Call, reading: Reading, stops: bool) -> Iterator[None]:
-        """Read the score of the call made inside; Flagged, out of the pipeline, as soon as that is worth while.
+    def forget(self) -> None:
+        """Nothing is kept from one call to the next."""
 
-        A call of which every image is flagged is stopped. One with other images, too, is stopped only after the first
-        step, where that costs each of the others 2 evaluations, and only if the pipeline can be given their noise again.
-        """
-        again = self.reader.steps.upto == 1 and "latents" in call.parameters
+    def watch(
+        self, guard: Guard, call: Call, known: Known, stops: bool, trusted: Collection[int] = (), reads: bool = True
+    ) -> StepWatch:
+        """What judges the passes of one attempt at a call, see `StepWatch`."""
+        return StepWatch(guard, self, call, known, stops, trusted, reads)
+
+
+class StepWatch(Watch):
+    """Reads the score of a call from its first steps, and lets no other conditioning follow.
+
+    Args:
+        guard: whose call.
+        detector: its detector.
+        call: the call, opened.
+        known: conditionings of earlier attempts; those of the first step are added.
+        stops: whether the call ends when it is flagged.
+        trusted: where nothing is read, images whose known conditionings may pass.
+        reads: whether the score is read; without it only what is known may pass.
+    """
+
+    def __init__(
+        self, guard: Guard, detector: DuringDetector, call: Call, known: Known, stops: bool, trusted: Collection[int],
+        reads: bool,
+    ) -> None:  # fmt: skip
+        self.guard, self.detector, self.known, self.stops = guard, detector, known, stops
+        self.size, self.trusted, self.earlier = call.size, frozenset(trusted), len(known.rows)
+        self.reading = Reading()
+        again = detector.reader.steps.upto == 1 and "latents" in call.parameters
 
         def judge(values: np.ndarray) -> bool:
-            held = values >= self.value
+            # A call with other images, too, is stopped only after the first step, where that costs each of the others 2
+            # evaluations, and only if the pipeline can be given their noise again.
+            held = values >= detector.value
             return stops and bool(held.all() or (held.any() and again))
 
-        with self.reader.watching(call, reading, judge, self.own):
-            yield
+        self.first = FirstSteps(detector.reader, call, self.reading, judge, detector.own, None) if reads else None
+        self._passed: list[Conditioning] = []
+        self._begun: float | None = None
+
+    def before(self, asked: Pass) -> None:
+        """Flagged for a conditioning that was not there at the first step."""
+        if any(equal(asked.cond, passed) for passed in self._passed):
+            return
+        if self.first is not None:
+            fits = self._begun is None or asked.t == self._begun
+        else:
+            found = self.known.find(asked.cond, self.earlier)
+            empty = is_null(asked.cond, self.detector.reader.null)
+            fits = all(e or (one is not None and one[0] in self.trusted) for e, one in zip(empty, found, strict=True))
+        if not fits:
+            # No score was read of it, and the noise that it would have to be read on is gone.
+            self.reading.values = np.full(self.size, np.inf)
+            if self.stops:
+                raise Flagged
+        self._begun = asked.t if self._begun is None else self._begun
+        cond = kept(asked.cond)
+        self._passed.append(cond)
+        if len(cond) % self.size == 0:
+            self.known.rows += [(cond.select([i]), i % self.size, None) for i in range(len(cond))]
+
+    def after(self, asked: Pass, output: Any) -> None:
+        """Read the first steps; Flagged when the last one that counts is done and the call ends there."""
+        if self.first is not None:
+            self.first.see(asked.x, asked.t, asked.cond, output)
+
+    def finish(self) -> None:
+        """IncompatibleRun if the call came to its end before the score could be read."""
+        if self.first is not None:
+            self.first.require_read()
 
 
 class StepReader:
@@ -88,22 +149,29 @@ class StepReader:
 
     @contextmanager
     def watching(
-        self, call: Call, reading: Reading, judge: Judge, own: OwnSetting | None = None,
-        seen: Callable[[OwnSetting], None] | None = None,
-    ) -> Iterator[None]:  # fmt: skip
-        """Fill `reading` during the call made inside; judge(values) True stops it with Flagged.
+        self, call: Call, reading: Reading, judge: Judge, seen: Callable[[OwnSetting], None]
+    ) -> Iterator[None]:
+        """Fill `reading` during the call made inside; judge(values) True stops it with Flagged. For calibrations.
 
         Args:
             call: the call, opened.
             reading: filled when the last step that the score needs is done.
             judge: whether the call ends there.
-            own: the setting that the call must run in; None takes it as it is.
             seen: told the setting that the call runs in, before it is judged.
 
         Raises:
-            IncompatibleRun: the call runs in another setting, or its network was not called as expected.
+            IncompatibleRun: the network was not called as expected.
         """
-        hook = FirstSteps(self, call, reading, judge, own, seen)
+        first = FirstSteps(self, call, reading, judge, None, seen)
+        thread = threading.get_ident()
+
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if own_evaluation() or threading.get_ident() != thread:
+                return  # those of another thread on shared weights are not this generation's
+            x, t, tensors = self.denoiser.read_call(args, kwargs)
+            given = {name: value.detach() for name, value in tensors.items() if value is not None}
+            first.see(x.detach(), float(torch.as_tensor(t).reshape(-1)[0]), Conditioning(given, len(x)), output)
+
         handles = [m.register_forward_hook(hook, with_kwargs=True) for m in self.denoiser.network_modules()]
         try:
             yield
@@ -115,8 +183,4 @@ class StepReader:
         finally:
             for handle in handles:
                 handle.remove()
-        if reading.values is None:
-            raise IncompatibleRun(
-                f"The pipeline evaluated its network {len(hook.stops)} times; the score {self.score.label} reads "
-                f"{self.steps.upto}. No image was given out: call it with more steps, or calibrate for fewer."
-            )
+        first.require_read()

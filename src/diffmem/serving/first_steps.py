@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,13 +10,13 @@ import numpy as np
 import torch
 
 from diffmem.errors import IncompatibleRun
-from diffmem.mitigation.steering import RowFinder, own_evaluation, own_evaluations
+from diffmem.mitigation.steering import RowFinder, own_evaluations
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.ode import Stop
-from diffmem.models.pipelines.calls import EMBEDDINGS
 from diffmem.scores.base import DenoiserScore
 from diffmem.scores.prompt.needs import Branch, Moment
+from diffmem.serving.conditionings import MEANING, near
 from diffmem.serving.reading import Flagged, Reading
 from diffmem.serving.regimes import OwnSetting, OwnSteps
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 Judge = Callable[[np.ndarray], bool]
 """From the values of a call's images, [B], to whether the call ends there."""
-SAME = 1e-4
-"""Relative mean square difference below which a branch counts as the one without a prompt (bfloat16 rounds to 1.6e-5)."""
 
 
 class Reader(Protocol):
@@ -41,7 +38,9 @@ class Reader(Protocol):
 
 
 class FirstSteps:
-    """A forward hook that keeps both branches of the first steps and judges the call when the score can be computed.
+    """Keeps both branches of a call's first steps and judges it when the score can be computed.
+
+    A negative prompt is judged like the prompt: nothing but the guidance keeps a call from following it.
 
     Args:
         reader: whose score is read.
@@ -59,25 +58,36 @@ class FirstSteps:
         self.reader, self.call, self.reading, self.judge, self.own, self.seen = reader, call, reading, judge, own, seen
         self.denoiser = reader.denoiser
         self.stops: list[Stop] = []
+        self.negative: list[Stop] = []
         self.spent = 0.0
-        self.started, self.thread = time.perf_counter(), threading.get_ident()
+        self.started = time.perf_counter()
         self.finder: RowFinder | None = None
 
-    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def see(self, x: torch.Tensor, t: float, cond: Conditioning, output: Any) -> None:
         """Keep one evaluation of the network; Flagged if it was the last one and the call ends there."""
-        # Evaluations of a mitigation, and those of another thread on shared weights, are not this generation's.
-        if self.reading.values is not None or own_evaluation() or threading.get_ident() != self.thread:
+        upto = self.reader.steps.upto
+        if len(self.stops) == upto and (t != self.stops[-1].t or len(self.negative) == upto):
             return
         entered = time.perf_counter()
-        x, t, conditioning = self.denoiser.read_call(args, kwargs)
         raw = self.denoiser.read_output((output[0] if isinstance(output, tuple) else output.sample).detach()).float()
+        before = len(self.stops), len(self.negative)
         with torch.inference_mode(False), torch.no_grad():
-            self._take(x.detach(), float(torch.as_tensor(t).reshape(-1)[0]), conditioning, raw)
-            if len(self.stops) == self.reader.steps.upto:
-                self._judge(entered)
+            self._take(x, t, cond, raw)
+            now = zip((self.stops, self.negative), before, strict=True)
+            complete = [stops for stops, count in now if len(stops) == upto > count]
+            if complete:
+                self._judge(complete)
         self.reading.seconds += time.perf_counter() - entered
 
-    def _take(self, x: torch.Tensor, t: float, conditioning: dict[str, torch.Tensor], raw: torch.Tensor) -> None:
+    def require_read(self) -> None:
+        """IncompatibleRun if the call came to its end before the score could be read."""
+        if self.reading.values is None:
+            raise IncompatibleRun(
+                f"The pipeline evaluated its network {len(self.stops)} times; the score {self.reader.score.label} reads "
+                f"{self.reader.steps.upto}. No image was given out: call it with more steps, or calibrate for fewer."
+            )
+
+    def _take(self, x: torch.Tensor, t: float, cond: Conditioning, raw: torch.Tensor) -> None:
         size = self.call.size
         self.spent += len(x) / size
         halves = [slice(0, size), slice(size, 2 * size)][: len(x) // size]
@@ -86,22 +96,33 @@ class FirstSteps:
                 f"The network was called with {len(x)} rows for {size} images; the guard knows one or two per image: turn "
                 "further guidance (perturbed attention) off, or use a threshold of the regime 'before'."
             )
+        null = is_null(cond, self.reader.null)
+        empty = [h for h in halves if null[h].all()]
         if len(halves) == 1 and self.stops and self.stops[-1].t == t:
-            return  # the other branch of a family that makes two calls: the guard has evaluated the empty prompt itself
-        empty = [h for h in halves if self._is_null(conditioning, h)]
+            # The other branch of a family that makes two calls: the guard has evaluated the empty prompt itself.
+            if not empty and torch.equal(self.stops[-1].x, x.float()) and len(self.negative) < len(self.stops):
+                self.negative.append(self._stop(x, t, self.stops[-1].unconditional, raw))
+            return
+        if len(self.stops) == self.reader.steps.upto:
+            return
         if len(halves) == 1:
             conditional, unconditional = halves[0], None
         elif empty:
             unconditional = empty[0]
             conditional = halves[1] if unconditional == halves[0] else halves[0]
         else:
-            conditional, unconditional = self._by_prompt(conditioning, halves), None
-        inputs = x[conditional].float()
-        without = raw[unconditional] if unconditional is not None else self._evaluate_null(inputs, t)
-        self.stops.append(Stop(len(self.stops), t, inputs, without, raw[conditional]))
+            conditional, unconditional = self._by_prompt(dict(cond.tensors), halves), None
+        without = raw[unconditional] if unconditional is not None else self._evaluate_null(x[conditional].float(), t)
+        self.stops.append(self._stop(x[conditional], t, without, raw[conditional]))
+        if len(halves) == 2 and not empty:
+            other = halves[1] if conditional == halves[0] else halves[0]
+            self.negative.append(self._stop(x[other], t, without, raw[other]))
         if self.own is not None:
             span = self.denoiser.schedule.t_max - self.denoiser.schedule.t_min
             self.own.require(self._setting(), span)
+
+    def _stop(self, x: torch.Tensor, t: float, without: torch.Tensor, raw: torch.Tensor) -> Stop:
+        return Stop(len(self.stops), t, x.float(), without, raw)
 
     def _setting(self) -> OwnSetting:
         """The setting of this call, as far as it has come."""
@@ -110,20 +131,6 @@ class FirstSteps:
         return OwnSetting(
             tuple(stop.t for stop in self.stops), guidance, tuple(self.stops[0].x.shape[1:]), sampler
         )  # fmt: skip
-
-    def _is_null(self, conditioning: dict[str, torch.Tensor], rows: slice) -> bool:
-        """Whether some rows of a network call carry the conditioning without a prompt."""
-        for name, known in self.reader.null.tensors.items():
-            given = conditioning.get(name)
-            if given is None or not ((name in EMBEDDINGS and not name.endswith("mask")) or name == "class_labels"):
-                continue
-            known, part = known.to(given.device).double(), given[rows].double()
-            if known.ndim > 2 and known.shape[1] != part.shape[1]:
-                return False
-            difference = (part - known).square().flatten(1).mean(1) if part.ndim > 1 else (part - known).square()
-            if float(difference.max()) > SAME * float(known.square().mean()):
-                return False
-        return True
 
     def _by_prompt(self, conditioning: dict[str, torch.Tensor], halves: Sequence[slice]) -> slice:
         """Which half carries the prompts, where the other carries negative prompts."""
@@ -135,16 +142,25 @@ class FirstSteps:
         with own_evaluations():
             return self.denoiser.predict(x, t, self.reader.null)
 
-    def _judge(self, entered: float) -> None:
-        found = self.reader.score.compute(StepEvaluations(self.denoiser, self.stops))["value"].double().cpu().numpy()
-        # What cannot be judged is flagged.
+    def _judge(self, complete: Sequence[Sequence[Stop]]) -> None:
         if self.seen is not None:
             self.seen(self._setting())
-        values = self.reading.values = np.where(np.isfinite(found), found, np.inf)
-        if self.judge(values):
+        for stops in complete:
+            found = self.reader.score.compute(StepEvaluations(self.denoiser, stops))["value"].double().cpu().numpy()
+            # What cannot be judged is flagged.
+            values = np.where(np.isfinite(found), found, np.inf)
+            earlier = self.reading.values
+            self.reading.values = values if earlier is None else np.maximum(values, earlier)
+        assert self.reading.values is not None
+        if self.judge(self.reading.values):
             self.reading.nfe += self.spent
             self.reading.seconds = time.perf_counter() - self.started
             raise Flagged
+
+
+def is_null(cond: Conditioning, null: Conditioning) -> np.ndarray:
+    """Which rows carry the conditioning without a prompt, [B] bool."""
+    return near(cond, null, MEANING)
 
 
 class StepEvaluations:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
+
+import numpy as np
+import torch
 
 from diffmem.copies.calibration import CopyThreshold
 from diffmem.copies.index import CopyIndex
@@ -19,12 +21,18 @@ from diffmem.errors import DataError, IncompatibleRun, UsageError
 from diffmem.evaluation.calibration import ScoreThreshold
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.spec import parse_mitigation
-from diffmem.models.pipelines.calls import target_of
+from diffmem.mitigation.steering import own_evaluations
+from diffmem.models.conditioning import Conditioning
+from diffmem.models.pipelines.calls import Layer, intercepted, layered, layers_of, target_of
 from diffmem.serving.call import GuardedCall
+from diffmem.serving.conditionings import MEANING, kept, near
 from diffmem.serving.decisions import Decision
 from diffmem.serving.detector import Detector
 from diffmem.serving.during import DuringDetector
+from diffmem.serving.gate import Gate
 from diffmem.serving.ladder import LADDER
+from diffmem.serving.model_state import ModelState
+from diffmem.serving.outside import Outside
 from diffmem.serving.own_calibration import calibrate_during
 from diffmem.serving.regimes import REGIMES, Regime, regime_of
 from diffmem.stages.score.screen import Calibration
@@ -33,7 +41,7 @@ from diffmem.stages.score.screen import calibrate as calibrate_score
 Action = Literal["log", "mitigate", "reseed", "refuse"]
 
 SCORE, DRAWS = "score-difference:over=ratio", 2
-
+_OUTERMOST, _INNERMOST = -100, 100
 
 MITIGATION = "anisotropy:weights=0/1,target=-0.25,lr=0.1,steps=20"
 """The default: the cosine of the anisotropy measure alone, which has no scale, so that its target carries over between
@@ -41,7 +49,7 @@ models; the published target of both halves is a norm of Stable Diffusion 1.4 (b
 
 
 class Guard:
-    """A context manager that guards every call of a pipeline.
+    """A context manager that guards a pipeline, and the network behind it whoever calls that.
 
     Each prompt is scored on the calibrated noises before a call generates (regime "before"), or each image on its own
     noise while it does, from the evaluations of its own first steps ("generation"). What is below the threshold is
@@ -49,6 +57,9 @@ class Guard:
     index of the training set every image is also compared with it, and a copy goes the same way. What was mitigated is
     scored again (where the change is one that the score can see) and matched again; what still fails goes one step
     further: mitigate, reseed, refuse. Calls are made one after the other, whatever thread they come from.
+
+    Hooks on the network see every conditioning that reaches it. Passes outside such a call (another pipeline with the same
+    network) are judged by their conditioning and end by GenerationRefused; a changed model ends every call.
 
     Cost of an image that passes: one evaluation per draw of a new prompt and one per draw in the guard's life
     ("before"); none ("generation"), or 2 in a batch with others that are flagged at the first step.
@@ -65,10 +76,14 @@ class Guard:
         seed: root seed of the calibration's noise.
         keep: decisions kept in `decisions`.
         regime: the one that the threshold must be for; None takes either.
+        unscored: inputs of the network beside the prompt ("down_block_additional_residuals" of a ControlNet) that may
+            pass although the score does not see them; others end a call.
+        full_check_every: calls from one full fingerprint of the model to the next; a sample is looked at in every call.
 
     Raises:
-        IncompatibleRun: the threshold was made for another model, score, noise or regime; during a call of the regime
-            "generation", also if it runs in another setting (steps, guidance, size) than the calibration's.
+        IncompatibleRun: the threshold was made for another model, score, noise or regime; during a call, also if the model
+            has changed, if the network is given what the score does not see, or, in the regime "generation", if it runs
+            in another setting (steps, guidance, size) than the calibration's.
         UsageError: an action that could never be checked.
     """
 
@@ -77,7 +92,7 @@ class Guard:
         mitigation: str | Mitigation = MITIGATION, index: CopyIndex | None = None,
         copy_threshold: CopyThreshold | None = None, on_refuse: Literal["raise", "blank"] = "raise",
         on_decision: Callable[[Decision], None] | None = None, seed: int = 0, keep: int = 1000,
-        regime: Regime | None = None,
+        regime: Regime | None = None, unscored: Collection[str] = (), full_check_every: int = 1000,
     ) -> None:  # fmt: skip
         if action not in LADDER:
             raise UsageError(f"There is no action '{action}'; available: {', '.join(LADDER)}.")
@@ -107,8 +122,13 @@ class Guard:
         self.action, self.on_refuse, self.on_decision, self.seed = action, on_refuse, on_decision, seed
         self.index, self.copy_threshold = index, copy_threshold
         self.decisions: deque[Decision] = deque(maxlen=keep)
+        with torch.no_grad():
+            self._null = kept(self.denoiser.null())
+        fingerprint = self.detector.threshold.model
+        self.model = ModelState(self.pipeline, self.denoiser, fingerprint, full_check_every, self.detector.forget)
+        self.gate = Gate(self, self.denoiser, Outside(self), unscored)
         self._lock = threading.RLock()
-        self._inside, self._owner = False, 0
+        self._open: ExitStack | None = None
 
     @staticmethod
     def calibrate(
@@ -150,43 +170,57 @@ class Guard:
         )  # fmt: skip
 
     def __enter__(self) -> Guard:
-        pipeline = self.pipeline
-        if getattr(type(pipeline), "_diffmem_guard", None) is not None:
-            raise UsageError("This pipeline has a guard already; leave its block first.")
-        original = type(pipeline).__call__
-        signature = inspect.signature(original)
-
-        @functools.wraps(original)
-        def call(this: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._inside and threading.get_ident() == self._owner:
-                return original(this, *args, **kwargs)
-            arguments = dict(signature.bind(this, *args, **kwargs).arguments)
-            arguments.pop("self")
-            arguments |= arguments.pop("kwargs", {})
-            with self._lock:
-                self._inside, self._owner = True, threading.get_ident()
-                try:
-                    return GuardedCall(self, arguments).run()
-                finally:
-                    self._inside = False
-
-        cls = type(pipeline)
-        same = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-        pipeline.__class__ = type(cls.__name__, (cls,), {"__call__": call, "_diffmem_guard": self, **same})
+        with self._lock:
+            if any(layer.order == _OUTERMOST for layer in layers_of(self.pipeline)):
+                raise UsageError("This pipeline has a guard already; leave its block first.")
+            self.model.check()
+            with ExitStack() as stack:
+                stack.enter_context(self.gate.shut())
+                stack.enter_context(layered(Layer(self.pipeline, _OUTERMOST, self._call, self._assigned)))
+                stack.enter_context(intercepted(self.pipeline, self._run_pipeline, _INNERMOST))
+                self._open = stack.pop_all()
         return self
-
-    def record(self, decision: Decision) -> None:
-        """Keep, log and hand on one decision."""
-        self.decisions.append(decision)
-        decision.log()
-        if self.on_decision is not None:
-            self.on_decision(decision)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._lock:
-            self.pipeline.__class__ = type(self.pipeline).__mro__[1]
+            opened, self._open = self._open, None
+            if opened is not None:
+                opened.close()
+
+    def _call(self, arguments: dict[str, Any], proceed: Callable[[dict[str, Any]], Any]) -> Any:
+        with self._lock:
+            return GuardedCall(self, arguments, proceed).run()
+
+    @staticmethod
+    @contextmanager
+    def _run_pipeline(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """From here on it is the pipeline itself that calls the network, no score and no mitigation."""
+        with own_evaluations(False):
+            yield arguments
+
+    def _assigned(self, name: str) -> None:
+        if name in self.pipeline.components:
+            self.gate.hang()
+
+    def require_open(self) -> None:
+        """IncompatibleRun if the guard's block was left while a call was running."""
+        if self._open is None:
+            raise IncompatibleRun("The guard's block was left while this call was running: no image is given out.")
+
+    def is_null(self, cond: Conditioning) -> np.ndarray:
+        """Which rows of a conditioning carry no prompt, [B] bool."""
+        return near(cond, self._null, MEANING)
+
+    def record(self, decisions: Sequence[Decision]) -> None:
+        """Keep and log decisions, then hand them on."""
+        for decision in decisions:
+            self.decisions.append(decision)
+            decision.log()
+        if self.on_decision is not None:
+            for decision in decisions:
+                self.on_decision(decision)
 
 
 guard = Guard

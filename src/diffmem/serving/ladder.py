@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,10 +12,11 @@ from PIL import Image
 from diffmem.copies.match import match
 from diffmem.errors import MitigationRefused
 from diffmem.mitigation.base import Record
-from diffmem.models.pipelines.calls import Call, intercepted
+from diffmem.models.pipelines.calls import Call
 from diffmem.randomness import gaussian, seed_of
-from diffmem.serving.decisions import Attempt, Decision
-from diffmem.serving.reading import Flagged, Reading
+from diffmem.serving.conditionings import Known
+from diffmem.serving.decisions import Attempt, Decision, finite
+from diffmem.serving.reading import Flagged
 from diffmem.serving.rows import images_of, rows_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ LADDER: dict[str, tuple[str, ...]] = {
 """What is tried, in order, for an image that must not be given out as it is; then it is refused."""
 SEEN_BY_SCORE = ("prompt", "embedding")
 """Levels of mitigation that change what the network is given, so that the score can be computed again."""
-_INNERMOST = 99
+_UNSEEN = "not scored again: the score does not see a change of noise, guidance or attention"
 
 
 class Ladder:
@@ -37,11 +37,12 @@ class Ladder:
     Args:
         guard: its settings and detector.
         call: the call, opened, its noise drawn.
-        pipeline: calls the pipeline with arguments.
+        known: its conditionings, as far as they are known.
+        pipeline: calls the pipeline with arguments, its passes judged by a watch.
     """
 
-    def __init__(self, guard: Guard, call: Call, pipeline: Callable[[dict[str, Any]], Any]) -> None:
-        self.guard, self.call, self.pipeline = guard, call, pipeline
+    def __init__(self, guard: Guard, call: Call, known: Known, pipeline: Callable[[dict[str, Any], Any], Any]) -> None:
+        self.guard, self.call, self.known, self.pipeline = guard, call, known, pipeline
 
     def climb(self, row: int, decision: Decision, generated: bool) -> Any:
         """One image up the ladder: the image that may be given out, or None.
@@ -57,7 +58,7 @@ class Ladder:
                 continue  # nothing could tell whether other noise helped
             attempt = Attempt(action)
             decision.attempts.append(attempt)
-            image = self._attempt(arguments, decision, attempt)
+            image = self._attempt(row, arguments, decision, attempt)
             if image is None:
                 continue
             decision.nfe += self._bare() if generated else 0
@@ -76,52 +77,53 @@ class Ladder:
         index, threshold = self.guard.index, self.guard.copy_threshold
         if index is None or threshold is None:
             return False
-        found = match([picture(image)], index)
+        found = match([self._picture(image)], index)
         if not found:
             return False
         attempt.match, attempt.train_id = found[0].oriented(threshold.statistic), found[0].train_id
         return bool(threshold.is_copy(found[0]))
 
-    def _attempt(self, arguments: dict[str, Any], decision: Decision, attempt: Attempt) -> Any:
+    def _picture(self, image: Any) -> Image.Image:
+        """What an image looks like; latents are decoded for that, with the model's own decoder."""
+        if self.call.value("output_type") != "latent":
+            return picture(image)
+        from diffusers.image_processor import VaeImageProcessor
+
+        denoiser = self.guard.denoiser
+        with torch.no_grad():
+            pixels = denoiser.decode(denoiser.read_output(image[None])).float().cpu()
+        shown: Image.Image = VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
+        return shown
+
+    def _attempt(self, row: int, arguments: dict[str, Any], decision: Decision, attempt: Attempt) -> Any:
         """Generate one image in another way; None if its score is still too high or the mitigation refuses."""
-        guard = self.guard
+        guard, mitigation = self.guard, self.guard.mitigation
+        seen = attempt.action == "mitigate" and mitigation.about.level in SEEN_BY_SCORE
         if attempt.action == "reseed":
             attempt.why = "matched again"
-            return images_of(self.pipeline(self._other_noise(arguments, len(decision.attempts))))[0]
-        reading = Reading()
+            arguments = self._other_noise(arguments, len(decision.attempts))
+        else:
+            attempt.why = "scored again" if seen else _UNSEEN
+        # What the score cannot see may have the conditioning that was flagged, and no other.
+        trusted = () if seen else (0,)
+        watch = guard.detector.watch(guard, self._opened(arguments), self.known.part([row]), True, trusted, reads=seen)
         try:
-            with guard.mitigation.apply(guard.target) as record:
+            if attempt.action == "reseed":
+                return images_of(self.pipeline(arguments, watch))[0]
+            with mitigation.apply(guard.target) as record:
                 try:
-                    with self._checked_again(attempt, reading):
-                        return images_of(self.pipeline(arguments))[0]
+                    return images_of(self.pipeline(arguments, watch))[0]
                 finally:
-                    decision.nfe += record.nfe.total + reading.nfe
+                    decision.nfe += record.nfe.total
         except Flagged:
-            attempt.why = "still above the threshold"
+            attempt.why = "still above the threshold" if seen else "given to the network otherwise than before"
         except MitigationRefused as refusal:
             attempt.why = f"the mitigation does not take this call: {refusal}"
         finally:
-            if reading.values is not None:
-                attempt.value = finite(float(reading.values[0]))
+            decision.nfe += watch.reading.nfe
+            if seen and watch.reading.values is not None:
+                attempt.value = finite(float(watch.reading.values[0]))
         return None
-
-    @contextmanager
-    def _checked_again(self, attempt: Attempt, reading: Reading) -> Iterator[None]:
-        """Score what a mitigated call hands to the network, where the mitigation changes that."""
-        guard = self.guard
-        if guard.mitigation.about.level not in SEEN_BY_SCORE:
-            attempt.why = "not scored again: the score does not see a change of noise, guidance or attention"
-            yield
-            return
-
-        @contextmanager
-        def around(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-            attempt.why = "scored again"
-            with guard.detector.watching(self._opened(arguments), reading, True):
-                yield arguments
-
-        with intercepted(guard.pipeline, around, _INNERMOST):
-            yield
 
     def _opened(self, arguments: dict[str, Any]) -> Call:
         return Call(self.guard.pipeline, self.guard.denoiser, dict(arguments), Record())
@@ -140,11 +142,6 @@ class Ladder:
         steps = int(self.call.value("num_inference_steps") or 50)
         strength = self.call.value("strength")
         return max(1, int(steps * (1 if strength is None else strength))) * (2 if self.call.guidance > 1 else 1)
-
-
-def finite(value: float) -> float | None:
-    """A number, or None where there is none to write down."""
-    return value if np.isfinite(value) else None
 
 
 def picture(image: Any) -> Image.Image:

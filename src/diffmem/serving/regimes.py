@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,17 @@ OWN_NOISE = "the generation's own"
 def regime_of(threshold: ScoreThreshold) -> Regime:
     """The regime that a threshold was calibrated for."""
     return "generation" if threshold.noise == OWN_NOISE else "before"
+
+
+def finite_threshold(threshold: ScoreThreshold) -> float:
+    """The threshold's value; UsageError where it is not measurable, or decides nothing because it is NaN or infinite."""
+    if threshold.value is None:
+        raise UsageError(f"This threshold decides nothing. {threshold.note}")
+    if not math.isfinite(threshold.value):
+        raise UsageError(
+            f"The threshold is {threshold.value}, which decides nothing; expected a finite number: calibrate again."
+        )
+    return threshold.value
 
 
 def network_score(spec: str) -> DenoiserScore:

@@ -6,7 +6,8 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from diffmem.models.target import Target
 
 Around = Callable[[dict[str, Any]], AbstractContextManager[dict[str, Any]]]
-Layer = tuple[int, Around]
+Proceed = Callable[[dict[str, Any]], Any]
 
 EMBEDDINGS = {
     "encoder_hidden_states": "prompt_embeds",
@@ -47,44 +48,99 @@ def target_of(target: Target | Any) -> Target:
     return made
 
 
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One thing that stands about every call of one pipeline.
+
+    Attributes:
+        pipeline: whose calls.
+        order: the least stands outside; of equal ones the earlier.
+        handle: (arguments, proceed) -> output; `proceed(arguments)` makes the rest of the call, as often as it is called.
+        assigned: told the name of every attribute that is set on the pipeline.
+    """
+
+    pipeline: Any
+    order: int
+    handle: Callable[[dict[str, Any], Proceed], Any]
+    assigned: Callable[[str], None] | None = None
+
+
 @contextmanager
-def intercepted(pipeline: Any, around: Around, order: int = 0) -> Iterator[None]:
-    """Run `around(arguments)` about every call of a pipeline; several layers nest by their order, the least outside.
+def layered(layer: Layer) -> Iterator[None]:
+    """Put a layer about every call of its pipeline.
 
     Python looks `__call__` up on the class, so the object is given a subclass of its own class for as long as there is
-    a layer; name and signature are the class's own. Layers may end in any order.
+    a layer; name and signature are the class's own. Layers may begin and end in any order, also during a call.
     """
+    pipeline = layer.pipeline
     cls = type(pipeline)
     layers: list[Layer] | None = cls.__dict__.get("_diffmem_layers")
     if layers is None:
         layers = []
-        pipeline.__class__ = _layered(cls, layers)
-    layer = (order, around)
+        pipeline.__class__ = _subclass(cls, layers)
     layers.append(layer)
     try:
         yield
     finally:
         layers.remove(layer)
-        if not layers:
+        if not any(other.pipeline is pipeline for other in layers):
             pipeline.__class__ = type(pipeline).__mro__[1]
 
 
-def _layered(cls: type, layers: list[Layer]) -> type:
+@contextmanager
+def intercepted(pipeline: Any, around: Around, order: int = 0) -> Iterator[None]:
+    """Run `around(arguments)` about every call of a pipeline, see `layered`."""
+
+    def handle(arguments: dict[str, Any], proceed: Proceed) -> Any:
+        with around(arguments) as changed:
+            return proceed(changed)
+
+    with layered(Layer(pipeline, order, handle)):
+        yield
+
+
+def layers_of(pipeline: Any) -> list[Layer]:
+    """The layers about a pipeline's calls, the outermost first."""
+    layers: list[Layer] = type(pipeline).__dict__.get("_diffmem_layers", [])
+    return sorted((layer for layer in layers if layer.pipeline is pipeline), key=lambda layer: layer.order)
+
+
+def _subclass(cls: type, layers: list[Layer]) -> type:
     original: Any = cls.__call__
+    set_attribute: Any = cls.__setattr__
     signature = inspect.signature(original)
+    rest = [name for name, p in signature.parameters.items() if p.kind is inspect.Parameter.VAR_KEYWORD]
+
+    def proceed_after(self: Any, done: Layer | None) -> Proceed:
+        """What is left of a call after one layer; layers that come later in their order may begin meanwhile."""
+
+        def proceed(arguments: dict[str, Any]) -> Any:
+            found = layers_of(self)
+            later = found if done is None else [layer for layer in found if layer.order > done.order]
+            if done in found:
+                later = found[found.index(done) + 1 :]
+            if later:
+                return later[0].handle(arguments, proceed_after(self, later[0]))
+            return original(self, **arguments)
+
+        return proceed
 
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         arguments = dict(signature.bind(self, *args, **kwargs).arguments)
-        arguments.pop("self")
-        arguments |= arguments.pop("kwargs", {})
-        with ExitStack() as stack:
-            for _, around in sorted(layers, key=lambda layer: layer[0]):
-                arguments = stack.enter_context(around(arguments))
-            return original(self, **arguments)
+        del arguments[next(iter(signature.parameters))]
+        for name in rest:
+            arguments |= arguments.pop(name, {})
+        return proceed_after(self, None)(arguments)
+
+    def assign(self: Any, name: str, value: Any) -> None:
+        set_attribute(self, name, value)
+        for layer in layers_of(self):
+            if layer.assigned is not None:
+                layer.assigned(name)
 
     same = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return type(cls.__name__, (cls,), {"__call__": call, "_diffmem_layers": layers, **same})
+    return type(cls.__name__, (cls,), {"__call__": call, "__setattr__": assign, "_diffmem_layers": layers, **same})
 
 
 def _repeated(images: Any, copies: int, whole: bool) -> Any:

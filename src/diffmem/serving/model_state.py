@@ -1,0 +1,171 @@
+"""Whether the model behind a guard is still the one that its threshold was made for."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffmem.errors import IncompatibleRun
+from diffmem.mitigation.steering import own_evaluations
+from diffmem.models.denoiser import Denoiser
+from diffmem.models.fingerprint import pipeline_fingerprint
+from diffmem.randomness import gaussian
+from diffmem.serving.conditionings import tolerance
+
+SAMPLED = 16
+"""Values per parameter that are looked at in every call."""
+_OWN = frozenset(torch.nn.Module().__dict__) - {"training"}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What can be seen of a model at the cost of milliseconds.
+
+    Attributes:
+        objects: its parts, modules and attention processors; kept, so that no new one can take an old one's address.
+        digest: of their plain attributes (scales, switches) and of a sample of every parameter.
+    """
+
+    objects: tuple[Any, ...]
+    digest: bytes
+
+    def same(self, other: Signature) -> bool:
+        """Whether nothing has changed between two looks."""
+        return (
+            self.digest == other.digest
+            and len(self.objects) == len(other.objects)
+            and all(a is b for a, b in zip(self.objects, other.objects, strict=True))
+        )
+
+
+class ModelState:
+    """The model as it was when the guard was made.
+
+    Args:
+        pipeline: the guarded pipeline.
+        denoiser: its Denoiser.
+        fingerprint: that the threshold was made for.
+        every: calls from one full fingerprint to the next.
+        on_change: called as soon as anything differs.
+
+    Raises:
+        IncompatibleRun: the model is another one by now, or its weights cannot be read.
+    """
+
+    def __init__(
+        self, pipeline: Any, denoiser: Denoiser, fingerprint: str, every: int, on_change: Callable[[], None]
+    ) -> None:
+        self.pipeline, self.denoiser, self.every, self.on_change = pipeline, denoiser, every, on_change
+        self._scheduler = copy.deepcopy(getattr(pipeline, "scheduler", None))
+        self._networks = tuple(denoiser.network_modules())
+        for name, part in _modules(pipeline):
+            if any(tensor.is_meta for tensor in part.state_dict().values()):
+                raise IncompatibleRun(
+                    f"The weights of {name} are not in memory (sequential offloading), so the guard cannot tell whether they "
+                    "stay the same: use enable_model_cpu_offload instead."
+                )
+        self._fingerprint, self._calls = fingerprint, 0
+        self._accepted = signature(pipeline)
+        self._probe = self._evaluate()
+        self._require_fingerprint()
+
+    def require_network(self, module: torch.nn.Module) -> None:
+        """IncompatibleRun for a network that is not the one that the threshold was made for."""
+        if not any(module is known for known in self._networks):
+            raise IncompatibleRun(_CHANGED.format("its network was replaced"))
+
+    def check(self) -> None:
+        """IncompatibleRun if the model has changed; the scheduler may, as a score before generation does not read it.
+
+        Cost: milliseconds; one full fingerprint where something is seen to differ, and every `every` calls.
+        """
+        for module in self.denoiser.network_modules():
+            self.require_network(module)
+        now = signature(self.pipeline)
+        self._calls += 1
+        changed = not now.same(self._accepted)
+        if changed:
+            self.on_change()
+        elif self._calls % self.every:
+            return
+        self._require_fingerprint()
+        if changed:
+            if not self._alike(self._evaluate()):
+                raise IncompatibleRun(_CHANGED.format("its weights are the same, but not what the network computes"))
+            self._accepted = now
+
+    def _require_fingerprint(self) -> None:
+        parts = {**self.pipeline.components}
+        if "scheduler" in parts:
+            parts["scheduler"] = self._scheduler
+        if pipeline_fingerprint(self.pipeline, parts) != self._fingerprint:
+            raise IncompatibleRun(_CHANGED.format("its weights, its parts or their configuration differ"))
+
+    def _evaluate(self) -> torch.Tensor:
+        """What the network says to fixed noise without a prompt."""
+        denoiser = self.denoiser
+        x = gaussian((1, *denoiser.sample_shape), 0, "guard", "model state")
+        with own_evaluations(), torch.inference_mode(False), torch.no_grad():
+            return denoiser.predict(x, denoiser.schedule.sampling_times(2)[0], denoiser.null()).cpu()
+
+    def _alike(self, now: torch.Tensor) -> bool:
+        difference, scale = (now - self._probe).double().square().mean(), self._probe.double().square().mean()
+        return bool(difference <= tolerance(self.denoiser.dtype) * scale)
+
+
+_CHANGED = (
+    "The model has changed since the guard's threshold was made for it: {}. No image is given out at a threshold of "
+    "another model: undo the change, or calibrate again and open a new guard."
+)
+
+
+def signature(pipeline: Any) -> Signature:
+    """Identities of all parts and modules, their plain attributes, and some values of every parameter."""
+    digest, objects = hashlib.blake2b(digest_size=16), []
+    for name, part in sorted(pipeline.components.items()):
+        if name != "scheduler":
+            objects.append(part)
+            digest.update(f"\n{name}".encode())
+    values: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for _, part in _modules(pipeline):
+        for module in part.modules():
+            objects.append(module)
+            for name, value in vars(module).items():
+                if name in _OWN:
+                    continue
+                if _is_plain(value):
+                    digest.update(f"{name}={value!r};".encode())
+                elif callable(value):  # an attention processor, a forward that was put over the class's own
+                    objects.append(value)
+        for tensor in (*part.parameters(), *part.buffers()):
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            values.setdefault((tensor.device, tensor.dtype), []).append(_sample(tensor))
+    for sampled in values.values():
+        together = torch.cat(sampled).cpu().contiguous()
+        digest.update(together.view(torch.uint8).numpy().tobytes() if together.numel() else b"")
+    return Signature(tuple(objects), digest.digest())
+
+
+def _sample(tensor: torch.Tensor) -> torch.Tensor:
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, len(flat) // SAMPLED)][: SAMPLED + 1]
+
+
+def _modules(pipeline: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    for name, part in sorted(pipeline.components.items()):
+        if isinstance(part, torch.nn.Module):
+            yield name, part
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(one) for one in value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(_is_plain(one) for one in value)
+    return value is None or isinstance(value, bool | int | float | complex | str | bytes | np.number | torch.dtype)
