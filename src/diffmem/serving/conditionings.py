@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from diffmem.models.conditioning import Conditioning
-from diffmem.models.pipelines.calls import EMBEDDINGS
 
-MEANING = frozenset({*(name for name in EMBEDDINGS if not name.endswith("mask")), "class_labels"})
-"""The tensors that carry the prompt; the others are masks, sizes and scales."""
+_SURROUNDINGS = frozenset({"time_ids", "guidance"})
+"""Sizes, crops and a distilled guidance scale: part of a conditioning, but not of its prompt."""
+
+
+def prompt_parts(names: Iterable[str]) -> set[str]:
+    """Those tensors of a conditioning that carry the prompt: neither masks nor what surrounds it."""
+    return {name for name in names if name not in _SURROUNDINGS and not name.endswith("mask")}
+
+
+def surroundings(row: Conditioning) -> Conditioning:
+    """What a prompt stands in: sizes, crops, a distilled guidance scale."""
+    return Conditioning({name: value for name, value in row.tensors.items() if name in _SURROUNDINGS}, len(row))
+
+
+def is_null(cond: Conditioning, null: Conditioning) -> np.ndarray:
+    """Which rows carry the prompt of the conditioning without a prompt, [B] bool."""
+    parts = prompt_parts(null.tensors)
+    return near(cond, null, parts) if parts else np.zeros(len(cond), bool)
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -53,9 +68,8 @@ def near(rows: Conditioning, known: Conditioning, parts: Collection[str] | None 
         known: one row.
         parts: the tensors that count; None for all.
     """
-    names = set(rows.tensors) | set(known.tensors)
     found = np.ones(len(rows), bool)
-    for name in names if parts is None else names & set(parts):
+    for name in {*rows.tensors, *known.tensors} if parts is None else parts:
         if name not in rows.tensors or name not in known.tensors:
             return np.zeros(len(rows), bool)
         given = rows.tensors[name]

@@ -17,7 +17,7 @@ from diffmem.evaluation.calibration import ScoreThreshold, require_matching
 from diffmem.mitigation.steering import own_evaluations
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.target import Target
-from diffmem.serving.conditionings import MEANING, Known, equal, kept, key_of, near
+from diffmem.serving.conditionings import Known, equal, is_null, kept, key_of, surroundings
 from diffmem.serving.gate import Pass, Watch
 from diffmem.serving.reading import Flagged, Reading
 from diffmem.serving.regimes import finite_threshold, network_score
@@ -73,7 +73,7 @@ class Detector:
 
     def is_null(self, cond: Conditioning) -> np.ndarray:
         """Which rows carry no prompt, [B] bool."""
-        return near(cond, self.null, MEANING)
+        return is_null(cond, self.null)
 
     def score(self, cond: Conditioning) -> np.ndarray:
         """The mean score of each row of a conditioning, [B]; higher = more memorized. Cost: 1 NFE per new row and draw.
@@ -86,22 +86,22 @@ class Detector:
             with own_evaluations(), torch.inference_mode(False), torch.no_grad():
                 for i in fresh:
                     self._kept[keys[i]] = np.nan  # in the order of the rows
-                for rows in self._by_frame(cond, fresh):
+                for rows in self._bysurroundings(cond, fresh):
                     self._evaluate(kept(cond.select(rows)), [keys[i] for i in rows])
             result = np.array([self._kept[key] for key in keys])
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
             return result
 
-    def _by_frame(self, cond: Conditioning, rows: list[int]) -> list[list[int]]:
+    def _bysurroundings(self, cond: Conditioning, rows: list[int]) -> list[list[int]]:
         """The rows by what surrounds the prompt (sizes, crops, a distilled guidance)."""
         groups: dict[str, list[int]] = {}
         for i in rows:
-            groups.setdefault(key_of(_frame(cond.select([i]))), []).append(i)
+            groups.setdefault(key_of(surroundings(cond.select([i]))), []).append(i)
         return list(groups.values())
 
     def _evaluate(self, cond: Conditioning, keys: list[str]) -> None:
-        executor, draws = self._executor(_frame(cond.select([0]))), self.threshold.draws
+        executor, draws = self._executor(surroundings(cond.select([0]))), self.threshold.draws
         rows = [(i, draw) for i in range(len(keys)) for draw in range(draws)]
         found: list[list[float]] = [[] for _ in keys]
         spent = executor.nfe.total
@@ -125,11 +125,6 @@ class Detector:
         while len(self._executors) > FRAMES:
             self._executors.popitem(last=False)
         return self._executors[name]
-
-
-def _frame(row: Conditioning) -> Conditioning:
-    names = [name for name in row.tensors if name not in MEANING and not name.endswith("mask")]
-    return Conditioning({name: row.tensors[name] for name in names}, 1)
 
 
 class PromptWatch(Watch):

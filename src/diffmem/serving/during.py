@@ -16,8 +16,8 @@ from diffmem.mitigation.steering import own_evaluation
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.target import Target
 from diffmem.scores.base import DenoiserScore
-from diffmem.serving.conditionings import Known, equal, kept
-from diffmem.serving.first_steps import FirstSteps, Judge, is_null
+from diffmem.serving.conditionings import Known, equal, is_null, kept
+from diffmem.serving.first_steps import FirstSteps, Judge
 from diffmem.serving.gate import Pass, Watch
 from diffmem.serving.reading import Flagged, Reading
 from diffmem.serving.regimes import OwnSetting, OwnSteps, finite_threshold, generation_setting, network_score

@@ -16,7 +16,7 @@ from diffmem.models.denoiser import Denoiser
 from diffmem.models.ode import Stop
 from diffmem.scores.base import DenoiserScore
 from diffmem.scores.prompt.needs import Branch, Moment
-from diffmem.serving.conditionings import MEANING, near
+from diffmem.serving.conditionings import is_null
 from diffmem.serving.reading import Flagged, Reading
 from diffmem.serving.regimes import OwnSetting, OwnSteps
 
@@ -69,7 +69,7 @@ class FirstSteps:
         if len(self.stops) == upto and (t != self.stops[-1].t or len(self.negative) == upto):
             return
         entered = time.perf_counter()
-        raw = self.denoiser.read_output((output[0] if isinstance(output, tuple) else output.sample).detach()).float()
+        raw = self.denoiser.read_output(output[0] if isinstance(output, tuple) else output.sample).detach().float()
         before = len(self.stops), len(self.negative)
         with torch.inference_mode(False), torch.no_grad():
             self._take(x, t, cond, raw)
@@ -156,11 +156,6 @@ class FirstSteps:
             self.reading.nfe += self.spent
             self.reading.seconds = time.perf_counter() - self.started
             raise Flagged
-
-
-def is_null(cond: Conditioning, null: Conditioning) -> np.ndarray:
-    """Which rows carry the conditioning without a prompt, [B] bool."""
-    return near(cond, null, MEANING)
 
 
 class StepEvaluations:

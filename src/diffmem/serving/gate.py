@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from diffmem.serving.guard import Guard
     from diffmem.serving.outside import Outside
 
-_INPUTS = frozenset({"sample", "hidden_states", "timestep", "return_dict"})
-_POSITIONS = frozenset({"img_ids", "txt_ids", "resolution", "aspect_ratio"})
+_INPUTS = frozenset({"x", "t", "sample", "hidden_states", "timestep", "return_dict"})
+_POSITIONS = frozenset({"img_ids", "txt_ids", "img_shapes", "txt_seq_lens", "resolution", "aspect_ratio"})
 """Where things stand, which every evaluation of a score sets as a pipeline does."""
 
 

@@ -25,7 +25,7 @@ from diffmem.mitigation.steering import own_evaluations
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.pipelines.calls import Layer, intercepted, layered, layers_of, target_of
 from diffmem.serving.call import GuardedCall
-from diffmem.serving.conditionings import MEANING, kept, near
+from diffmem.serving.conditionings import is_null, kept
 from diffmem.serving.decisions import Decision
 from diffmem.serving.detector import Detector
 from diffmem.serving.during import DuringDetector
@@ -211,7 +211,7 @@ class Guard:
 
     def is_null(self, cond: Conditioning) -> np.ndarray:
         """Which rows of a conditioning carry no prompt, [B] bool."""
-        return near(cond, self._null, MEANING)
+        return is_null(cond, self._null)
 
     def record(self, decisions: Sequence[Decision]) -> None:
         """Keep and log decisions, then hand them on."""

@@ -91,7 +91,7 @@ class Ladder:
 
         denoiser = self.guard.denoiser
         with torch.no_grad():
-            pixels = denoiser.decode(denoiser.read_output(image[None])).float().cpu()
+            pixels = denoiser.decode(denoiser.read_latents(image[None])).float().cpu()
         shown: Image.Image = VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
         return shown
 
