@@ -241,7 +241,7 @@ def write_inputs(folder: Path) -> Inputs:
     folder.mkdir(parents=True, exist_ok=True)
     _write_sets(inputs)
     _write_lora(inputs.lora)
-    _call(["canaries", "make", inputs.heldout, "--out", inputs.canaries, "--counts", "1,4", "--per-count", 3, "--controls",
+    call(["canaries", "make", inputs.heldout, "--out", inputs.canaries, "--counts", "1,4", "--per-count", 3, "--controls",
            5, "--only-canaries", "--json"])  # fmt: skip
     inputs.lab.write_text(LAB, encoding="utf-8")
     return inputs
@@ -326,7 +326,7 @@ def _write_lora(file: Path) -> None:
     pipe.save_lora_weights(file.parent, unet_lora_layers=state)
 
 
-def _call(arguments: Sequence[object]) -> str:
+def call(arguments: Sequence[object]) -> str:
     """What a command prints on stdout; RuntimeError with its stderr if it fails."""
     printed, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
@@ -339,7 +339,7 @@ def _call(arguments: Sequence[object]) -> str:
 def run_verb(name: str, inputs: Inputs, out: Path) -> Rows:
     """Run one verb into a new folder; its rows without times and places."""
     verb = verbs()[name]
-    printed = _call([*verb.command(inputs), "--json", "--out", out])
+    printed = call([*verb.command(inputs), "--json", "--out", out])
     return _steady(json.loads(json.dumps(verb.read(printed, out))))
 
 
