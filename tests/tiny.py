@@ -124,7 +124,7 @@ def network_of(pipe):
     return pipe.components.get("unet") or pipe.transformer
 
 
-def random_lora(pipe, folder, rank=2):
+def random_lora(pipe, folder, rank=2, targets=LORA_TARGETS):
     """A random LoRA as diffusers saves it, or, where it has no saver, peft's names under the component's."""
     from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
     from safetensors.torch import save_file
@@ -132,9 +132,7 @@ def random_lora(pipe, folder, rank=2):
     torch.manual_seed(1)
     net = network_of(pipe)
     part = "unet" if "unet" in pipe.components else "transformer"
-    inject_adapter_in_model(
-        LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=False, target_modules=LORA_TARGETS), net
-    )
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=False, target_modules=targets), net)
     with torch.no_grad():
         for name, weight in net.named_parameters():
             if "lora_" in name:

@@ -7,12 +7,12 @@ import torch
 from tests.tiny import tiny_tokenizer
 
 
-def clip(size: int, projected: bool, seed: int = 0):
+def clip(size: int, projected: bool, seed: int = 0, positions: int = 16):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         vocab_size=size, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=16, bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1,
+        max_position_embeddings=positions, bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1,
         projection_dim=16,
     )  # fmt: skip
     torch.manual_seed(seed)

@@ -39,7 +39,13 @@ class EmbeddingMitigation(Mitigation):
         # A caller may run the pipeline in inference mode, whose tensors take part in no gradient.
         with torch.inference_mode(False):
             cond = call.conditioning()
-            changed = self.change(call, continuous(cond), cond)
+            embeddings = continuous(cond)
+            if not embeddings:
+                raise MitigationRefused(
+                    f"{self.name} hands the pipeline changed embeddings, but how this model's ({', '.join(cond.tensors)}) are "
+                    f"handed to a {type(call.pipeline).__name__} is not known: use a mitigation of the prompt or the guidance."
+                )
+            changed = self.change(call, embeddings, cond)
             if changed:
                 call.set_conditioning(with_embeddings(cond, changed))
         yield

@@ -88,7 +88,11 @@ class RowFinder:
 
 
 def _main(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    return tensors["encoder_hidden_states" if "encoder_hidden_states" in tensors else "class_labels"]
+    """The tensor by which branches are told apart: token embeddings, class labels, else whatever has most values per row."""
+    for name in ("encoder_hidden_states", "class_labels"):
+        if name in tensors:
+            return tensors[name]
+    return max(tensors.values(), key=lambda value: value[0].numel())
 
 
 @contextmanager
@@ -145,13 +149,16 @@ class _Steering:
         if all(conditional) or not any(conditional):
             self._one_branch(x, time, raw, conditional[0])
             return None
+        listed = isinstance(raw, list)
+        raw = torch.stack(raw) if listed else raw
         where = torch.tensor(conditional, device=raw.device)
         decision = self._decide(x[where], time, raw[where], raw[~where])
         if decision is None:
             return None
         new = raw.clone()
         new[where], new[~where] = self._set(decision, raw[where]), self._set(decision, raw[~where])
-        return (new, *output[1:]) if isinstance(output, tuple) else type(output)(sample=new)
+        given = list(new) if listed else new
+        return (given, *output[1:]) if isinstance(output, tuple) else type(output)(sample=given)
 
     def _one_branch(self, x: torch.Tensor, time: float, raw: torch.Tensor, conditional: bool) -> None:
         """The branches come in two calls. The pipeline still holds the first output, which is therefore set in place."""
@@ -179,7 +186,7 @@ class _Steering:
     def _set(self, decision: tuple[torch.Tensor, torch.Tensor], raw: torch.Tensor) -> torch.Tensor:
         """The raw output with the decided rows replaced; a learned variance beside it stays."""
         values, rows = decision
-        packed = self.denoiser.initial_latents(values).to(raw.dtype)
+        packed = self.denoiser.write_output(values).to(raw.dtype)
         if packed.shape[1] < raw.shape[1]:
             packed = torch.cat([packed, raw[:, packed.shape[1] :]], 1)
         return torch.where(rows.to(raw.device).reshape(-1, *[1] * (raw.ndim - 1)), packed, raw)

@@ -42,8 +42,19 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Rows of all parts, one after the other."""
+        """Rows of all parts, one after the other; tensors of different length are padded with zeros to the longest."""
         names = parts[0].tensors.keys()
         size = sum(len(p) for p in parts)
         cut = tuple(c for p in parts for c in (p.truncated or (None,) * len(p)))
-        return Conditioning({k: torch.cat([p.tensors[k] for p in parts]) for k in names}, size, cut)
+        return Conditioning({k: _joined([p.tensors[k] for p in parts]) for k in names}, size, cut)
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors [B, ...] one after the other, each padded with zeros at the end of every dimension but the first."""
+    longest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    full = []
+    for tensor in tensors:
+        missing = [n - have for n, have in zip(longest, tensor.shape[1:], strict=True)]
+        pads = [pad for gap in reversed(missing) for pad in (0, gap)]
+        full.append(torch.nn.functional.pad(tensor, pads) if any(missing) else tensor)
+    return torch.cat(full)

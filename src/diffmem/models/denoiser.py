@@ -28,6 +28,7 @@ class Denoiser(ABC):
         unconditional_branch: whether epsilon without a prompt exists (guidance-distilled models have none).
         device: where the network runs.
         dtype: in which floating type it runs.
+        batches: whether the pipeline makes the same images of several prompts as of each alone; False: one at a time.
     """
 
     family: str
@@ -39,6 +40,7 @@ class Denoiser(ABC):
     unconditional_branch: bool
     device: torch.device
     dtype: torch.dtype
+    batches: bool = True
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
@@ -134,3 +136,7 @@ class Denoiser(ABC):
         """What the pipeline takes from the network's raw output (without a learned variance, unpacked)."""
         taken: torch.Tensor = output
         return taken
+
+    def write_output(self, prediction: torch.Tensor) -> torch.Tensor:
+        """The inverse of `read_output`, without a learned variance: a prediction as the network would return it."""
+        return self.initial_latents(prediction)

@@ -114,7 +114,7 @@ def generate(
     root_seed: int,
     sampling: Sampling,
 ) -> list[Image.Image]:
-    """One image per (prompt, draw) pair, in one batch.
+    """One image per (prompt, draw) pair, in one batch where the pipeline makes the same images of a batch.
 
     Noise: float32 on the CPU, seeded by (root seed, "generation", prompt, draw), then cast: an image does not depend
     on what else is in the batch. Stochastic samplers get a generator of the same name per image.
@@ -133,6 +133,9 @@ def generate(
     Raises:
         ModelError: if the pipeline takes neither initial noise nor generators.
     """
+    if len(prompts) > 1 and not denoiser.batches:
+        pairs = zip(prompts, draws, strict=True)
+        return [generate(pipeline, denoiser, [p], [d], root_seed, sampling)[0] for p, d in pairs]
     parameters = accepted(pipeline)
     names = [("generation", prompt, draw) for prompt, draw in zip(prompts, draws, strict=True)]
     arguments: dict[str, Any] = {"output_type": "pil"}
@@ -160,7 +163,7 @@ def generate(
                 raise UsageError(f"{type(pipeline).__name__} has no parameter {name}; leave it out for this model.")
             arguments[name] = value
     with prepared(pipeline, sampling) as pipe, torch.no_grad():
-        return list(pipe(**arguments).images)
+        return list(pipe(**arguments)[0])  # some call them `images`, some `image`
 
 
 def noise_shape(pipeline: Any, denoiser: Denoiser, height: int | None, width: int | None) -> tuple[int, ...]:

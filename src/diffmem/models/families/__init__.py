@@ -22,9 +22,11 @@ FAMILIES: Registry[type[Denoiser]] = Registry(
         "dit": "diffmem.models.families.dit:DiT",
         "latent-unet": "diffmem.models.families.latent_unet:LatentUNet",
         "pixel-unet": "diffmem.models.families.pixel_unet:PixelUNet",
+        "capture": "diffmem.models.families.capture:Captured",
     },
 )
-"""Families built from a diffusers pipeline: each class has `fits(pipeline)` and a constructor that takes it."""
+"""Families built from a diffusers pipeline: each class has `fits(pipeline)` and a constructor that takes it.
+The last one fits whatever takes a prompt: it replays the calls of a pipeline that no other family knows."""
 
 
 def denoiser_for(pipeline: Any) -> Denoiser:

@@ -74,6 +74,10 @@ class ZImage(LatentDenoiser):
         """B tensors [C, 1, H, W] of minus the velocity -> [B, C, H, W]."""
         return -torch.stack(list(output)).squeeze(2)
 
+    def write_output(self, prediction: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> minus it, [B, C, 1, H, W], which are the elements of the network's list."""
+        return -prediction.unsqueeze(2)
+
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, Any, dict[str, Any]]:
         """(x, t, conditioning tensors) of one call of the transformer."""
         named = dict(zip(("x", "t", "cap_feats"), args, strict=False)) | dict(kwargs)

@@ -28,6 +28,7 @@ EMBEDDINGS = {
     "text_embeds": "pooled_prompt_embeds",
     "pooled_projections": "pooled_prompt_embeds",
     "encoder_attention_mask": "prompt_attention_mask",
+    "encoder_hidden_states_mask": "prompt_embeds_mask",
 }
 """Under which argument diffusers pipelines take each tensor of a Conditioning."""
 

@@ -1,0 +1,343 @@
+"""Any diffusers pipeline that no family knows, from what it asks its network in a run that never evaluates it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from diffmem.errors import ModelError
+from diffmem.models.conditioning import Conditioning
+from diffmem.models.families._pipeline import LatentDenoiser
+from diffmem.models.families._schedulers import is_flow, prediction_of, schedule_of
+from diffmem.models.families._texts import quiet
+from diffmem.models.loading import first_line
+from diffmem.models.pipelines.latents import as_initial, decoded_layout, find_answer, find_initial
+from diffmem.models.pipelines.layout import Layout
+from diffmem.models.pipelines.leaves import differing, joined, leaves, rebuilt, row_of
+from diffmem.models.pipelines.rehearsal import Rehearsal, bound, rehearse
+from diffmem.models.pipelines.survey import EMPTY, PROMPTS, Survey, survey
+from diffmem.models.schedule import FlowSchedule
+
+NETWORKS = ("transformer", "unet")
+AUTOENCODERS = ("vae", "vqvae", "movq")
+SHAPE = ".shape"
+"""After the name of a tensor whose rows differ in shape: the shape of each row, before it was padded with zeros."""
+
+
+class Captured(LatentDenoiser):
+    """A pipeline seen from its calls: their arguments are replayed at any (x_t, t).
+
+    A prompt is encoded by running the pipeline on it up to the first step, with a network that answers at once; what it
+    would have been asked is the conditioning. x is laid out as the autoencoder decodes it, unpacked and unscaled.
+    """
+
+    family = "capture"
+    conditional = True
+    space: Literal["pixel", "latent"]  # type: ignore[assignment]
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        self._null = None
+        self._cut: dict[str, str | None] = {}
+        self._more: dict[str, Any] = {}
+        try:
+            self._read()
+        except ModelError as problem:
+            raise ModelError(
+                f"No family of diffmem knows a {type(pipeline).__name__}, and its calls could not be captured: {problem} "
+                "Any model can be wrapped with Target.from_callable."
+            ) from problem
+
+    def _read(self) -> None:
+        """Everything that is known of the pipeline, from runs without the network."""
+        scheduler = self.pipeline.scheduler
+        names = [name for name in NETWORKS if self.pipeline.components.get(name) is not None]
+        if len(names) != 1:
+            raise ModelError(f"It has {len(names)} networks named {' or '.join(NETWORKS)}; expected one.")
+        self._name = names[0]
+        self.prediction = prediction_of(scheduler)
+        self.schedule = (
+            FlowSchedule(self._total, self._sampling_times) if is_flow(scheduler) else schedule_of(scheduler)
+        )
+        config = self.network.config
+        distilled = bool(config.get("guidance_embeds")) or config.get("time_cond_proj_dim") is not None
+        try:
+            self._start()
+            self.seen: Survey = survey(self._run, self._takes, distilled, self._total)
+            self.batches = self.seen.batches
+            self.unconditional_branch = self.seen.unconditional is not None
+            self._answer = find_answer(self._run, self.seen)
+            self._read_latents()
+        except ModelError:
+            raise
+        except Exception as problem:  # whatever a pipeline says to a prompt alone
+            raise ModelError(f"it does not run on a prompt alone ({first_line(problem)}).") from problem
+
+    def _start(self) -> None:
+        """The size of its own (`default_sample_size`), and whether it must be kept from moving that to one of a table."""
+        side = self.pipeline.__dict__.get("default_sample_size")
+        if side is not None and {"height", "width"} <= self._takes.keys():
+            pixels = side * getattr(self.pipeline, "vae_scale_factor", 1)
+            self._more = {"height": pixels, "width": pixels}
+        if "use_resolution_binning" not in self._takes:
+            return
+        try:
+            made = self._run([PROMPTS[0]]).steps[0].sample
+            moved = side is not None and made.shape[-1] != side
+        except ValueError:  # there is no table for a model of this size
+            moved = True
+        if moved:
+            self._more["use_resolution_binning"] = False
+
+    @classmethod
+    def variants(cls) -> dict[str, bool]:
+        """Pipelines with both branches and those with one."""
+        return {"capture (guided)": True, "capture (one branch)": False}
+
+    @staticmethod
+    def fits(pipeline: Any) -> bool:
+        """Whether a pipeline has a network, a scheduler and takes a prompt."""
+        from diffmem.models.generation import accepted
+
+        parts = {name for name, part in pipeline.components.items() if part is not None}
+        return bool(parts & set(NETWORKS)) and "scheduler" in parts and "prompt" in accepted(pipeline)
+
+    @property
+    def network(self) -> Any:
+        """The network itself."""
+        return getattr(self.pipeline, self._name)
+
+    @property
+    def autoencoder(self) -> Any:
+        """The pipeline's autoencoder; None for pixel models."""
+        return next((part for name in AUTOENCODERS if (part := self.pipeline.components.get(name)) is not None), None)
+
+    @property
+    def _takes(self) -> Mapping[str, Any]:
+        from diffmem.models.generation import accepted
+
+        return accepted(self.pipeline)
+
+    @property
+    def _total(self) -> float:
+        return float(self.pipeline.scheduler.config.get("num_train_timesteps", 1000))
+
+    def _run(self, prompts: list[str], steps: int = 1, **more: Any) -> Rehearsal:
+        """A run on some prompts up to a step, or to the autoencoder."""
+        own = {name: more.pop(name) for name in ("answer", "last", "autoencoder") if name in more}
+        arguments = {"prompt": list(prompts), "num_inference_steps": max(steps, 3)} | self._more | more
+        if "generator" in self._takes:
+            arguments.setdefault("generator", torch.Generator("cpu").manual_seed(0))
+        with quiet():
+            return rehearse(self.pipeline, self.network, arguments, steps=steps, **own)
+
+    def _sampling_times(self, steps: int) -> list[float]:
+        with quiet():
+            found = self._run([PROMPTS[0]], steps=steps, num_inference_steps=steps, **self.seen.guiding)
+        return [step.t for step in found.steps]
+
+    def _read_latents(self) -> None:
+        own = self.seen.step.sample[:1]
+        layout = None if self.autoencoder is None else decoded_layout(self._run, self.autoencoder, own)
+        self.space = "latent" if self.autoencoder is not None else "pixel"
+        self._layout_known = layout is not None
+        self._layout = layout or Layout.identity(tuple(own.shape[1:]))
+        shape = self._layout.shape
+        self.sample_shape = tuple(n for i, n in enumerate(shape) if n != 1 or i == 0 or len(shape) == 3)
+        self._initial = find_initial(self._run, self._layout, own) if "latents" in self._takes else None
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """One run of the pipeline per prompt, to its first step; {argument of the network: what it is given}."""
+        rows = [self._encoded(prompt) for prompt in prompts]
+        cond = Conditioning.cat([self._conditioning([row]) for row in rows])
+        return Conditioning(
+            cond.tensors, len(prompts), tuple(self._cut_off(p, r) for p, r in zip(prompts, rows, strict=True))
+        )
+
+    def null(self) -> Conditioning:
+        """What the branch is given that the prompt does not reach; ModelError where there is none."""
+        if self.seen.unconditional is None:
+            raise ModelError(
+                "This pipeline runs no branch without the prompt, so there is no unconditional prediction."
+            )
+        if self._null is None:
+            self._null = self._conditioning([self.seen.at(self.seen.unconditional, self.seen.step)])
+        return self._null
+
+    def _encoded(self, prompt: str) -> dict[str, Any]:
+        step = self._run([prompt], **self.seen.guiding).steps[0]
+        return self.seen.at(self.seen.conditional, step)
+
+    def _conditioning(self, rows: Sequence[Mapping[str, Any]]) -> Conditioning:
+        example = self.seen.at(self.seen.conditional, self.seen.step)
+        known = {self.seen.x, self.seen.times.name, *self.seen.prompted}
+        for row in rows:
+            strange = differing(example, row) - known
+            changed = [p for p in self.seen.prompted if p not in self.seen.ragged and row[p].shape != example[p].shape]
+            if strange or changed:
+                raise ModelError(
+                    f"For this prompt the network's {', '.join(sorted([*strange, *changed]))} change in a way that was not "
+                    "seen when the pipeline was opened, so the replay would be of another prompt."
+                )
+        tensors = {path: torch.stack([row[path] for row in rows]) for path in self.seen.prompted}
+        for path in self.seen.ragged:
+            tensors[path + SHAPE] = torch.tensor([list(row[path].shape) for row in rows], device=tensors[path].device)
+        return Conditioning(tensors, len(rows))
+
+    def _cut_off(self, prompt: str, row: Mapping[str, Any]) -> str | None:
+        """The text that no encoder reads: the longest end without which the network is asked the same."""
+        if len(prompt.encode()) <= 60:
+            return None
+        if prompt not in self._cut:
+            whole = self._conditioning([row]).tensors
+
+            def same(text: str) -> bool:
+                return not differing(whole, self._conditioning([self._encoded(text)]).tensors)
+
+            low, high = 0, len(prompt)
+            if same(prompt + " zebra"):
+                while low < high:
+                    middle = (low + high) // 2
+                    low, high = (low, middle) if same(prompt[:middle]) else (middle + 1, high)
+                self._cut[prompt] = prompt[low:].strip() or None
+            else:
+                self._cut[prompt] = None
+        return self._cut[prompt]
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
+        """The network on the captured arguments, with x, t and the prompt's in their places; one call per shape of these."""
+        rows = [{path: self._trimmed(path, cond, i) for path in self.seen.prompted} for i in range(len(x))]
+        groups: dict[Any, list[int]] = {}
+        whole = [path for path in self.seen.prompted if self.seen.kinds[path] == "whole"]
+        for i, row in enumerate(rows):
+            key = (
+                *(tuple(v.shape) for v in row.values()),
+                *(row[path].detach().cpu().numpy().tobytes() for path in whole),
+            )
+            groups.setdefault(key, []).append(i)
+        parts = [self._ask(x[index], t[index], [rows[i] for i in index]) for index in groups.values()]
+        back = torch.tensor([i for index in groups.values() for i in index]).argsort().to(x.device)
+        return torch.cat(parts)[back]
+
+    def _trimmed(self, path: str, cond: Conditioning, row: int) -> torch.Tensor:
+        value = cond.tensors[path][row]
+        if path in self.seen.ragged:
+            value = value[tuple(slice(int(n)) for n in cond.tensors[path + SHAPE][row])]
+        return value
+
+    def _ask(self, x: torch.Tensor, t: torch.Tensor, rows: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
+        seen = self.seen
+        example = seen.at(seen.conditional, seen.step)
+        values: dict[str, Any] = {}
+        for path, value in example.items():
+            kind = seen.kinds[path]
+            if path == seen.x:
+                own = self._layout.gathered(x)
+                values[path] = joined([row.reshape(value.shape).to(value.dtype) for row in own], kind)
+            elif path == seen.times.name:
+                values[path] = seen.times.of(t)
+            elif path in seen.prompted:
+                values[path] = joined([row[path].to(value.dtype) for row in rows], kind)
+            else:
+                values[path] = joined([value] * len(x), kind)
+        output = self.network(**rebuilt(seen.example.arguments, values))
+        return self.read_output(output[0] if isinstance(output, tuple) else output.sample)
+
+    def read_output(self, output: Any) -> torch.Tensor:
+        """What the scheduler is given of the network's output, [B, *sample_shape]."""
+        rows = torch.stack(output) if isinstance(output, list) else output
+        channels = self._answer.channels
+        size = channels * int(torch.Size(self._layout.own).numel())
+        if rows[0].numel() != size:
+            raise ModelError(f"The network returned {rows[0].numel()} values per row; expected {size}.")
+        own = rows.reshape(len(rows), channels * self._layout.own[0], *self._layout.own[1:])
+        return self._answer.sign * self._laid_out(own.chunk(channels, 1)[0])
+
+    def write_output(self, prediction: torch.Tensor) -> torch.Tensor:
+        """The inverse of `read_output`, in the pipeline's layout."""
+        own = self._layout.gathered(prediction.reshape(len(prediction), *self._layout.shape))
+        return self._answer.sign * own.reshape(len(prediction), *self._layout.own)
+
+    def _laid_out(self, own: torch.Tensor) -> torch.Tensor:
+        return self._layout.spread(own).reshape(len(own), *self.sample_shape)
+
+    def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, Any, dict[str, Any]]:
+        """(x, t, conditioning tensors) of one call of the network."""
+        found = leaves(bound(self.network, args, kwargs))
+        given = found[self.seen.x]
+        rows = list(given)
+        if rows[0].numel() != int(torch.Size(self._layout.own).numel()):
+            raise ModelError(
+                f"This pipeline was captured at {self.sample_shape}; images of another size cannot be compared."
+            )
+        own = torch.stack([row.reshape(self._layout.own) for row in rows])
+        kinds, prompted = self.seen.kinds, self.seen.prompted
+        each = [{path: row_of(found[path], kinds[path], i) for path in prompted} for i in range(len(rows))]
+        tensors = {path: torch.stack([row[path] for row in each]) for path in self.seen.prompted}
+        for path in self.seen.ragged:
+            tensors[path + SHAPE] = torch.tensor([list(row[path].shape) for row in each], device=tensors[path].device)
+        return self._laid_out(own), self.seen.times.back(found[self.seen.times.name]), tensors
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Images in [-1, 1] -> latents as the pipeline scales them; ModelError where its way of decoding was not read."""
+        vae = self._known_autoencoder()
+        if vae is None:
+            return super().encode_images(images)
+        pixels = images.to(self.device, vae.dtype)
+        if pixels.shape[1] == 1:
+            pixels = pixels.expand(-1, 3, -1, -1)
+        frames = len(self._layout.shape) == 4
+        encoded = vae.encode(pixels.unsqueeze(2) if frames else pixels)
+        found = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded[0]
+        found = found.squeeze(2) if frames else found
+        scale, shift = (v.reshape(self.sample_shape).to(found) for v in (self._layout.scale, self._layout.shift))
+        if found.shape[1:] != shift.shape:
+            return self._fitting(found, images)
+        return self._fitting((found - shift) / scale, images)
+
+    def decode(self, x0: torch.Tensor) -> torch.Tensor:
+        """Latents -> images, about [-1, 1]."""
+        vae = self._known_autoencoder()
+        if vae is None:
+            return x0
+        latents = x0.to(self.device, vae.dtype).reshape(len(x0), *self._layout.shape)
+        images: torch.Tensor = vae.decode(
+            latents * self._layout.scale.to(latents) + self._layout.shift.to(latents), return_dict=False
+        )[0]
+        return images.squeeze(2) if images.ndim == 5 else images
+
+    def _known_autoencoder(self) -> Any:
+        if self.autoencoder is not None and not self._layout_known:
+            raise ModelError(
+                "How this pipeline turns its latents into what its autoencoder decodes could not be read: images cannot be "
+                "encoded, so measures on images refuse."
+            )
+        return self.autoencoder
+
+    def generation_arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """The prompts, and what the pipeline was told when it was opened."""
+        return {"prompt": list(prompts)} | self._more
+
+    def guidance_arguments(self, guidance: float | None, negative: list[str] | None, count: int) -> dict[str, Any]:
+        """The scale under the name that makes this pipeline run both branches."""
+        if "true_cfg_scale" not in self._takes or (guidance is None and negative is None):
+            return super().guidance_arguments(guidance, negative, count)
+        given: dict[str, Any] = {"negative_prompt": negative or [EMPTY] * count}
+        return given if guidance is None else given | {"true_cfg_scale": guidance}
+
+    def initial_latents(self, noise: torch.Tensor) -> torch.Tensor:
+        """Noise [B, *sample_shape] in the layout in which the pipeline takes it."""
+        if self._initial is None:
+            raise ModelError("This pipeline takes no initial latents in a layout that could be read.")
+        own = self._layout.gathered(noise.reshape(len(noise), *self._layout.shape)).reshape(
+            len(noise), *self._layout.own
+        )
+        return as_initial(own, self._initial)
+
+    def read_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """The pipeline's latents, in its own layout or that of its argument, as [B, *sample_shape]."""
+        if tuple(latents.shape[1:]) == self._layout.own:
+            return self._laid_out(latents)
+        return self._laid_out(latents.flatten(2).transpose(1, 2).contiguous())
