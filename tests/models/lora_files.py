@@ -40,13 +40,13 @@ def change(layer):
     """What the adapters of a layer do to its weight, read off its outputs."""
     base = layer.get_base_layer()
     if isinstance(base, torch.nn.Conv2d):
-        k = base.kernel_size[0]
-        x = torch.eye(base.in_channels * k * k).reshape(-1, base.in_channels, k, k)
-        pads = base.padding, base.stride
+        k, stride, pad = base.kernel_size[0], base.stride[0], base.padding[0]
+        at = -(-pad // stride)  # the first output whose kernel lies on the input wholly
+        start = at * stride - pad
+        x = torch.zeros(base.in_channels * k * k, base.in_channels, start + k, start + k)
+        x[:, :, start:, start:] = torch.eye(base.in_channels * k * k).reshape(-1, base.in_channels, k, k)
         with torch.no_grad():
             done = layer(x) - base(x)
-        # The output at which the kernel lies exactly on the input.
-        at = pads[0][0] // pads[1][0]
         return done[:, :, at, at].T.reshape(base.weight.shape)
     x = torch.eye(base.in_features)
     with torch.no_grad():

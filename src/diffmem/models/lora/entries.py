@@ -28,10 +28,46 @@ ROLES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"(?P<l>.+)\.lora_linear_layer\.down\.weight", r"\g<l>", "down"),
         (r"(?P<l>.+)\.lora_linear_layer\.up\.weight", r"\g<l>", "up"),
         # XLabs' Flux processors
-        (r"(?P<l>double_blocks\.\d+)\.processor\.(?P<p>qkv|proj)_lora1\.down\.weight", r"\g<l>.img_attn.\g<p>", "down"),
-        (r"(?P<l>double_blocks\.\d+)\.processor\.(?P<p>qkv|proj)_lora1\.up\.weight", r"\g<l>.img_attn.\g<p>", "up"),
-        (r"(?P<l>double_blocks\.\d+)\.processor\.(?P<p>qkv|proj)_lora2\.down\.weight", r"\g<l>.txt_attn.\g<p>", "down"),
-        (r"(?P<l>double_blocks\.\d+)\.processor\.(?P<p>qkv|proj)_lora2\.up\.weight", r"\g<l>.txt_attn.\g<p>", "up"),
+        (
+            r"(?:diffusion_model\.)?(?P<l>double_blocks\.\d+)\.processor\.(?P<p>qkv|proj)_lora1\.down\.weight",
+            r"\g<l>.img_attn.\g<p>",
+            "down",
+        ),
+        (
+            r"(?:diffusion_model\.)?(?P<l>double_blocks\.\d+)\.processor\.(?P<p>qkv|proj)_lora1\.up\.weight",
+            r"\g<l>.img_attn.\g<p>",
+            "up",
+        ),
+        (
+            r"(?:diffusion_model\.)?(?P<l>double_blocks\.\d+)\.processor\.(?P<p>qkv|proj)_lora2\.down\.weight",
+            r"\g<l>.txt_attn.\g<p>",
+            "down",
+        ),
+        (
+            r"(?:diffusion_model\.)?(?P<l>double_blocks\.\d+)\.processor\.(?P<p>qkv|proj)_lora2\.up\.weight",
+            r"\g<l>.txt_attn.\g<p>",
+            "up",
+        ),
+        (
+            r"(?:diffusion_model\.)?(?P<l>single_blocks\.\d+)\.processor\.qkv_lora\.down\.weight",
+            r"\g<l>.qkv",
+            "down",
+        ),
+        (
+            r"(?:diffusion_model\.)?(?P<l>single_blocks\.\d+)\.processor\.qkv_lora\.up\.weight",
+            r"\g<l>.qkv",
+            "up",
+        ),
+        (
+            r"(?:diffusion_model\.)?(?P<l>single_blocks\.\d+)\.processor\.proj_lora\.down\.weight",
+            r"\g<l>.linear2",
+            "down",
+        ),
+        (
+            r"(?:diffusion_model\.)?(?P<l>single_blocks\.\d+)\.processor\.proj_lora\.up\.weight",
+            r"\g<l>.linear2",
+            "up",
+        ),
         # everybody else
         (rf"(?P<l>.+)\.lora(?:_A|_down|\.down){_W}(?:\.weight)?", r"\g<l>", "down"),
         (rf"(?P<l>.+)\.lora(?:_B|_up|\.up){_W}\.bias", r"\g<l>", "up_bias"),
