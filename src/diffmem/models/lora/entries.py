@@ -179,6 +179,12 @@ def sort_keys(tensors: Mapping[str, Any], component: str = "") -> Sorted:
     return Sorted(list(entries.values()), tokens, strange, incomplete)
 
 
+def kind_of_key(key: str) -> bool:
+    """Whether a key is one that only a LoRA, LoHa or LoKr has."""
+    found = _role(key)
+    return found is not None and any(found[1].startswith(m) for kind in ("LoRA", "LoHa", "LoKr") for m in _MARKS[kind])
+
+
 def _role(key: str) -> tuple[str, str, str | None] | None:
     for pattern, layer, role in ROLES:
         match = pattern.fullmatch(key)

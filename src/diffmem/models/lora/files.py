@@ -13,6 +13,7 @@ from typing import Any
 from diffmem.errors import ModelError
 from diffmem.models.loading import HUB_ID, first_line
 from diffmem.models.lora.choice import FILES, PICKLED
+from diffmem.models.lora.entries import kind_of_key
 
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 _PROBLEMS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, EOFError)
@@ -232,3 +233,20 @@ def _read_pickle(file: Path) -> dict[str, Any]:
             f"The LoRA {file} cannot be loaded: {strange[0]!r} in it is no tensor ({len(strange)} of {len(read)} entries)."
         )
     return {str(name): value for name, value in read.items()}
+
+
+def is_lora(path: Path) -> bool:
+    """Whether a file, or a folder's file, is a LoRA by the names of its weights; reads the header only."""
+    files = [path] if path.is_file() else [*map(path.joinpath, FILES), *sorted(path.glob("*.safetensors"))]
+    for file in files:
+        if not file.is_file() or sniff(file) != "safetensors":
+            continue
+        with file.open("rb") as opened:
+            header = opened.read(struct.unpack("<Q", opened.read(8))[0])
+        try:
+            names = [name for name in json.loads(header) if name != "__metadata__"]
+        except ValueError:
+            continue
+        if any(key.startswith(("lora_unet_", "lora_te")) or kind_of_key(key) for key in names):
+            return True
+    return False

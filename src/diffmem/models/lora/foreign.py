@@ -33,7 +33,7 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
      "quantised"),
     (r"lora_prior_|prior_unet", "a LoRA for a prior network (Stable Cascade, Kandinsky)", "merge it with its trainer and audit "
      "the merged model"),
-    (r"^lora_vae|^vae\.|first_stage_model\.(?!.*lora)", "changes of an autoencoder", "leave them out"),
+    (r"^lora_vae|^vae\.", "changes of an autoencoder", "leave them out"),
     (r"modules_to_save|^base_model\.model\..*(?<!magnitude_vector)\.(weight|bias)$", "whole layers saved beside a LoRA (peft's "
      "modules_to_save or bias)", "merge it with peft (merge_and_unload), save the pipeline and audit that"),
 )  # fmt: skip

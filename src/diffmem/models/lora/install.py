@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -88,7 +89,9 @@ class Installation:
             rank_pattern=exact, alpha_pattern={f"^{re.escape(k)}": s * len(d) for k, (d, _, s) in made.items()},
             inference_mode=True, lora_dropout=0.0,
         )  # fmt: skip
-        inject_adapter_in_model(config, component, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
+            inject_adapter_in_model(config, component, adapter_name=name)
         for change, part in pieces:
             layer: Any = component.get_submodule(part.layer)
             down, up, _ = made[part.layer]

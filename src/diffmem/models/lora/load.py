@@ -186,9 +186,9 @@ class _OneLora:
                     raise self.refuse(f"{entry.keys[role]} holds values that are not finite (NaN or infinity)")
 
     def _other_architecture(self, lost: Sequence[str], total: int, entries: Sequence[Entry]) -> ModelError:
-        components = sorted({self.names.means(layer) for layer in lost})
+        components = sorted({self.names.means(layer) for layer in lost})  # where the file has them
         return self.refuse(
-            f"it is for another architecture: {total - len(lost)} of its {total} layers are in this pipeline, and in its "
+            f"it is for another architecture: {total - len(lost)} of its {total} layers are in this pipeline, and in "
             f"{' and '.join(components)} there is no {named(list(lost))}, and a LoRA in part is another model (read as the "
             f"{kinds_of(entries)} format of {format_of([k for e in entries for k in e.keys.values()], False)})"
         )

@@ -60,7 +60,7 @@ class Names:
         wanted = self._components(place)
         if wanted:
             return wanted[0]
-        return "a text encoder" if place and place != NETWORK else "the network"
+        return "its text encoders" if place and place != NETWORK else "its network"
 
     def _components(self, place: str) -> list[str]:
         if place == NETWORK:
