@@ -11,6 +11,7 @@ from tests.tiny import tiny_sd
 
 from diffmem.errors import ModelError
 from diffmem.models.lora import load_lora
+from diffmem.models.target import Target
 
 Q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 
@@ -200,3 +201,10 @@ def test_files_in_half_precision_and_below(sd, tmp_path):
         file = write({k: v.to(dtype) for k, v in whole().items()}, tmp_path / "lora.safetensors")
         assert load_file(file)[f"{Q}.alpha"].dtype == dtype
         load_lora(tiny_sd(), file)
+
+
+@pytest.mark.parametrize("inner", ["", "pytorch_lora_weights.safetensors"])
+def test_a_lora_given_as_the_model(tmp_path, inner):
+    write(whole(), tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(ModelError, match="is a LoRA, not a model: give its base as the model"):
+        Target.from_pretrained(tmp_path / inner)

@@ -106,6 +106,12 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def _check_folder(folder: Path, allow_pickle: bool) -> None:
+    from diffmem.models.lora.files import is_lora
+
+    if not (folder / "model_index.json").exists() and is_lora(folder):
+        raise ModelError(
+            f"{folder} is a LoRA, not a model: give its base as the model, and this with --lora (lora=...)."
+        )
     if folder.is_file():
         raise ModelError(
             f"{folder} is a file; expected a diffusers pipeline folder (with model_index.json) or a hub id."
