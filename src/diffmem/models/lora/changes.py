@@ -15,7 +15,8 @@ from torch import Tensor
 
 from diffmem.errors import ModelError
 from diffmem.models.lora.entries import Entry
-from diffmem.models.lora.names import Part, Place
+from diffmem.models.lora.first_names import Part
+from diffmem.models.lora.names import Place
 
 Layers = dict[str, Any]
 """Layers by name, as they were before any LoRA."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffmem.errors import ModelError
 from diffmem.models.lora.changes import Change, Layers, factors, rows_of
-from diffmem.models.lora.names import Part
+from diffmem.models.lora.first_names import Part
 
 TOLERANCE = 1e-3
 """Relative error of a layer's change against the file; twice the type's resolution where that is coarser."""
