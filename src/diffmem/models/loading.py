@@ -106,7 +106,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def _check_folder(folder: Path, allow_pickle: bool) -> None:
-    from diffmem.models.lora.files import is_lora
+    from diffmem.models.lora.sniff import is_lora
 
     if not (folder / "model_index.json").exists() and is_lora(folder):
         raise ModelError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from diffmem.errors import ModelError
 from diffmem.models.loading import HUB_ID, first_line
 from diffmem.models.lora.choice import FILES, PICKLED
-from diffmem.models.lora.entries import kind_of_key
+from diffmem.models.lora.sniff import sniff
 
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 _PROBLEMS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, EOFError)
@@ -183,27 +182,6 @@ def _read(file: Path, component: str, allow_pickle: bool) -> Weights:
     return Weights(file, component, tensors, header, config)
 
 
-def sniff(file: Path) -> str:
-    """What a file is by its content: "safetensors", "pickle", or words for anything else."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        start = opened.read(64)
-    if size == 0:
-        return "an empty file"
-    if start.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS in place of the file (git lfs pull fetches it)"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, not the file that a link on it leads to"
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")):
-        return "pickle"
-    if start.startswith(b"GGUF"):
-        return "a GGUF file"
-    if len(start) > 8 and start[8:9] in b"{ ":
-        length = struct.unpack("<Q", start[:8])[0]
-        return "safetensors" if 8 + length <= size else "a .safetensors file that was cut off"
-    return "no file of weights that is known here"
-
-
 def _read_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
@@ -233,20 +211,3 @@ def _read_pickle(file: Path) -> dict[str, Any]:
             f"The LoRA {file} cannot be loaded: {strange[0]!r} in it is no tensor ({len(strange)} of {len(read)} entries)."
         )
     return {str(name): value for name, value in read.items()}
-
-
-def is_lora(path: Path) -> bool:
-    """Whether a file, or a folder's file, is a LoRA by the names of its weights; reads the header only."""
-    files = [path] if path.is_file() else [*map(path.joinpath, FILES), *sorted(path.glob("*.safetensors"))]
-    for file in files:
-        if not file.is_file() or sniff(file) != "safetensors":
-            continue
-        with file.open("rb") as opened:
-            header = opened.read(struct.unpack("<Q", opened.read(8))[0])
-        try:
-            names = [name for name in json.loads(header) if name != "__metadata__"]
-        except ValueError:
-            continue
-        if any(key.startswith(("lora_unet_", "lora_te")) or kind_of_key(key) for key in names):
-            return True
-    return False
