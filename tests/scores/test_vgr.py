@@ -357,3 +357,11 @@ def test_on_a_trained_model_images_that_it_reproduces_stand_above_those_seen_onc
     results = compute(parse_image_score(name), denoiser, x)
     values = np.array([result.value for result in results])
     assert auroc(values[: len(reproduced)], values[len(reproduced) :]) > 0.95
+
+
+def test_the_default_costs_500_evaluations_and_the_published_settings_132_times_that():
+    """25 Heun steps: 50 in, 50 back, 50 of 8 tangents; published: 1000 Euler steps of the image, its way back and 64 frames."""
+    denoiser = empirical_bayes(torch.randn(2, 1, 8, 8))
+    default, published = (parse_image_score(name).estimate(denoiser) for name in ("vgr", "vgr-paper"))
+    assert (default.forward, default.tangent) == (100, 400)
+    assert published.total == 66_000 == 132 * default.total

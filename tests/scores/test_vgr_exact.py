@@ -133,12 +133,12 @@ def test_the_least_growing_directions_of_a_gaussian():
         torch.zeros(1, size), ((rotation(size) * variances) @ rotation(size).T)[None], schedule=schedule
     )
     logs = gaussian_logs(variances, schedule).sort().values
-    [result] = compute(parse_image_score("vgr-bottom:k=4"), denoiser, normal(1, size))
+    [result] = compute(parse_image_score("vgr-bottom:k=4,steps=50"), denoiser, normal(1, size))
     random = compute(parse_image_score("vgr-subspace:k=4"), denoiser, normal(1, size))[0]
     # It starts from random directions, so it sees a little more than the least growing ones, and far less than random ones.
     assert float(logs[:4].sum()) - 0.02 <= result.value < float(logs[:4].sum()) + 3
     assert random.value > result.value + 3
-    [everything] = compute(parse_image_score("vgr-bottom:k=10"), denoiser, normal(1, size))
+    [everything] = compute(parse_image_score("vgr-bottom:k=10,steps=50"), denoiser, normal(1, size))
     assert everything.value == pytest.approx(float(logs.sum()), abs=1e-2)
     assert everything.components["log_likelihood"] is not None
 
