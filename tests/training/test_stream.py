@@ -19,6 +19,7 @@ from diffmem.training.batch import Latents, Samples, add_noise, mix
 from diffmem.training.captions import CaptionDraw, captions_of, cut_captions
 from diffmem.training.changes import add_tokens, repeat_words, replace_caption
 from diffmem.training.duplication import Order, repeated, weights
+from diffmem.training.loop import Trainer
 from diffmem.training.objective import noisy, target
 from diffmem.training.plan import ChangesPlan, DataPlan, DuplicationPlan
 
@@ -183,3 +184,22 @@ def test_a_perfect_output_of_every_kind_gives_back_the_image(kind):
     x = noisy(x0, noise, alpha, sigma)
     output = target(kind, x0, noise, alpha, sigma)
     torch.testing.assert_close(convert(output, x, alpha, sigma, kind, "x0"), x0, rtol=1e-4, atol=1e-5)
+
+
+def test_images_repeat_under_different_random_captions():
+    """dup_image with random captions: 20 of each image, of four tokens each; other images keep their first."""
+    random, others = {"captions": "random"}, frozenset({1})
+    tokenizer, _ = tiny_tokenizer()
+    plan = DataPlan(images="x", caption_drop=0.0, **random)
+    captions = captions_of(pictures(), plan, tokenizer, 0, several=True)
+    assert {len(set(among)) for among in captions} == {20}
+    draw = CaptionDraw(captions, others, plan, ChangesPlan(), tokenizer)
+    drawn = [{draw(image, generator(0, "test", i)) for i in range(300)} for image in (0, 1)]
+    assert drawn == [{captions[0][0]}, set(captions[1])]
+
+
+@pytest.mark.parametrize("captions", ["fixed", "class"])
+def test_images_that_have_one_caption_repeat_with_it(tmp_path, captions):
+    plan = plan_of(steps=1, data={"captions": captions}, duplication={"regime": "dup_image", "share": 0.5})
+    trainer = Trainer(plan, tmp_path, pictures(), Target.from_pipeline(tiny_sd()), "cpu", True)
+    assert any("dup_image is dup_both here" in note for note in trainer.notes)

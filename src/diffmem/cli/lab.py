@@ -35,6 +35,7 @@ def lab(
     from diffmem.experiments.lab.page import write_page
     from diffmem.experiments.lab.plan import LabPlan, cells_of
     from diffmem.experiments.lab.run import Lab
+    from diffmem.experiments.lab.tables import paper_tables
     from diffmem.runs.directory import parse_shard
     from diffmem.training.plan import load_plan
 
@@ -58,6 +59,8 @@ def lab(
         emit_json(result.rows)
         return 0
     emit_table([{name: row[name] for name in _SHOWN} for row in result.rows], title=f"{len(result.rows)} cells")
+    for title, lines in paper_tables(result.rows).items():
+        emit_table(lines, title=f"{title}, means over training seeds")
     for text in result.notes:
         note(text)
     if result.missing:

@@ -43,6 +43,12 @@ def match(
         float | None,
         Parameter(help="with --metrics: similarity above which images are counted; default: the descriptor's"),
     ] = None,
+    parts: Annotated[
+        int, Parameter(help="with --metrics: split-product similarity too, of descriptors in so many parts")
+    ] = 1,
+    across: Annotated[
+        bool, Parameter(negative="", help="with --parts: every part against every part (descriptors made of patches)")
+    ] = False,
     seed: Annotated[int, Parameter(help="with --metrics: of resampling")] = 0,
     out: Annotated[
         Path | None, Parameter(help="with --metrics: folder for a page (histograms, pairs, figures) and match.json")
@@ -71,8 +77,8 @@ def match(
         raise UsageError("--train is missing: give the training images or an index of them.")
     if not 0 < false_positives < 1:
         raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
-    if not metrics and any(option is not None for option in (text_alignment, above, out)):
-        raise UsageError("--text-alignment, --above and --out belong to --metrics; add it.")
+    if not metrics and (parts > 1 or any(option is not None for option in (text_alignment, above, out))):
+        raise UsageError("--text-alignment, --above, --parts and --out belong to --metrics; add it.")
     choose_search(search, 0)  # before anything is described
     judge = None if text_alignment is None else parse_alignment(text_alignment)
     index = open_or_build_index(train, copies, allow_pickle, quiet or json)
@@ -81,7 +87,11 @@ def match(
     held = None if heldout is None else load_images(heldout)
     listed = load_images(images)
     found = match_images(listed, index, settings, held, quiet or json)
-    measured = copying_metrics(listed, index, alignment=judge, threshold=above, seed=seed) if metrics else None
+    measured = (
+        copying_metrics(listed, index, alignment=judge, threshold=above, parts=parts, across=across, seed=seed)
+        if metrics
+        else None
+    )
     page = None
     if out is not None and measured is not None:
         from diffmem.experiments.match.page import write_match_page

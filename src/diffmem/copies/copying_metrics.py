@@ -14,7 +14,14 @@ from diffmem.copies.degenerate import is_degenerate
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Floats
 from diffmem.copies.precision_recall import NEAREST, PrecisionRecall, precision_recall
-from diffmem.copies.similarity import Similarities, similarities, split_by_duplication, top1
+from diffmem.copies.similarity import (
+    Similarities,
+    SplitSimilarities,
+    similarities,
+    split_by_duplication,
+    split_similarities,
+    top1,
+)
 from diffmem.data.images import ImageItem, load_images
 from diffmem.errors import UsageError
 from diffmem.evaluation.estimate import Bootstrap, Estimate
@@ -45,6 +52,7 @@ class CopyingMetrics:
             nothing judged it.
         top_matches: the most similar pairs, as {"image", "train_id", "similarity"}.
         notes: what was left out or taken from a part, and why.
+        split: the same similarity statistics by the split product, where it was asked for.
     """
 
     descriptor: dict[str, Any]
@@ -61,6 +69,7 @@ class CopyingMetrics:
     alignment_judge: str | None
     top_matches: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
+    split: SplitSimilarities | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain values for JSON."""
@@ -86,6 +95,8 @@ def copying_metrics(
     alignment: TextAlignment | None = None,
     threshold: float | None = None,
     groups: Sequence[Any] | None = None,
+    parts: int = 1,
+    across: bool = False,
     level: float = 0.95,
     seed: int = 0,
 ) -> CopyingMetrics:
@@ -98,6 +109,8 @@ def copying_metrics(
         threshold: similarity above which an image counts in `share_above`; by default see `Similarities`.
         groups: one name per image of `images`, set aside ones included; images of one group depend on each other. By
             default images with the same caption are one group, and images without captions are each their own.
+        parts: above 1, the split-product similarity too, of descriptors in so many parts.
+        across: every part of it against every part (descriptors made of patches).
         level: coverage of all intervals.
         seed: root seed of resampling and of samples of large training sets.
 
@@ -133,6 +146,7 @@ def copying_metrics(
             {"image": seen.ids[i], "train_id": index.ids[rows[i]], "similarity": float(similarity[i])} for i in order
         ],
         notes=notes,
+        split=split_similarities(vectors, index, parts, across, groups=family, level=level, seed=seed) if parts > 1 else None,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Floats
 from diffmem.copies.neighbors import Ints
+from diffmem.copies.split_product import split_top1
 from diffmem.errors import UsageError
 from diffmem.evaluation.estimate import Bootstrap, Estimate
 from diffmem.randomness import seed_of
@@ -20,6 +21,10 @@ PUBLISHED_CUTS = {"sscd": 0.5}
 """Where published tables count the share of similar images, by descriptor (SSCD: Somepalli et al., DCR). It is no copy
 threshold: of SSCD's similarities its authors call those above .75 copies."""
 BACKGROUND_AT_MOST = 10_000
+
+
+SPLIT_CUT = 0.5
+"""Where DCR's tables count the share of similar images, whatever the similarity."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,11 @@ class Similarities:
     background_images: int
 
 
+def published_cut(index: CopyIndex) -> float:
+    """The similarity above which published tables count images, or else the descriptor's customary copy threshold."""
+    return PUBLISHED_CUTS.get(str(index.about["name"]), float(index.about["copy_similarity"]))
+
+
 def top1(vectors: NDArray[Any], index: CopyIndex) -> tuple[Floats, Ints]:
     """Similarity [n] and index row [n] of the most similar training image of each descriptor."""
     similarity, row = index.top_k(vectors, 1)
@@ -98,8 +108,7 @@ def similarities(
     made = np.asarray(generated, np.float64)
     if not len(made) or len(index) < 2:
         raise UsageError(f"{len(made)} generated and {len(index)} training images; expected at least 1 and 2.")
-    usual = PUBLISHED_CUTS.get(str(index.about["name"]), float(index.about["copy_similarity"]))
-    cut = usual if threshold is None else threshold
+    cut = published_cut(index) if threshold is None else threshold
     own = index.duplicates().group
     chosen = np.arange(len(index))
     if len(index) > BACKGROUND_AT_MOST:
@@ -119,6 +128,65 @@ def similarities(
             distinct, cut, edges, Bootstrap(len(distinct), families[np.isfinite(among[1])], level, seed), "distinct"
         ),
         cut, [float(edge) for edge in edges], len(chosen),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SplitSimilarities:
+    """Top-1 split-product similarities (`split_product`), as published tables state them.
+
+    Attributes:
+        parts, across: how descriptors were split, and whether every part was compared with every part.
+        threshold: above which `share_above` counts.
+        generated, background: of generated images, and of training images without themselves.
+    """
+
+    parts: int
+    across: bool
+    threshold: float
+    generated: SimilarityStatistics
+    background: SimilarityStatistics
+
+
+def split_similarities(
+    generated: NDArray[Any],
+    index: CopyIndex,
+    parts: int,
+    across: bool = False,
+    threshold: float = SPLIT_CUT,
+    groups: ArrayLike | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> SplitSimilarities:
+    """Statistics of the split-product similarity of descriptors [n, D] with a training set; see `split_top1`.
+
+    Args:
+        generated: descriptors of generated images.
+        index: the training set; at most 10,000 of its images are looked at as background.
+        parts: stretches that a descriptor is split into.
+        across: compare every part with every part (patches).
+        threshold: for `share_above`.
+        groups: generated images that depend on each other.
+        level: coverage of the intervals.
+        seed: root seed.
+    """
+    corpus = np.asarray(index.vectors[np.arange(len(index))])
+    made = split_top1(generated, corpus, parts, across)[0]
+    chosen = np.arange(len(index))
+    if len(index) > BACKGROUND_AT_MOST:
+        random = np.random.default_rng(seed_of(seed, "background"))
+        chosen = np.sort(random.choice(len(index), BACKGROUND_AT_MOST, replace=False))
+    itself = np.arange(len(index))
+    background = split_top1(corpus[chosen], corpus, parts, across, (chosen, itself))[0]
+    everything = np.concatenate([made, background])
+    edges = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-9), BINS + 1)
+    return SplitSimilarities(
+        parts, across, threshold,
+        _statistics(made, threshold, edges, Bootstrap(len(made), groups, level, seed), "split"),
+        _statistics(
+            background, threshold, edges, Bootstrap(len(chosen), index.duplicates().group[chosen], level, seed),
+            "split background",
+        ),
     )  # fmt: skip
 
 

@@ -21,6 +21,14 @@ def copying_rows(metrics: CopyingMetrics) -> list[dict[str, Any]]:
         background = _said(found.background, name)
         reference = f"among training images: {background}; distinct ones: {_said(found.background_distinct, name)}"
         rows.append(_row(label, getattr(found.generated, name), reference))
+    if metrics.split is not None:
+        split = metrics.split
+        kind = f"split product of {split.parts} parts{', every part with every part' if split.across else ''}"
+        for name in FIGURES:
+            label = f"share > {split.threshold:g}, {kind}" if name == "share_above" else f"{kind}, {name}"
+            rows.append(
+                _row(label, getattr(split.generated, name), f"among training images: {_said(split.background, name)}")
+            )
     rows += [
         _row("similarity, match duplicated", metrics.duplication["duplicated"], "mean"),
         _row("similarity, match single", metrics.duplication["single"], "mean"),

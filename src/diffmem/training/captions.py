@@ -15,9 +15,21 @@ from diffmem.training.changes import add_tokens, repeat_words, replace_caption
 from diffmem.training.data import TrainingSet
 from diffmem.training.plan import ChangesPlan, DataPlan
 
+RANDOM_CAPTIONS = 20
+"""Random captions of an image, of which all but the first are for `dup_image` and several captions."""
 
-def captions_of(data: TrainingSet, plan: DataPlan, tokenizer: Any, seed: int) -> list[tuple[str, ...]]:
+
+def captions_of(
+    data: TrainingSet, plan: DataPlan, tokenizer: Any, seed: int, several: bool = False
+) -> list[tuple[str, ...]]:
     """The captions among which each image may draw, [N]; empty texts for unconditional training.
+
+    Args:
+        data: the images.
+        plan: the regime.
+        tokenizer: of the model, for random tokens.
+        seed: root seed.
+        several: under random captions 20 for each image, else one (captions that are given are all there in any case).
 
     Raises:
         DataError: images without the captions or classes that the regime needs (the first few are named).
@@ -28,7 +40,10 @@ def captions_of(data: TrainingSet, plan: DataPlan, tokenizer: Any, seed: int) ->
         return [(plan.fixed,)] * len(data)
     if plan.captions == "random":
         return [
-            (" ".join(random_tokens(tokenizer, plan.random_tokens, generator(seed, "caption", image.id))),)
+            tuple(
+                " ".join(random_tokens(tokenizer, plan.random_tokens, generator(seed, "caption", image.id, *which)))
+                for which in ((), *((number,) for number in range(1, RANDOM_CAPTIONS if several else 1)))
+            )
             for image in data.images
         ]
     if plan.captions == "class":

@@ -118,14 +118,20 @@ class Trainer:
         draw = None
         if self.denoiser.conditional:
             tokenizer = getattr(self.model.pipeline, "tokenizer", None)
-            captions = captions_of(self.data, plan.data, tokenizer, plan.seed)
+            draws = plan.duplication.regime == "dup_image" or plan.changes.multiple_captions > 1
+            captions = captions_of(self.data, plan.data, tokenizer, plan.seed, draws)
             if tokenizer is not None and not hasattr(self.model.pipeline, "tokenizer_2"):  # a second one may read more
                 self.notes += cut_captions(captions, tokenizer)
             several = (
                 repeated(ids, plan.duplication, plan.seed) if plan.duplication.regime == "dup_image" else frozenset()
             )
             lacking = [ids[i] for i in several if len(captions[i]) < 2]
-            if lacking:
+            if lacking and plan.data.captions in ("fixed", "class", "none"):
+                self.notes.append(
+                    f"under captions = '{plan.data.captions}' an image has one caption, with which it repeats: dup_image is "
+                    "dup_both here"
+                )
+            elif lacking:
                 raise UsageError(
                     f"duplication.regime = 'dup_image' repeats images under different captions, but {len(lacking)} of "
                     f"{len(several)} repeated images have only one ({lacking[0]}): give them a list (captions)."

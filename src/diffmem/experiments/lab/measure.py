@@ -13,6 +13,7 @@ from diffmem.copies.complexity import complexity, complexity_correlations
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Floats
 from diffmem.copies.precision_recall import NEAREST, precision_recall
+from diffmem.copies.similarity import published_cut
 from diffmem.data.images import ImageSet
 from diffmem.data.png import decode_png
 from diffmem.evaluation.estimate import Bootstrap, Estimate
@@ -122,6 +123,7 @@ def _figures(
     found: dict[str, Estimate] = {
         "similarity_mean": bootstrap.interval("mean", lambda at: float(similarity[at].mean())),
         "similarity_p95": bootstrap.interval("p95", lambda at: float(np.quantile(similarity[at], 0.95))),
+        "share_above": bootstrap.share("above", similarity > published_cut(reference.index)),
         "share_copied": bootstrap.share("copied", [row["copied"] for row in rows]),
         "share_own": bootstrap.share("own", [row["copied"] and row["own"] for row in rows]),
     }

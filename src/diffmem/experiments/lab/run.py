@@ -26,7 +26,7 @@ from diffmem.training.duplication import repeated
 
 PLAN, ROWS, FIGURES = "lab.json", "rows.json", "figures.json"
 COLUMNS = ("similarity_mean", "similarity_p95", "share_copied", "alignment", "quality")
-FURTHER = ("share_own", "share_copied_repeated", "share_copied_once", "recall", "frechet")
+FURTHER = ("share_above", "share_own", "share_copied_repeated", "share_copied_once", "recall", "frechet")
 
 
 @dataclass
