@@ -10,6 +10,7 @@ from diffmem.registry import Registry
 SUITES: Registry[Callable[..., list[dict[str, Any]]]] = Registry(
     "suites",
     {
+        "anisotropy-paper": "diffmem.bench.anisotropy:anisotropy_suite",
         "digits": "diffmem.bench.digits:digits_suite",
         "digits-images": "diffmem.bench.digits_images:digits_images_suite",
         "mitigation": "diffmem.bench.mitigation:mitigation_suite",

@@ -10,6 +10,10 @@ from cyclopts import Parameter
 from diffmem.errors import UsageError
 
 PLANTED = ("digits", "photos")
+PAPER_COLUMNS = (
+    "model", "measure", "draws", "auroc", "auroc_low", "auroc_high", "tpr_at_1fpr", "seconds_per_10_prompts",
+    "nfe_per_prompt", "gamma",
+)  # fmt: skip
 
 
 def bench(
@@ -20,6 +24,13 @@ def bench(
     prediction: Annotated[
         Literal["epsilon", "v", "flow"] | None, Parameter(help="digits: the variant whose network gives this")
     ] = None,
+    models: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="anisotropy-paper: digits, digits-v, digits-flow, photos or MODEL=PROMPTS (labelled); default: the bundled",
+            consume_multiple=True,
+        ),
+    ] = (),
     draws: Annotated[int, Parameter(help="noises per prompt")] = 4,
     seed: int = 0,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -28,7 +39,8 @@ def bench(
     """Measure the methods on models with known memorization, live on this machine.
 
     Args:
-        suite: digits, photos, digits-images (image scores), or text-shortcut (no model, prompt lists of yours).
+        suite: digits, photos, digits-images (image scores), anisotropy-paper (that paper's tables on any models), or
+            text-shortcut (no model, prompt lists of yours).
         seed: root seed.
     """
     import inspect
@@ -38,6 +50,7 @@ def bench(
 
     run = SUITES.get(suite)
     chosen: dict[str, Any] = {"scores": scores} if scores else {}
+    chosen |= {"models": models} if models else {}
     chosen |= {name: value for name, value in (("data", data), ("prediction", prediction)) if value is not None}
     takes = inspect.signature(run).parameters
     unknown = [name for name in chosen if name not in takes]
@@ -45,6 +58,9 @@ def bench(
         raise UsageError(f"The suite {suite} has no option --{'score' if unknown[0] == 'scores' else unknown[0]}.")
     rows = run(draws=draws, seed=seed, silent=quiet or json, **chosen)
     shown = [c for c in rows[0] if c not in ("positives",)] if rows and suite in PLANTED else None
+    if suite == "anisotropy-paper":
+        shown = list(PAPER_COLUMNS)
+        rows = [dict.fromkeys(PAPER_COLUMNS) | row for row in rows]
     emit_table(
         rows, shown, json=json, title=f"Suite {suite}" + (f", {draws} noises per prompt" if suite in PLANTED else "")
     )
