@@ -1,0 +1,50 @@
+"""Fault 7: `audit --train INDEX` failed where `mitigate --train INDEX` works; other images exited with 2."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.planted import fault, noise_picture, printed_json, run, save
+from tests.tiny import tiny_sd
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A model, two sets of training images, and an index of each."""
+    from diffmem.cli.app import main
+
+    root = tmp_path_factory.mktemp("index")
+    tiny_sd().save_pretrained(root / "model")
+    for name, start in (("one", 0), ("two", 100)):
+        save(root / name, {f"{i}": noise_picture(start + i).convert("RGB") for i in range(20)})
+        assert main(["index", str(root / name), "--out", str(root / f"{name}-index"), "--quiet"]) == 0
+    return root
+
+
+def command(verb: str, folders, train: str, out) -> tuple[object, ...]:
+    more = {"audit": ("--score", "text-uppercase", "--draws", 1), "mitigate": ("--method", "random-tokens:count=1")}[
+        verb
+    ]
+    return (verb, folders / "model", "a fox", *more, "--train", folders / train, "--out", out, "--images", 1, "--steps", 1,
+            "--descriptor", "l2-tiled")  # fmt: skip
+
+
+@fault(7)
+def test_fault_07_an_audit_takes_an_index(folders, tmp_path, capsys):
+    indexed = printed_json(capsys, *command("audit", folders, "one-index", tmp_path / "a"))
+    plain = printed_json(capsys, *command("audit", folders, "one", tmp_path / "b"))
+    assert indexed["copies"]["searched"] == 20
+    for name in ("threshold", "images_matched", "images_copied"):
+        assert indexed["copies"][name] == plain["copies"][name]
+
+
+@pytest.mark.parametrize("verb", ["audit", "mitigate"])
+@pytest.mark.parametrize("train", ["two-index", "two"])
+@fault(7)
+def test_fault_07_other_images_are_another_run(verb, train, folders, tmp_path, capsys):
+    first = "one-index" if train == "two-index" else "one"
+    code, _, err = run(capsys, *command(verb, folders, first, tmp_path / "run"))
+    assert code == 0, err
+    code, _, err = run(capsys, *command(verb, folders, train, tmp_path / "run"))
+    assert code == 4, err
+    assert "train" in err.lower()
