@@ -38,10 +38,11 @@ def test_a_folder_keeps_what_is_done_and_amg_takes_the_training_images(inputs, t
                "--adversarial-steps", "0", "--paraphrases", "none", "--out", str(tmp_path / "run")]  # fmt: skip
     assert main(command) == 0
     assert "amg: seeds" in capsys.readouterr().err
-    rows = json.loads((tmp_path / "run" / "rows.json").read_text())
+    rows = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
     assert [row["status"] for row in rows] == ["ok"] * 3
     assert main([*command, "--json"]) == 0
     again = capsys.readouterr()
+    assert (tmp_path / "run" / "robustness.html").exists()
     assert json.loads(again.out) == rows, "seconds too: nothing was generated again"
 
 

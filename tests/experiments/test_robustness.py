@@ -11,15 +11,17 @@ import torch
 from PIL import Image
 
 import diffmem
-from diffmem.errors import DataError, MitigationRefused, UsageError
+from diffmem.errors import DataError, IncompatibleRun, MitigationRefused, UsageError
 from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.evaluation.text_alignment import CallableAlignment
+from diffmem.experiments._arm import Reference
+from diffmem.experiments._run import open_run
 from diffmem.experiments.robustness.compare import share_interval, worst_of_share
 from diffmem.experiments.robustness.conditions import RobustnessPlan, paraphrases_in, word_variants
-from diffmem.experiments.robustness.kept import Kept
-from diffmem.experiments.robustness.run import Robustness
+from diffmem.experiments.robustness.run import robustness
 from diffmem.mitigation.adversarial import AdversarialParameters, handed_over, search
 from diffmem.models.generation import Sampling
+from diffmem.stages.match.stage import Matching
 from diffmem.testbeds import digits
 from tests.tiny import tiny_sd
 from tests.tiny_families import dit, sd3
@@ -28,67 +30,55 @@ SHORT = AdversarialParameters(steps=3, batch=2)
 
 
 @pytest.fixture(scope="module")
-def bed():
-    """The digits model, two captions that it copies, the judge of copies, and the pictures by name."""
-    from diffmem.testbeds.digits.data import to_bytes
-    from diffmem.testbeds.digits.matching import References
-
-    data = digits.load()
-    references, pictures = References(data), {image.group: image for image in reversed(data.training)}
-
-    def judge(images):
-        pixels = np.stack([np.asarray(image.convert("L"), np.float32) / 127.5 - 1 for image in images])
-        found = references.match(pixels)
-        return [(bool(c), references.groups[n]) for c, n in zip(found.copies, found.nearest, strict=True)]
-
+def bed(tmp_path_factory):
+    """The digits model, two captions that it copies, its training and held-out images."""
     captions = [row["caption"] for row in digits.truth() if row["label"] == "reproduced" and row["rate"] == 1][:2]
-    target = diffmem.Target.from_pretrained(digits.model_path())
-    return target, captions, judge, lambda name: Image.fromarray(to_bytes(pictures[name].pixels))
+    inputs = digits.materialize(tmp_path_factory.mktemp("digits"), subset=8)
+    return diffmem.Target.from_pretrained(digits.model_path()), captions, inputs
+
+
+def tried(bed, plan, methods, **more):
+    target, captions, inputs = bed
+    return robustness(target, captions, methods, inputs.train, plan, heldout=inputs.held_out, **more)
 
 
 @pytest.fixture(scope="module")
 def made(bed):
-    target, captions, judge, pictures = bed
     plan = RobustnessPlan(
         sampling=Sampling(steps=10, guidance=2.0), worst_of=(1, 2), guidance=(1.0, 2.0), samplers=("ddim:5", "own:6"),
         draws=2, adversarial=SHORT, seed=1,
     )  # fmt: skip
-    return Robustness(target, captions, judge, plan, paraphrase=word_variants, pictures=pictures)
+    return tried(bed, plan, ["transition-static:until=150", "random-tokens"], paraphrase=word_variants)
 
 
-def test_what_is_kept_is_not_generated_again_and_belongs_to_its_model_and_mitigation(
-    bed, tmp_path, monkeypatch, capsys
-):
-    target, captions, judge, pictures = bed
+def test_what_is_made_is_kept_and_belongs_to_its_model_and_mitigation(bed, tmp_path, monkeypatch, capsys):
     plan = RobustnessPlan(
         sampling=Sampling(steps=4, guidance=2.0), worst_of=(1,), guidance=(1.0, 2.0), samplers=("ddim:4",), draws=1,
         adversarial=SHORT,
     )  # fmt: skip
-
-    def begun(model="m", silent=True):
-        kept = Kept(tmp_path, {"model": model})
-        return Robustness(target, captions, judge, plan, pictures=pictures, kept=kept, silent=silent)
-
-    first = begun(silent=False).rows("transition-static:until=150")
-    assert capsys.readouterr().err.count("transition-static:until=150.0: ") == 5
-    assert [row["status"] for row in first].count("refused") == 1
-    seen = []
-    whole = Robustness._generated
-    monkeypatch.setattr(
-        Robustness, "_generated", lambda self, c, m: seen.append((c.label, m and m.label)) or whole(self, c, m)
-    )
-    assert begun().rows("transition-static:until=150") == first
-    assert seen == [("guidance 1", "transition-static:until=150.0")], "what was refused is tried again"
-    seen.clear()
-    begun().rows("attenuation")
-    assert {label for _, label in seen} == {"attenuation"}, "the arm without mitigation is common"
-    seen.clear()
-    begun("another").rows("attenuation")
-    assert len(seen) == 10
+    first = tried(bed, plan, "transition-static:until=150", out=tmp_path, silent=False)
+    assert capsys.readouterr().err.count(": transition-static:until=150.0: ") >= 5
+    assert [row["status"] for row in first.summary.rows].count("refused") == 1
+    target, captions, _ = bed
+    asked = []
+    whole = type(target).generate
+    monkeypatch.setattr(type(target), "generate", lambda self, *given: asked.append(given) or whole(self, *given))
+    again = tried(bed, plan, "transition-static:until=150", out=tmp_path)
+    assert again.summary == first.summary, "and nothing but what was refused is tried again"
+    assert {given[3].guidance for given in asked} == {1.0}
+    asked.clear()
+    assert open_run(tmp_path).summary == first.summary
+    tried(bed, plan, "attenuation", out=tmp_path)
+    assert len(asked) == 5, "the arms without mitigation are common"
+    with pytest.raises(IncompatibleRun, match="seed"):
+        tried(bed, plan.model_copy(update={"seed": 5}), "attenuation", out=tmp_path)
+    page = open_run(tmp_path).report(hash_prompts=True).read_text()
+    assert captions[0] not in page and "attenuation" in page
 
 
 def test_every_condition_is_generated_without_and_with_the_mitigation(made):
-    rows = {(row["kind"], row["setting"]): row for row in made.rows("transition-static:until=150")}
+    mine = [row for row in made.summary.rows if row["method"] == "transition-static:until=150.0"]
+    rows = {(row["kind"], row["setting"]): row for row in mine}
     assert [kind for kind, _ in rows] == [
         "seeds", "seeds", "guidance", "guidance", "sampler", "sampler", "paraphrase", "adversarial"
     ]  # fmt: skip
@@ -101,16 +91,18 @@ def test_every_condition_is_generated_without_and_with_the_mitigation(made):
             assert row[f"copied_{when}_low"] <= row[f"copied_{when}"] <= row[f"copied_{when}_high"]
         assert row["copied_change"] == pytest.approx(row["copied_after"] - row["copied_before"])
     assert rows["seeds", "worst of 1"]["copied_before"] <= rows["seeds", "worst of 2"]["copied_before"]
+    assert rows["seeds", "worst of 2"]["copied_before"] > 0.5, "captions that the model was measured to reproduce"
     assert rows["sampler", "ddim:5"]["nfe_per_image"] == 10
     # The same sampling in two conditions gives the same images.
-    assert made.plain["guidance 2"].hits == made.plain["seeds 2 seeds"].hits
+    tables = [made.results[f"plain: {label}"].table for label in ("guidance 2", "seeds 2 seeds")]
+    assert np.array_equal(tables[0].copied, tables[1].copied)
+    assert np.array_equal(tables[0].similarity, tables[1].similarity)
     assert json.dumps(list(rows.values()), allow_nan=False)
 
 
 def test_alignment_says_where_copies_vanish_because_the_picture_does(bed):
     """A judge that calls an image aligned if it is no flat grey, against a mitigation that leaves flat grey only."""
-    target, captions, judge, _ = bed
-    asked = []
+    captions, asked = bed[1], []
 
     def known(images, texts):
         asked.extend(texts)
@@ -119,46 +111,51 @@ def test_alignment_says_where_copies_vanish_because_the_picture_does(bed):
         ]
 
     plan = RobustnessPlan(
-        sampling=Sampling(steps=10, guidance=2.0),
-        worst_of=(1,),
-        guidance=(),
-        samplers=(),
-        draws=2,
-        adversarial=None,
-        seed=1,
-    )
+        sampling=Sampling(steps=10, guidance=2.0), worst_of=(1,), guidance=(), samplers=(), draws=2, adversarial=None, seed=1,
+    )  # fmt: skip
     alignment = CallableAlignment(known, "contrast", "share")
-    (row,) = Robustness(target, captions, judge, plan, alignment=alignment).rows("transition-dynamic:before=0")
+    (row,) = tried(bed, plan, "transition-dynamic:before=0", alignment=alignment).summary.rows
     assert set(asked) == set(captions)
     assert row["alignment_before"] == 1 and row["alignment_change"] == row["alignment_after"] - 1
-    outcome = Robustness(target, captions, judge, plan, alignment=alignment).without()["seeds 1 seeds"]
-    assert outcome.aligned[1] == [None] * len(outcome.aligned[0]) and set(outcome.aligned[0]) == {1.0}
-    (plain,) = Robustness(target, captions, judge, plan).rows("transition-dynamic:before=0")
+    (plain,) = tried(bed, plan, "transition-dynamic:before=0").summary.rows
     assert plain["alignment_before"] is plain["alignment_change"] is None
 
 
+def test_flat_images_are_set_aside_as_in_a_comparison_of_mitigations(bed, monkeypatch):
+    """A mitigation that leaves grey pictures only leaves no copies and no images without copies: it leaves no answer."""
+    target, captions, inputs = bed
+    plan = RobustnessPlan(
+        sampling=Sampling(steps=4, guidance=2.0), worst_of=(1, 2), guidance=(), samplers=(), adversarial=None
+    )  # fmt: skip
+    grey = Image.new("L", (8, 8), 128)
+    monkeypatch.setattr(type(target), "generate", lambda self, texts, *_: [grey for _ in texts])
+    one = robustness(target, captions, "random-tokens", inputs.train, plan).summary.rows[0]
+    assert (one["not_judged"], one["copied_before"], one["copied_after"]) == (8, None, None)
+
+
 def test_a_mitigation_of_the_prompt_is_bypassed_by_an_embedding(made):
-    row = next(row for row in made.rows("random-tokens") if row["kind"] == "adversarial")
+    rows = [row for row in made.summary.rows if row["method"] == "random-tokens"]
+    row = next(row for row in rows if row["kind"] == "adversarial")
     assert row["status"] == "bypassed" and "no change of the text" in row["reason"]
     assert row["copied_after"] == row["copied_before"]
 
 
 def test_what_is_missing_is_refused_with_a_reason(bed):
-    target, captions, judge, _ = bed
+    target, captions, inputs = bed
     plan = RobustnessPlan(
         sampling=Sampling(steps=2, guidance=2.0), worst_of=(1,), guidance=(), samplers=("ddim:2",), draws=1,
         adversarial=SHORT,
     )  # fmt: skip
-    (row,) = [
-        r for r in Robustness(target, captions[:1], judge, plan).rows("attenuation") if r["kind"] == "adversarial"
-    ]
+    index = Reference.of(inputs.train, None, Matching()).index
+    found = robustness(target, captions[:1], "attenuation", index, plan).summary.rows
+    (row,) = [r for r in found if r["kind"] == "adversarial"]
     assert row["status"] == "refused" and "give the images" in row["reason"]
     with pytest.raises(UsageError, match="NAME:STEPS"):
-        Robustness(target, captions, judge, plan.model_copy(update={"samplers": ("ddim",)}))
-    with pytest.raises(UsageError, match="no prompts"):
-        Robustness(target, [], judge, plan)
+        tried(bed, plan.model_copy(update={"samplers": ("ddim",)}), "attenuation")
+    with pytest.raises(DataError, match="no prompts"):
+        robustness(target, [], "attenuation", index, plan)
     with pytest.raises(UsageError, match=f"no paraphrase of '{captions[1]}'"):
-        Robustness(target, captions, judge, plan, paraphrase=lambda text: ["x"] if text == captions[0] else [])
+        tried(bed, plan, "attenuation", paraphrase=lambda text: ["x"] if text == captions[0] else [])
 
 
 def test_worst_of_n_is_the_share_of_subsets_with_a_copy():
@@ -191,10 +188,23 @@ def test_wordings(tmp_path):
 
 
 def test_a_search_from_the_empty_prompt_brings_the_planted_image_back(bed):
-    target, captions, judge, pictures = bed
+    from diffmem.testbeds.digits.data import to_bytes
+    from diffmem.testbeds.digits.matching import References
+
+    target, captions, _ = bed
+    data = digits.load()
+    references, known = References(data), {image.group: image for image in reversed(data.training)}
+
+    def judge(images):
+        pixels = np.stack([np.asarray(image.convert("L"), np.float32) / 127.5 - 1 for image in images])
+        found = references.match(pixels)
+        return [(bool(c), references.groups[n]) for c, n in zip(found.copies, found.nearest, strict=True)]
+
     sampling = Sampling(steps=10, guidance=2.0)
     name = judge(target.generate(captions[:1], [0], 1, sampling))[0][1]
-    pixels = torch.from_numpy(np.array(pictures(name), np.float32) / 127.5 - 1)[None, None]
+    pixels = torch.from_numpy(np.array(Image.fromarray(to_bytes(known[name].pixels)), np.float32) / 127.5 - 1)[
+        None, None
+    ]
     before = [judge(target.generate([""], [d], 1, sampling))[0] for d in range(4)]
     found = search(target.denoiser, ["x"], pixels, AdversarialParameters(start="empty"))
     assert found.after < found.before
@@ -219,7 +229,7 @@ def test_a_search_of_several_prompts_is_that_of_each_alone(build):
 
 
 def test_the_search_leaves_nothing_behind_and_refuses_class_labels(bed):
-    target, captions, _, _ = bed
+    target, captions, _ = bed
     cls, sampling = type(target.pipeline), Sampling(steps=2, guidance=2.0)
     before = np.asarray(target.generate(captions[:1], [0], 1, sampling)[0])
     cond = target.denoiser.encode_prompts(captions[1:2])

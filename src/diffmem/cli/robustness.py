@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -19,11 +18,6 @@ COPIES = DescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
 WORK = WorkOptions()
-SHOWN = {
-    "method": "method", "kind": "what changes", "setting": "setting", "status": "status", "copied_before": "copied before",
-    "copied_after": "after", "copied_after_low": "low", "copied_after_high": "high", "alignment_after": "alignment",
-    "nfe_per_image": "NFE/image",
-}  # fmt: skip
 
 
 def robustness(
@@ -35,7 +29,7 @@ def robustness(
     train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
     out: Annotated[
-        Path | None, Parameter(help="folder: rows.json, and what is done is kept, so that the same command resumes")
+        Path | None, Parameter(help="folder; the same command resumes it, and the page is written there")
     ] = None,
     worst_of: Annotated[tuple[int, ...], Parameter(help="numbers of seeds of which the worst counts")] = (1, 4, 16),
     scales: Annotated[tuple[float, ...], Parameter(help="guidance scales")] = (1.0, 2.0, 4.0, 7.5),
@@ -49,6 +43,7 @@ def robustness(
     statistic: Literal["similarity", "ratio", "normalised"] | None = None,
     false_positives: Annotated[float, Parameter(help="nominal rate of falsely called images")] = 0.01,
     batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,
+    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of pictures on the page")] = "none",
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
@@ -64,17 +59,18 @@ def robustness(
         model: pipeline folder, hub id, or testbed:digits.
         typed: prompts typed here, instead of --prompts FILE.
     """
-    from diffmem.atomic import write_atomic
     from diffmem.cli.match import open_or_build_index
     from diffmem.cli.output import emit_json, emit_table, note
-    from diffmem.copies.calibration import calibrate
-    from diffmem.data.images import load_images
+    from diffmem.cli.show import print_run
+    from diffmem.copies import index_files
     from diffmem.evaluation.text_alignment import parse_alignment
-    from diffmem.experiments.robustness.conditions import paraphrases_in, word_variants
-    from diffmem.experiments.robustness.kept import Kept
-    from diffmem.experiments.robustness.run import Robustness, index_judge, pictures_of
+    from diffmem.experiments.robustness.conditions import conditions_of, paraphrases_in, word_variants
+    from diffmem.experiments.robustness.run import robustness as try_mitigations
     from diffmem.mitigation.spec import parse_mitigation
+    from diffmem.stages.match.stage import Matching
 
+    if work.shard is not None:
+        raise UsageError("Robustness is not sharded; divide the methods among several --out instead.")
     if not methods:
         raise UsageError("--method is missing: name a mitigation (diffmem methods --mitigations lists them).")
     if train is None:
@@ -87,39 +83,32 @@ def robustness(
     others = None if paraphrases == "none" else word_variants if paraphrases == "words" else paraphrases_in(paraphrases)
     silent = work.quiet or work.json
     index = open_or_build_index(train, copies, target.allow_pickle, silent)
-    held = None if heldout is None else load_images(heldout)
-    threshold = calibrate(index, held, false_positives, 1, statistic)
-    alignment, opened, pictures = (
-        None if text_alignment is None else parse_alignment(text_alignment), target.open(model), pictures_of(train)
-    )  # fmt: skip
-    if pictures is not None:  # an index holds no pictures to keep away from
-        mitigations = [one.with_images(train) for one in mitigations]
-    basis = {
-        "model": opened.fingerprint, "training": index.fingerprint, "threshold": [threshold.statistic, threshold.value],
-        "alignment": text_alignment,
-    }  # fmt: skip
-    made = Robustness(
-        opened, listed, index_judge(index, threshold), plan, paraphrase=others, pictures=pictures, alignment=alignment,
-        kept=None if out is None else Kept(out, basis), silent=silent,
-    )  # fmt: skip
+    pictures = None if index_files.exists(train) else train
+    judge, opened = None if text_alignment is None else parse_alignment(text_alignment), target.open(model)
     if work.dry_run:
-        count = sum(c.draws * sum(len(texts) for texts in c.texts) for c in made.conditions) * (1 + len(methods))
+        conditions = conditions_of(listed, plan, opened.need_denoiser().schedule, others)
+        count = sum(c.draws * sum(len(texts) for texts in c.texts) for c in conditions) * (1 + len(methods))
         emit_table(
-            [{"conditions": len(made.conditions), "prompts": len(listed), "images": count}], json=work.json,
+            [{"conditions": len(conditions), "prompts": len(listed), "images": count}], json=work.json,
             title="without the mitigations' own evaluations",
         )  # fmt: skip
         return 0
-    rows = [row for one in mitigations for row in made.rows(one)]
-    if out is not None:
-        write_atomic(out / "rows.json", json.dumps(rows, indent=1, allow_nan=False).encode())
+    run = try_mitigations(
+        opened, listed, mitigations, index, plan, out=out, heldout=heldout, paraphrase=others, pictures=pictures,
+        matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives),
+        alignment=judge, retry_errors=work.retry_errors, silent=silent,
+    )  # fmt: skip
+    summary: Any = run.summary
+    page = None if out is None else run.report(redact)
     if work.json:
-        emit_json(rows)
+        emit_json(summary.rows)
         return 0
-    emit_table([{key: row[key] for key in SHOWN} for row in rows], SHOWN, title="copies; 95 % intervals over prompts")
-    for reason in dict.fromkeys(f"{row['method']}, {row['setting']}: {row['reason']}" for row in rows if row["reason"]):
+    print_run(summary)
+    reasons = (f"{row['method']}, {row['setting']}: {row['reason']}" for row in summary.rows if row["reason"])
+    for reason in dict.fromkeys(reasons):
         note(reason)
-    if not threshold.calibrated:
-        note(f"UNCALIBRATED. {threshold.note}")
+    if page is not None:
+        print(f"report: {page}")
     return 0
 
 

@@ -41,6 +41,7 @@ class Arm:
         mitigations: applied together while the images are made.
         conditioning: a context in which the images are made (embeddings handed over in place of the prompts').
         work: (prompt, draw) pairs in place of `generation.draws` of each prompt.
+        judged_together: images that share one false-positive rate; default: those of a prompt. 1: the rate is per image.
         fingerprints: beside those of the model and the training set.
         before, after: other stages of this arm (scoring, measuring), run in its directory with its model.
     """
@@ -54,6 +55,7 @@ class Arm:
     mitigations: Sequence[Mitigation] = ()
     conditioning: Callable[[Target], AbstractContextManager[Any]] | None = None
     work: Sequence[tuple[Prompt, int]] | None = None
+    judged_together: int | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     before: Hook | None = None
     after: Hook | None = None
@@ -168,7 +170,12 @@ def make_arm(arm: Arm, folder: Path | None, reference: Reference | None, options
         if reference is not None:
             index = reference.index_in(folder if folder is not None else run.path)
             matching = match_stage(
-                run, reference.matching, index, reference.heldout, arm.generation.draws, options.silent
+                run,
+                reference.matching,
+                index,
+                reference.heldout,
+                arm.judged_together or arm.generation.draws,
+                options.silent,
             )
     after = None if arm.after is None else arm.after(run, target)
     return Made(run, made, matching, before, after)

@@ -80,7 +80,7 @@ def run_experiment(experiment: Experiment[S], out: str | Path | None, options: O
 
     Args:
         experiment: what to make and how to read it.
-        out: its folder; None makes a temporary one, where the experiment has one arm only.
+        out: its folder; None makes a temporary one that lives as long as the run that is given back.
         options: how the work is done.
 
     Returns:
@@ -93,13 +93,13 @@ def run_experiment(experiment: Experiment[S], out: str | Path | None, options: O
     options = options or Options()
     folder = None if out is None else Path(out)
     results: dict[str, ArmResult] = {}
+    directory: RunDirectory | None = None
     summary: S | None = None
     for number, arm in enumerate(experiment.arms(results), start=1):
         if arm.place and number == 1:
-            if folder is None:
-                raise ValueError("an experiment of several arms needs a folder")
             plan, fingerprints = experiment.identity()
-            RunDirectory(folder, plan, fingerprints)
+            directory = RunDirectory(folder, plan, fingerprints)  # a temporary one lives as long as the run
+            folder = directory.path
         if not options.silent and (arm.place or number > 1):
             print(f"diffmem: arm {number}: {arm.name}", file=sys.stderr, flush=True)
         results[arm.name] = _result(experiment, arm, folder, options)
@@ -114,7 +114,7 @@ def run_experiment(experiment: Experiment[S], out: str | Path | None, options: O
             summary.write(folder)
     if summary is None or folder is None:
         raise ValueError("an experiment needs at least one arm")
-    return Run(folder, summary.verb, summary, results)
+    return Run(folder, summary.verb, summary, results, directory)
 
 
 def _result(experiment: Experiment[S], arm: Arm, folder: Path | None, options: Options) -> ArmResult:

@@ -46,6 +46,7 @@ VERBS: Registry[Verb] = Registry(
     "runs",
     {
         "mitigate": "diffmem.experiments.mitigate.page:VERB",
+        "robustness": "diffmem.experiments.robustness.page:VERB",
         "audit": "diffmem.experiments.audit.page:VERB",
     },
 )
@@ -61,8 +62,16 @@ class Run:
         results: of the arms, by name, in the process that made the run; empty for a run that was opened.
     """
 
-    def __init__(self, path: Path, verb: str, summary: Summary, results: Mapping[str, ArmResult] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        verb: str,
+        summary: Summary,
+        results: Mapping[str, ArmResult] | None = None,
+        keep: object = None,
+    ) -> None:
         self.path, self.verb, self._summary, self.results = path, verb, summary, dict(results or {})
+        self._keep = keep  # a temporary directory goes when nothing holds it
 
     @property
     def summary(self) -> Summary:

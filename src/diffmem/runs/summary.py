@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,11 @@ class Summary(BaseModel):
     def tables(self) -> list[ShownTable]:
         """What `diffmem show` prints below the headline."""
         return []
+
+    def __call__(self) -> dict[str, Any]:
+        """The summary as plain values: deprecated, 0.1.0 called it; use `as_dict()` or the attributes."""
+        warnings.warn("run.summary is an object now; use run.summary.as_dict()", DeprecationWarning, stacklevel=2)
+        return self.as_dict()
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffmem.evaluation.clusters import Clusters, Floats
-from diffmem.evaluation.paired import mean_difference
 from diffmem.evaluation.text_groups import near_duplicate_groups
+from diffmem.experiments._compare import compare
 from diffmem.experiments.robustness.conditions import Condition
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def rows_of(
     """One row per condition; the seeds give one per number of seeds.
 
     Returns:
-        {"method", "kind", "setting", "status", "reason", "n_prompts", "n_images", "copied_before", "copied_after", each
-        with "_low" and "_high", "copied_change", "_low", "_high", "alignment_before", "alignment_after",
+        {"method", "kind", "setting", "status", "reason", "n_prompts", "n_images", "not_judged", "copied_before",
+        "copied_after", each with "_low" and "_high", "copied_change", "_low", "_high", "alignment_before", "alignment_after",
         "alignment_change", "_low", "_high", "nfe_per_image", "seconds_per_image"}. "copied" is the probability that a
         prompt's image is a copy; for the worst of N seeds, that one of N images is. Intervals at 95 % over prompts,
         near-duplicates counted once: `share_interval` for shares, resampled prompts for changes.
@@ -45,15 +45,20 @@ def rows_of(
             # What the bare model refuses (a sampler that does not fit) is refused for its own reason.
             decisive = one if one.status == "refused" else two
             row |= {"status": decisive.status, "reason": decisive.reason, "n_prompts": len(prompts)}
-            row |= {"n_images": sum(len(hits) for hits in one.hits)}
+            row |= {"n_images": sum(len(hits) for hits in one.hits), "not_judged": one.not_judged + two.not_judged}
             row |= {"nfe_per_image": two.nfe, "seconds_per_image": two.seconds}
             rows.append(row | _figures(one, two, 1 if count is None else count, groups) | _alignment(one, two, groups))
     return rows
 
 
 def worst_of_share(hits: Sequence[bool], count: int) -> float:
-    """Probability that at least one of `count` of these images, chosen at random, is a copy: 1 - C(m - h, N)/C(m, N)."""
+    """Probability that at least one of `count` of these images, chosen at random, is a copy: 1 - C(m - h, N)/C(m, N).
+
+    NaN where fewer than `count` images could be judged.
+    """
     copies = sum(hits)
+    if len(hits) < count:
+        return float("nan")
     return 1 - comb(len(hits) - copies, count) / comb(len(hits), count)
 
 
@@ -78,12 +83,17 @@ def _figures(before: Outcome, after: Outcome, count: int, groups: Any) -> dict[s
     shares = [np.array([worst_of_share(hits, count) for hits in one.hits]) for one in (before, after)]
     figures: dict[str, Any] = dict.fromkeys(names)
     for what, values in zip(("before", "after"), shares, strict=True):
-        if len(values):
-            low, high = share_interval(values, groups)
+        told = np.isfinite(values)
+        if told.any():
+            values = values[told]
+            low, high = share_interval(values, np.asarray(groups)[told])
             figures |= {f"copied_{what}": float(values.mean()), f"copied_{what}_low": low, f"copied_{what}_high": high}
     if len(shares[0]) and len(shares[1]):
-        change = mean_difference(shares[1], shares[0], groups)
-        figures |= dict(zip(("copied_change", "copied_change_low", "copied_change_high"), change, strict=True))
+        change = compare("copied", shares[0], shares[1], groups)
+        figures |= {
+            "copied_change": change.change, "copied_change_low": change.change_low,
+            "copied_change_high": change.change_high,
+        }  # fmt: skip
     return figures
 
 
@@ -99,8 +109,6 @@ def _alignment(before: Outcome, after: Outcome, groups: Any) -> dict[str, Any]:
         if np.isfinite(values).any():
             figures[f"alignment_{what}"] = float(np.nanmean(values))
     if len(means[0]) and len(means[1]):
-        both = np.isfinite(means[0]) & np.isfinite(means[1])
-        if both.any():
-            found = mean_difference(means[1][both], means[0][both], np.asarray(groups)[both])
-            figures |= dict(zip(change, found, strict=True))
+        found = compare("alignment", means[0], means[1], groups)
+        figures |= dict(zip(change, (found.change, found.change_low, found.change_high), strict=True))
     return figures

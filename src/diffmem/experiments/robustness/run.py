@@ -2,116 +2,188 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from diffmem.copies import index_files
-from diffmem.copies.calibration import CopyThreshold
 from diffmem.copies.index import CopyIndex
-from diffmem.copies.match import match
 from diffmem.data.images import ImageSet, load_images
-from diffmem.errors import DataError, MitigationRefused, UsageError
+from diffmem.data.prompts import Prompt, PromptList, load_prompts
+from diffmem.errors import DataError, DiffmemError, MitigationRefused, UsageError
 from diffmem.evaluation.text_alignment import TextAlignment
+from diffmem.experiments._arm import Arm, Options, Reference
+from diffmem.experiments._experiment import ArmResult, Experiment, Results, run_experiment
+from diffmem.experiments._run import Run
 from diffmem.experiments.robustness.compare import rows_of
 from diffmem.experiments.robustness.conditions import Condition, Paraphrase, RobustnessPlan, conditions_of
-from diffmem.experiments.robustness.kept import Kept
-from diffmem.experiments.robustness.outcome import Arm, Outcome
+from diffmem.experiments.robustness.outcome import Outcome, outcome_of
+from diffmem.experiments.robustness.summary import RobustnessSummary, headline
+from diffmem.keys import row_key
 from diffmem.mitigation.adversarial import Adversarial, handed_over, search
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.pipelines.calls import target_of
 from diffmem.models.target import Target
-from diffmem.runs.microbatch import MicroBatches
+from diffmem.runs.summary import ArmPlace
+from diffmem.stages.generate import Generation
+from diffmem.stages.match.stage import Matching
 
-Verdict = tuple[bool, str | None]
-"""Whether an image is a copy, and the name of the training image that it is nearest to."""
-Judge = Callable[[Sequence[Image.Image]], Sequence[Verdict]]
+PLAIN = "plain"
 
 
-class Robustness:
-    """The same prompts and noises under every condition, with and without mitigations.
+def robustness(
+    target: Target | Any,
+    prompts: PromptList | str | Path | Sequence[str],
+    methods: str | Mitigation | Sequence[str | Mitigation],
+    train: ImageSet | CopyIndex | str | Path,
+    plan: RobustnessPlan | None = None,
+    *,
+    out: str | Path | None = None,
+    heldout: ImageSet | str | Path | None = None,
+    matching: Matching | None = None,
+    descriptor_options: Mapping[str, Any] | None = None,
+    paraphrase: Paraphrase | None = None,
+    pictures: ImageSet | str | Path | None = None,
+    alignment: TextAlignment | None = None,
+    retry_errors: bool = False,
+    silent: bool = True,
+) -> Run:
+    """Copies without and with each mitigation under every condition; the same call resumes.
 
     Args:
         target: the model, with a pipeline.
         prompts: memorized prompts.
-        judge: calls copies.
+        methods: mitigations, as text or objects.
+        train: the training images, or an index of them.
         plan: the conditions.
-        paraphrase: other wordings of a prompt, or None.
-        pictures: the training image of a name, for the adversarial search, in the model's size; None leaves that out.
+        out: folder; None for a temporary one.
+        heldout: images that no training saw, for the threshold of a copy, whose rate is per image here.
+        matching: descriptor, statistic, false-positive rate.
+        descriptor_options: of the descriptor's class.
+        paraphrase: other wordings of a prompt; None leaves that condition out.
+        pictures: the training images themselves, for the adversarial search and for amg; `train` by default, unless that is
+            an index, which holds none.
         alignment: judges images against the words that asked for them: copies can vanish because the picture does.
-        kept: where outcomes are kept, so that the same conditions are not generated again; None: nowhere.
+        retry_errors: make images again that ended in an error.
         silent: no progress on stderr.
+
+    Returns:
+        The run; `run.summary.rows` has one row per mitigation and condition. Cost: (1 + mitigations) times the images of
+        all conditions, and once the adversarial search (50 steps of 8 noises per prompt: 1,200 NFE).
+    """
+    listed = [prompt.text for prompt in load_prompts(prompts) if prompt.problem is None]
+    given = pictures if pictures is not None else None if isinstance(train, CopyIndex) else train
+    several = [methods] if isinstance(methods, (str, Mitigation)) else methods
+    experiment = RobustnessExperiment(
+        target_of(target), listed, [parse_mitigation(one).with_images(given) for one in several],
+        plan or RobustnessPlan(), Reference.of(train, heldout, matching or Matching(), descriptor_options, silent), alignment,
+        paraphrase, None if given is None else pictures_of(given),
+    )  # fmt: skip
+    return run_experiment(experiment, out, Options(retry_errors, silent))
+
+
+@dataclass
+class RobustnessExperiment(Experiment[RobustnessSummary]):
+    """The same prompts and noises under every condition, without and with each mitigation.
+
+    Attributes:
+        pictures: the training image of a name, for the adversarial search; None leaves that out.
     """
 
-    def __init__(
-        self,
-        target: Target | Any,
-        prompts: Sequence[str],
-        judge: Judge,
-        plan: RobustnessPlan | None = None,
-        *,
-        paraphrase: Paraphrase | None = None,
-        pictures: Callable[[str], Image.Image] | None = None,
-        alignment: TextAlignment | None = None,
-        kept: Kept | None = None,
-        silent: bool = True,
-    ) -> None:
-        if not prompts:
+    target: Target
+    prompts: list[str]
+    mitigations: Sequence[Mitigation]
+    plan: RobustnessPlan
+    reference: Reference | None
+    judge: TextAlignment | None = None
+    paraphrase: Paraphrase | None = None
+    pictures: Callable[[str], Image.Image] | None = None
+    conditions: list[Condition] = field(init=False)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    refusals: ClassVar[tuple[type[DiffmemError], ...]] = (MitigationRefused, UsageError)
+    describes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
             raise UsageError("There are no prompts; robustness is asked of prompts whose images are copies.")
-        self.target, self.prompts, self.judge, self.plan = (
-            target_of(target),
-            list(prompts),
-            judge,
-            plan or RobustnessPlan(),
+        self.denoiser = self.target.need_denoiser()
+        self.conditions = conditions_of(self.prompts, self.plan, self.denoiser.schedule, self.paraphrase)
+        self._done: Results = {}
+
+    def identity(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """Conditions and mitigations may be added; the model and the seed may not change."""
+        return {"robustness": {"seed": self.plan.seed}}, {"model": self.target.fingerprint}
+
+    def arms(self, results: Results) -> Iterator[Arm]:
+        """Every condition without mitigation, then all of them under each."""
+        self._done = results
+        for mitigation in (None, *self.mitigations):
+            for condition in self.conditions:
+                if not _bypassed(condition, mitigation) and not self._out_of_reach(condition):
+                    yield self._arm(condition, mitigation)
+
+    def _arm(self, condition: Condition, mitigation: Mitigation | None) -> Arm:
+        about = None if mitigation is None else [mitigation.label, mitigation.version]
+        prompts = [
+            Prompt(f"{number}/{k}", text, group=str(number))
+            for number, texts in enumerate(condition.texts)
+            for k, text in enumerate(texts)
+        ]
+        searched = self.plan.adversarial if condition.kind == "adversarial" else None
+        section = {
+            "kind": condition.kind, "mitigation": about,
+            "adversarial": None if searched is None else searched.model_dump(mode="json"),
+        }  # fmt: skip
+        settings = Generation(
+            draws=condition.draws, seed=self.plan.seed, batch=self.plan.batch, sampling=condition.sampling
         )
-        self.denoiser, self.pictures, self.alignment = self.target.need_denoiser(), pictures, alignment
-        self.conditions = conditions_of(self.prompts, self.plan, self.denoiser.schedule, paraphrase)
-        self.plain: Arm = {}
-        self.kept, self.silent = kept, silent
+        key = row_key(
+            condition=section, settings=settings.model_dump(mode="json", exclude={"batch", "draws"}),
+            texts=[list(texts) for texts in condition.texts],
+        ).hex()[:8]  # fmt: skip
+        return Arm(
+            _name(condition, mitigation), lambda: self.target, prompts, settings,
+            f"arms/{condition.kind}-{PLAIN if mitigation is None else mitigation.name}-{key}", {"robustness": section},
+            () if mitigation is None else (mitigation,),
+            conditioning=None if searched is None else lambda target: self._handed_over(target, mitigation),
+            judged_together=1,
+        )  # fmt: skip
 
-    def without(self) -> Arm:
-        """The arm without mitigation, made once."""
-        for condition in self.conditions:
-            self._plain(condition)
-        return self.plain
+    def _handed_over(self, target: Target, mitigation: Mitigation | None) -> AbstractContextManager[Any]:
+        found = self.adversarial.conditioning
+        rows = {text: found.select([i]) for i, text in enumerate(self.prompts)}
+        return handed_over(target, rows, None if mitigation is None else mitigation.about.level)
 
-    def _plain(self, condition: Condition) -> Outcome:
-        if condition.label not in self.plain:
-            self.plain[condition.label] = self._outcome(condition, None)
-        return self.plain[condition.label]
-
-    def under(self, mitigation: str | Mitigation) -> Arm:
-        """The arm of a mitigation."""
-        made = parse_mitigation(mitigation)
-        return {condition.label: self._outcome(condition, made) for condition in self.conditions}
-
-    def rows(self, mitigation: str | Mitigation) -> list[dict[str, Any]]:
-        """The rows of a mitigation, see `diffmem.experiments.robustness.compare.rows_of`."""
-        made = parse_mitigation(mitigation)
-        return rows_of(self.prompts, self.conditions, self.without(), self.under(made), made.label, self.plan.worst_of)
+    def _out_of_reach(self, condition: Condition) -> bool:
+        """Whether a condition cannot be made at all; the reason is kept for its rows."""
+        if condition.kind != "adversarial" or condition.label in self.refused:
+            return condition.label in self.refused
+        names = self._outcome(self.conditions[0], None).nearest
+        unknown = [text for text, name in zip(self.prompts, names, strict=False) if name is None]
+        if self.pictures is None:
+            reason = (
+                "An adversarial embedding is searched for the training image that a prompt copies: give the images."
+            )
+        elif unknown or not names:
+            reason = f"No training image was found near the images of {(unknown or self.prompts)[0]!r}."
+        else:
+            return False
+        self.refused[condition.label] = reason
+        return True
 
     @cached_property
     def adversarial(self) -> Adversarial:
         """The embeddings of the search, one per prompt; its target is the training image that the bare model copies."""
-        if self.pictures is None or self.plan.adversarial is None:
-            raise MitigationRefused(
-                "An adversarial embedding is searched for the training image that a prompt copies: give the images."
-            )
-        names = self._plain(self.conditions[0]).nearest
-        unknown = [text for text, name in zip(self.prompts, names, strict=True) if name is None]
-        if unknown:
-            raise MitigationRefused(f"No training image was found near the images of {unknown[0]!r}.")
+        assert self.pictures is not None and self.plan.adversarial is not None
+        names = self._outcome(self.conditions[0], None).nearest
         images = torch.stack([self._pixels(self.pictures(str(name))) for name in names])
         return search(self.denoiser, self.prompts, images, self.plan.adversarial)
 
@@ -128,103 +200,49 @@ class Robustness:
         return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
 
     def _outcome(self, condition: Condition, mitigation: Mitigation | None) -> Outcome:
-        bypassed = condition.kind == "adversarial" and mitigation is not None and mitigation.about.level == "prompt"
-        if bypassed:
-            before = self._plain(condition)
+        if condition.label in self.refused:
+            return Outcome(status="refused", reason=self.refused[condition.label])
+        if _bypassed(condition, mitigation):
             reason = "an embedding is handed over, which no change of the text reaches"
-            return replace(before, status="bypassed", reason=reason)
-        if self.kept is not None and (known := self.kept.read(condition, mitigation, self.plan)) is not None:
-            return known
-        if not self.silent:
-            arm = "without mitigation" if mitigation is None else mitigation.label
-            print(f"diffmem: {arm}: {condition.label}", file=sys.stderr, flush=True)
-        try:
-            outcome = self._generated(condition, mitigation)
-        except (MitigationRefused, UsageError) as refusal:
-            return Outcome(
-                status="refused", reason=str(refusal)
-            )  # not kept: it may be mended, and costs next to nothing
-        if self.kept is not None:
-            self.kept.write(condition, mitigation, self.plan, outcome)
-        return outcome
+            return replace(self._outcome(condition, None), status="bypassed", reason=reason)
+        result: ArmResult | None = self._done.get(_name(condition, mitigation))
+        if result is None:
+            return Outcome(status="missing", reason="not made yet")
+        base = [int(str(prompt.group)) for prompt in result.arm.prompts]
+        return outcome_of(result, base, len(self.prompts), self.judge is not None)
 
-    def _generated(self, condition: Condition, mitigation: Mitigation | None) -> Outcome:
-        work = [
-            (prompt, text, draw)
-            for prompt, texts in enumerate(condition.texts)
-            for text in texts
-            for draw in range(condition.draws)
-        ]  # fmt: skip
-        verdicts: list[Verdict] = []
-        aligned: list[float | None] = []
-        with ExitStack() as stack:
-            if condition.kind == "adversarial":
-                found = self.adversarial.conditioning
-                rows = {text: found.select([i]) for i, text in enumerate(self.prompts)}
-                level = None if mitigation is None else mitigation.about.level
-                stack.enter_context(handed_over(self.target, rows, level))
-            record = None if mitigation is None else stack.enter_context(mitigation.apply(self.target))
-            started, seconds = time.perf_counter(), 0.0
-            for items, images in MicroBatches(self.plan.batch).run(work, lambda part: self._images(part, condition)):
-                if isinstance(images, Exception):
-                    raise UsageError(f"No image of {items[0][1]!r} under {condition.label}: {images}") from images
-                seconds += time.perf_counter() - started
-                verdicts += self.judge(images)
-                if self.alignment is not None:
-                    values = self.alignment.judge(images, [text for _, text, _ in items])
-                    aligned += [None if np.isnan(value) else float(value) for value in values]
-                started = time.perf_counter()
-        per_image = self.target.generation_nfe(condition.sampling)
-        extra = 0.0 if record is None else record.nfe.total / len(work)
-        outcome = Outcome(nfe=None if per_image is None else per_image + extra, seconds=seconds / len(work))
-        for prompt in range(len(self.prompts)):
-            mine = [verdict for verdict, item in zip(verdicts, work, strict=True) if item[0] == prompt]
-            outcome.hits.append([bool(copied) for copied, _ in mine])
-            outcome.nearest.append(_most(mine))
-            if aligned:
-                outcome.aligned.append([value for value, item in zip(aligned, work, strict=True) if item[0] == prompt])
-        return outcome
+    def outcomes(self, mitigation: Mitigation | None) -> dict[str, Outcome]:
+        """The outcomes of all conditions, by label."""
+        return {condition.label: self._outcome(condition, mitigation) for condition in self.conditions}
 
-    def _images(self, items: Sequence[tuple[int, str, int]], condition: Condition) -> list[Image.Image]:
-        texts, draws = [text for _, text, _ in items], [draw for _, _, draw in items]
-        return self.target.generate(texts, draws, self.plan.seed, condition.sampling)
+    def summarize(self, results: Results, arms: tuple[ArmPlace, ...]) -> RobustnessSummary:
+        """One row per mitigation and condition."""
+        self._done = results
+        plain, rows = self.outcomes(None), []
+        for one in self.mitigations:
+            found = rows_of(self.prompts, self.conditions, plain, self.outcomes(one), one.label, self.plan.worst_of)
+            rows += [row for row in found if row["status"] != "missing"]
+        return RobustnessSummary(
+            headline=headline(rows), arms=arms, model=self.target.name,
+            alignment=None if self.judge is None else self.judge.name, prompts=tuple(self.prompts), rows=tuple(rows),
+            limits=tuple(self._limits()),
+        )  # fmt: skip
+
+    def _limits(self) -> list[str]:
+        limits = [
+            "Shares are of these prompts and noises; the intervals say what other prompts like them would give.",
+            "The adversarial embedding was searched against the bare model: a mitigation that withstands it has not been "
+            "shown to withstand a search made against itself.",
+        ]
+        if self.judge is None:
+            limits.append("Nothing judged text alignment: copies may have vanished because the picture did.")
+        if self.reference is not None and self.reference.heldout is None:
+            limits.append("No held-out images were given (--heldout); the rate of false calls may be unknown.")
+        return limits
 
 
-def robustness(
-    target: Target | Any,
-    prompts: Sequence[str],
-    mitigations: Iterable[str | Mitigation],
-    judge: Judge,
-    plan: RobustnessPlan | None = None,
-    *,
-    paraphrase: Paraphrase | None = None,
-    pictures: Callable[[str], Image.Image] | None = None,
-    alignment: TextAlignment | None = None,
-) -> list[dict[str, Any]]:
-    """Copies without and with each mitigation under every condition; see `Robustness` for the arguments.
-
-    Returns:
-        One row per mitigation and condition, see `diffmem.experiments.robustness.compare.rows_of`. Cost: per arm the images of
-        all conditions, and once the adversarial search (50 steps of 8 noises per prompt: 1,200 NFE).
-    """
-    made = Robustness(target, prompts, judge, plan, paraphrase=paraphrase, pictures=pictures, alignment=alignment)
-    return [row for one in mitigations for row in made.rows(one)]
-
-
-def index_judge(index: CopyIndex, threshold: CopyThreshold) -> Judge:
-    """Copies by the nearest image of an index at a threshold."""
-
-    def judge(images: Sequence[Image.Image]) -> list[Verdict]:
-        found: dict[int, Verdict] = {m.query: (threshold.is_copy(m), m.train_id) for m in match(list(images), index)}
-        return [found.get(i, (False, None)) for i in range(len(images))]
-
-    return judge
-
-
-def pictures_of(source: str | Path | ImageSet) -> Callable[[str], Image.Image] | None:
-    """Training images by name from a folder, a file or a set; None for an index, which holds no pictures."""
-    if not isinstance(source, ImageSet) and index_files.exists(Path(source)):
-        return None
+def pictures_of(source: str | Path | ImageSet) -> Callable[[str], Image.Image]:
+    """Training images by name from a folder, a file or a set."""
     images = load_images(source)
 
     def picture(name: str) -> Image.Image:
@@ -236,8 +254,9 @@ def pictures_of(source: str | Path | ImageSet) -> Callable[[str], Image.Image] |
     return picture
 
 
-def _most(verdicts: Sequence[Verdict]) -> str | None:
-    """The training image that most of the copies copy; of no copy, the one that most images are nearest to."""
-    copied = [name for hit, name in verdicts if hit and name is not None]
-    near = copied or [name for _, name in verdicts if name is not None]
-    return Counter(near).most_common(1)[0][0] if near else None
+def _bypassed(condition: Condition, mitigation: Mitigation | None) -> bool:
+    return condition.kind == "adversarial" and mitigation is not None and mitigation.about.level == "prompt"
+
+
+def _name(condition: Condition, mitigation: Mitigation | None) -> str:
+    return f"{PLAIN if mitigation is None else mitigation.label}: {condition.label}"
