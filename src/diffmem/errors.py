@@ -24,6 +24,10 @@ class ModelError(DiffmemError):
     """A model that is missing, broken or of a kind that is not supported."""
 
 
+class GenerateOnly(ModelError):
+    """A pipeline whose network cannot be scored, for a reason that the message says, but which makes images."""
+
+
 class UndefinedConversion(ModelError):
     """A conversion of network outputs that does not exist at this noise level (a division by zero)."""
 
@@ -48,7 +52,19 @@ class IncompatibleRun(DiffmemError):
     exit_code = 4
 
 
+class CheckFailed(DiffmemError):
+    """What diffmem sees is not what the pipeline runs; numbers would not describe the model."""
+
+    exit_code = 1
+
+
 class GateTripped(DiffmemError):
     """A `--fail-if` condition held."""
 
     exit_code = 1
+
+
+def first_line(problem: BaseException) -> str:
+    """What an exception says, without what follows its first line."""
+    text = str(problem).strip()
+    return text.splitlines()[0][:300] if text else type(problem).__name__

@@ -96,7 +96,7 @@ def audit(
     listed, how = prompts.load(typed), sampling.sampling()
     folder = None if work.dry_run else need(out, "--out", "the audit needs a run directory")
     if work.dry_run:
-        opened = target.open(model)
+        opened = target.open(model, how, check=False)
         scoring = Scoring(draws=draws, seed=work.seed, noise=noise, micro_batch=micro_batch)
         making = Generation(draws=images, seed=work.seed, batch=batch, sampling=how)
         cost = add(
@@ -121,10 +121,10 @@ def audit(
         from diffmem.experiments.against.run import audit_against
 
         base = replace(target, lora=())
-        both = audit_against(lambda: base.open(model), lambda: target.open(model), listed, train, **settings)
+        both = audit_against(lambda: base.open(model, how), lambda: target.open(model, how), listed, train, **settings)
         result, comparison = both.lora, both.comparison
     else:
-        result, comparison = run_audit(target.open(model), listed, train, **settings), None
+        result, comparison = run_audit(target.open(model, how), listed, train, **settings), None
     for text in stage_notes(result):
         note(text)
     summary = result.summary.as_dict()

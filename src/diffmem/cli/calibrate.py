@@ -52,13 +52,14 @@ def calibrate(
     from diffmem.cli.output import emit_json, note, percent
     from diffmem.data.prompts import load_prompts
     from diffmem.data.reference import reference_prompts
+    from diffmem.models.generation import Sampling
     from diffmem.stages.score.screen import calibrate as calibrate_score
 
     if not 0 < rate < 1:
         raise UsageError(f"--rate is {rate}; expected a rate between 0 and 1.")
     file = need(out, "--out", "the threshold needs a file")
     listed = reference_prompts() if reference is None else load_prompts(reference)
-    chosen = target.open(model)
+    chosen = target.open(model, Sampling(steps=steps, guidance=guidance))
     if regime == "generation":
         from diffmem.serving.own_calibration import calibrate_during
 

@@ -127,7 +127,7 @@ def measure(
     settings = Generation(draws=images, seed=work.seed, batch=batch, sampling=sampling.sampling())
     folder = None if work.dry_run else need(out, "--out", "measuring needs a run directory")
     source = str(Path(model) / "model") if (Path(model) / "model" / "model_index.json").exists() else model
-    opened = target.open(source)
+    opened = target.open(source, settings.sampling, check=not work.dry_run)
     if work.dry_run:
         print_estimate(estimate_generation(opened, len(known.canaries), settings), work.json)
         return 0

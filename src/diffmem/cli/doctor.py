@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from diffmem.cli.options import ModelOptions
-from diffmem.errors import UsageError
+from diffmem.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from diffmem.experiments.doctor.model import ModelExam
@@ -29,7 +29,7 @@ def doctor(
 ) -> int:
     """Check this machine and installation, or a model: what it is, which scores run, what they cost here, what is missing.
 
-    Exit code 2 if something must be mended.
+    Exit code 2 if something must be mended, 1 if diffmem sees another model than the pipeline runs.
     """
     from diffmem.cli.output import emit_json, emit_table
 
@@ -47,9 +47,9 @@ def doctor(
 
     if budget < 0:
         raise UsageError(f"--budget is {budget}; expected seconds, 0 to estimate all that can be estimated.")
-    exam = examine_model(target.open(model), model, budget)
+    exam = examine_model(target.open(model, check=False), model, budget)
     emit_json(exam.as_dict()) if json else _print(exam)
-    return 0 if exam.sound else 2
+    return 0 if exam.sound else CheckFailed.exit_code
 
 
 def _models(json: bool) -> int:

@@ -51,7 +51,7 @@ def extract(
     listed = prompts.load(typed)
     settings = Generation(draws=images, seed=work.seed, batch=batch, sampling=sampling.sampling())
     folder = None if work.dry_run else need(out, "--out", "the extraction needs a run directory")
-    opened = target.open(model)
+    opened = target.open(model, settings.sampling, check=not work.dry_run)
     if work.dry_run:
         print_estimate(estimate_generation(opened, len(listed), settings), work.json)
         return 0

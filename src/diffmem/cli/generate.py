@@ -41,7 +41,7 @@ def generate(
     shard = parse_shard(work.shard)
     listed = prompts.load(typed)
     settings = Generation(draws=images, seed=work.seed, batch=batch, sampling=sampling.sampling())
-    opened = target.open(model)
+    opened = target.open(model, settings.sampling, check=not work.dry_run)
     if work.dry_run:
         print_estimate(estimate_generation(opened, len(listed), settings), work.json)
         return 0

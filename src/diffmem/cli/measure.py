@@ -65,7 +65,7 @@ def measure(
     source = load_images(need(images, "--images", "which images shall be measured?"))
     reference = None if heldout is None else load_images(heldout)
     shard = parse_shard(work.shard)
-    opened = target.open(model)
+    opened = target.open(model, check=not work.dry_run)
     if work.dry_run:
         counts = [min(len(part), limit or len(part)) for part in (source, reference) if part is not None]
         _print_estimate(_estimate(opened.need_denoiser(), wanted, sum(counts), batch), work.json)

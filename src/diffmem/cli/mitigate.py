@@ -99,7 +99,7 @@ def mitigate(
     folder = need(out, "--out", "the comparison needs a folder")
     silent = work.quiet or work.json
     index = open_or_build_index(train, copies, target.allow_pickle, silent)
-    opened = target.open(model)
+    opened = target.open(model, settings.sampling)
     run = compare_mitigations(
         opened, listed, made, index, out=folder, others=bystanders, reference=ordinary, heldout=heldout, settings=settings,
         matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives),

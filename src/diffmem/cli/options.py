@@ -29,10 +29,27 @@ class ModelOptions:
         Parameter(negative="", help="FILE or FILE:SCALE, a LoRA to load into the model; repeat for several"),
     ] = ()
     allow_pickle: Annotated[bool, Parameter(negative="", help="open .bin weights, which can run code")] = False
+    variant: Annotated[str | None, Parameter(help="of the weights' files, such as fp16")] = None
+    distilled: Annotated[
+        bool | None,
+        Parameter(help="whether the model has no unconditional branch; default: by its configs and sampler"),
+    ] = None
     offload: Annotated[bool, Parameter(negative="", help="keep only the part at work on the GPU")] = False
+    despite_check: Annotated[
+        bool, Parameter(negative="", help="go on where diffmem sees another model than the pipeline runs")
+    ] = False
 
-    def open(self, model: str) -> Target:
-        """The model: a folder, a hub id, a well-known model's alias, or `testbed:NAME` for a bundled one."""
+    def open(self, model: str, sampling: Sampling | None = None, check: bool = True) -> Target:
+        """The model: a folder, a hub id, a well-known model's alias, or `testbed:NAME` for a bundled one.
+
+        Args:
+            model: as typed.
+            sampling: under which its images will be made; the check looks at a run of it.
+            check: whether to hold what is seen against a run of the pipeline; not where nothing is computed.
+
+        Raises:
+            CheckFailed: it is another model, and `despite_check` is not set.
+        """
         from diffmem.cli.output import note
         from diffmem.models.bundled import bundled_path
         from diffmem.models.known import resolve
@@ -45,10 +62,14 @@ class ModelOptions:
             note(f"{model} is {source}")
         target = Target.from_pretrained(
             source, device=self.device, dtype=self.dtype, revision=self.revision, lora=self.lora,
-            allow_pickle=self.allow_pickle, offload=self.offload, name=model + name_of(self.lora) if bundled else None,
+            allow_pickle=self.allow_pickle, variant=self.variant, distilled=self.distilled, offload=self.offload,
+            name=model + name_of(self.lora) if bundled else None,
         )  # fmt: skip
         for text in target.notes:
             note(text)
+        target.despite_check = self.despite_check
+        if check:
+            target.require_check(sampling)
         return target
 
 

@@ -84,7 +84,8 @@ def robustness(
     silent = work.quiet or work.json
     index = open_or_build_index(train, copies, target.allow_pickle, silent)
     pictures = None if index_files.exists(train) else train
-    judge, opened = None if text_alignment is None else parse_alignment(text_alignment), target.open(model)
+    judge = None if text_alignment is None else parse_alignment(text_alignment)
+    opened = target.open(model, plan.sampling, check=not work.dry_run)
     if work.dry_run:
         conditions = conditions_of(listed, plan, opened.need_denoiser().schedule, others)
         count = sum(c.draws * sum(len(texts) for texts in c.texts) for c in conditions) * (1 + len(methods))

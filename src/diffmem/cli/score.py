@@ -68,7 +68,7 @@ def score(
     wanted = parse_scores(scores or DEFAULT_SCORES)
     shard = parse_shard(work.shard)
     listed = prompts.load(typed)
-    opened = target.open(model)
+    opened = target.open(model, check=not work.dry_run)
     if work.dry_run:
         settings = Scoring(draws=draws, seed=work.seed, noise=noise, micro_batch=micro_batch)
         print_estimate(estimate_scoring(opened, wanted, len(listed), settings), work.json)

@@ -26,6 +26,7 @@ class Denoiser(ABC):
         space: "pixel" or "latent".
         conditional: whether the network takes a prompt.
         unconditional_branch: whether epsilon without a prompt exists (guidance-distilled models have none).
+        distilled: why the model counts as distilled to few steps or to one guided evaluation, in words; None otherwise.
         device: where the network runs.
         dtype: in which floating type it runs.
         batches: whether the pipeline makes the same images of several prompts as of each alone; False: one at a time.
@@ -38,6 +39,7 @@ class Denoiser(ABC):
     space: Literal["pixel", "latent"]
     conditional: bool
     unconditional_branch: bool
+    distilled: str | None = None
     device: torch.device
     dtype: torch.dtype
     batches: bool = True
@@ -123,6 +125,14 @@ class Denoiser(ABC):
     def read_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """The inverse of `initial_latents`: a pipeline's latents as [B, *sample_shape]."""
         return latents
+
+    def under(self, height: int | None, width: int | None, guidance: float | None) -> Denoiser:
+        """The same model at another image size in pixels and another guidance input; the model itself if it has none."""
+        return self
+
+    def rows_per_step(self, guidance: float | None) -> int:
+        """Rows that the pipeline evaluates per image and step at a guidance scale (None: its default)."""
+        return 2 if self.conditional and (guidance or 1.0) > 1 else 1
 
     def network_modules(self) -> list[torch.nn.Module]:
         """The modules whose forward calls are this model's network evaluations (for hooks and timing)."""

@@ -62,12 +62,24 @@ def steps_of(pipeline: Any, sampling: Sampling) -> int:
 
 
 def nfe_per_image(pipeline: Any, denoiser: Denoiser, sampling: Sampling) -> int:
-    """Network evaluations of one image: steps, doubled by guidance (methods of higher order take more)."""
-    guidance = sampling.guidance
-    if guidance is None:
-        default = accepted(pipeline).get("guidance_scale")
-        guidance = float(default.default) if default is not None and default.default is not None else 1.0
-    return steps_of(pipeline, sampling) * (2 if denoiser.conditional and guidance > 1 else 1)
+    """Network evaluations of one image: the sampler's evaluations (more than its steps for methods of higher order),
+    times the rows that the family's pipeline evaluates at each under this guidance.
+    """
+    return evaluations(pipeline, sampling) * denoiser.rows_per_step(sampling.guidance)
+
+
+def evaluations(pipeline: Any, sampling: Sampling) -> int:
+    """At how many times the sampler asks for a prediction."""
+    steps = steps_of(pipeline, sampling)
+    own = pipeline.scheduler if sampling.scheduler is None else _built(sampling.scheduler, pipeline.scheduler)
+    if is_flow(own):
+        return steps * int(getattr(own, "order", 1))
+    try:
+        counted = type(own).from_config(own.config)
+        counted.set_timesteps(steps)
+    except (TypeError, ValueError, RuntimeError):
+        return steps  # samplers that need more than a number of steps; generation says why
+    return len(counted.timesteps)
 
 
 @contextmanager
@@ -108,7 +120,7 @@ def _built(name: str, own: Any) -> Any:
 
 def generate(
     pipeline: Any,
-    denoiser: Denoiser,
+    denoiser: Denoiser | None,
     prompts: Sequence[str],
     draws: Sequence[int],
     root_seed: int,
@@ -121,7 +133,8 @@ def generate(
 
     Args:
         pipeline: a diffusers pipeline.
-        denoiser: its Denoiser (for the shape of the noise).
+        denoiser: its Denoiser (for the shape of the noise); None for a pipeline that only generates, which draws its
+            initial noise itself from each image's generator.
         prompts: one per image; ignored by unconditional models except as a name for the noise.
         draws: one per image.
         root_seed: the run's seed.
@@ -133,30 +146,41 @@ def generate(
     Raises:
         ModelError: if the pipeline takes neither initial noise nor generators.
     """
-    if len(prompts) > 1 and not denoiser.batches:
+    if len(prompts) > 1 and denoiser is not None and not denoiser.batches:
         pairs = zip(prompts, draws, strict=True)
         return [generate(pipeline, denoiser, [p], [d], root_seed, sampling)[0] for p, d in pairs]
     parameters = accepted(pipeline)
     names = [("generation", prompt, draw) for prompt, draw in zip(prompts, draws, strict=True)]
     arguments: dict[str, Any] = {"output_type": "pil"}
-    if "latents" in parameters:
-        shape = noise_shape(pipeline, denoiser, sampling.height, sampling.width)
+    if "latents" in parameters and denoiser is not None:
+        shape = denoiser.under(sampling.height, sampling.width, sampling.guidance).sample_shape
         noise = torch.stack([gaussian(shape, root_seed, *n) for n in names])
         arguments["latents"] = denoiser.initial_latents(noise.to(denoiser.device, denoiser.dtype))
     if "generator" in parameters:
-        device = "cpu" if denoiser.device.type != "mps" else denoiser.device
+        place = torch.device(pipeline._execution_device) if denoiser is None else denoiser.device
+        device = "cpu" if place.type != "mps" else place
         arguments["generator"] = [torch.Generator(device).manual_seed(seed_of(root_seed, *n)) for n in names]
     if "latents" not in parameters and "generator" not in parameters:
         raise ModelError(
             f"{type(pipeline).__name__} takes neither `latents` nor `generator`: its images cannot be seeded."
         )
-    if denoiser.conditional:
+    if denoiser is None:
+        arguments |= {"prompt": list(prompts)} if "prompt" in parameters else {"batch_size": len(prompts)}
+    elif denoiser.conditional:
         arguments |= denoiser.generation_arguments(prompts)
     elif "batch_size" in parameters:
         arguments["batch_size"] = len(prompts)
     negative = None if sampling.negative_prompt is None else [sampling.negative_prompt] * len(prompts)
-    optional = {"num_inference_steps": sampling.steps, "height": sampling.height, "width": sampling.width}
-    optional |= denoiser.guidance_arguments(sampling.guidance, negative, len(prompts))
+    optional: dict[str, Any] = {
+        "num_inference_steps": sampling.steps,
+        "height": sampling.height,
+        "width": sampling.width,
+    }
+    optional |= (
+        {"guidance_scale": sampling.guidance, "negative_prompt": negative}
+        if denoiser is None
+        else denoiser.guidance_arguments(sampling.guidance, negative, len(prompts))
+    )
     for name, value in optional.items():
         if value is not None:
             if name not in parameters:
@@ -168,6 +192,4 @@ def generate(
 
 def noise_shape(pipeline: Any, denoiser: Denoiser, height: int | None, width: int | None) -> tuple[int, ...]:
     """Shape of one image's initial noise, [C, H, W], for a size in pixels; the model's own size where None."""
-    channels, rows, columns = denoiser.sample_shape
-    factor = getattr(pipeline, "vae_scale_factor", 1)
-    return channels, height // factor if height else rows, width // factor if width else columns
+    return denoiser.under(height, width, None).sample_shape

@@ -1,9 +1,9 @@
-"""Open a pipeline from a folder or a hub id: safetensors only, no remote code, one clear sentence per failure."""
+"""Open a pipeline from a folder, a file or a hub id: safetensors only, no remote code, one clear sentence per failure."""
 
 from __future__ import annotations
 
 import difflib
-import json
+import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -12,77 +12,121 @@ from pathlib import Path
 from typing import Any
 
 from diffmem.errors import ModelError
+from diffmem.errors import first_line as first_line
+from diffmem.models.folder import parts_of, read_index
 from diffmem.models.known import known_models, loading_hint, resolve
 
+_LOG = logging.getLogger(__name__)
+
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_WEIGHTLESS = {"tokenizer", "tokenizer_2", "tokenizer_3", "scheduler", "feature_extractor", "image_processor"}
+OPTIONAL = frozenset({"safety_checker", "feature_extractor", "image_encoder", "watermark"})
+"""Parts that a prompt's way to an image does not pass: a model is opened without those that cannot be opened here."""
 
 
 def load_pipeline(
-    source: str | Path, *, dtype: Any = None, revision: str | None = None, allow_pickle: bool = False
+    source: str | Path,
+    *,
+    dtype: Any = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    variant: str | None = None,
 ) -> Any:
-    """A diffusers pipeline in eval mode.
+    """A diffusers pipeline in eval mode, every weight of which comes from its files.
 
     Args:
-        source: a pipeline folder (with model_index.json), a hub id "owner/name" or a well-known model's alias.
+        source: a pipeline folder (with model_index.json), a single-file checkpoint, a hub id "owner/name" or a
+            well-known model's alias.
         dtype: torch dtype of the weights; None for float32.
         revision: of the hub repository.
-        allow_pickle: also open .bin weights, which can run code while they are read.
+        allow_pickle: also open .bin and .ckpt weights, which can run code while they are read.
+        variant: of the weights' files ("fp16"); parts without it are opened plain.
+
+    Returns:
+        The pipeline. Parts left out that a prompt's way to an image does not pass are named in a log warning.
 
     Raises:
         ModelError: what was found, what was expected and what to do.
     """
+    import torch
+
+    dtype = dtype or torch.float32
     source = resolve(source)
-    folder = Path(source).expanduser()
-    if folder.exists():
-        _check_folder(folder, allow_pickle)
-        source = str(folder)
-    elif not HUB_ID.match(str(source)):
+    path = Path(source).expanduser()
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as problem:
+        raise ModelError(f"{str(source)[:200]!r} is no path that this machine can look at: {problem}.") from problem
+    from diffmem.models.lora.sniff import is_lora
+
+    if there and not (path / "model_index.json").exists() and is_lora(path):
+        raise ModelError(f"{path} is a LoRA, not a model: give its base as the model, and this with --lora (lora=...).")
+    if there and not path.is_dir():
+        from diffmem.models.single_file import load_single_file
+
+        with quiet_libraries():
+            return load_single_file(path, dtype, allow_pickle)
+    if not there and not HUB_ID.match(str(source)):
         close = difflib.get_close_matches(str(source).lower(), [n for m in known_models() for n in m.names], n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
         raise ModelError(
             f"There is no folder {source}, and it is neither a hub id of the form owner/name nor an alias of a "
             f"well-known model (diffmem doctor --models).{hint}"
         )
-    import torch
+    with quiet_libraries():
+        folder = path if there else _downloaded(str(source), revision, allow_pickle, variant)
+        return _load_folder(folder, str(source), dtype, allow_pickle, variant)
+
+
+def _downloaded(source: str, revision: str | None, allow_pickle: bool, variant: str | None) -> Path:
+    """The folder in the hub's cache; what is there already is not fetched again."""
+    from diffmem.models.components import pipeline_class
 
     try:
-        with quiet_libraries():
-            pipeline = _pipeline_class(source, revision).from_pretrained(
-                source,
-                dtype=dtype or torch.float32,
-                revision=revision,
-                use_safetensors=None if allow_pickle else True,
-                trust_remote_code=False,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as problem:
+        found = pipeline_class(_hub_index(source, revision), source).download(
+            source, revision=revision, variant=variant, use_safetensors=None if allow_pickle else True,
+            trust_remote_code=False,
+        )  # fmt: skip
+    except ModelError:
+        raise
+    except Exception as problem:  # of the network, the hub and its client
         said = f"{loading_hint(source)} The loader says: {first_line(problem)}".strip()
         raise ModelError(f"The model {source} cannot be opened. {said}") from problem
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval()
+    return Path(found)
+
+
+def _load_folder(folder: Path, source: str, dtype: Any, allow_pickle: bool, variant: str | None) -> Any:
+    from diffmem.models.components import open_part, pipeline_class
+
+    try:
+        index = read_index(folder)
+        parts = parts_of(folder, index, allow_pickle, variant)
+    except OSError as problem:
+        raise ModelError(f"The folder {folder} cannot be read: {first_line(problem)}") from problem
+    kind = pipeline_class(index, source)
+    opened: dict[str, Any] = {name: None for name in index if name in OPTIONAL}
+    for part in parts:
+        try:
+            opened[part.name] = open_part(part, dtype, allow_pickle)
+        except ModelError as problem:
+            if part.name not in OPTIONAL:
+                raise
+            _LOG.warning("%s The model is opened without it.", problem)
+    if "safety_checker" in opened and opened.get("feature_extractor") is None:
+        opened["safety_checker"] = None  # it looks at what the extractor makes of an image
+    try:
+        pipeline = kind.from_pretrained(str(folder), **opened, dtype=dtype, trust_remote_code=False)
+    except Exception as problem:  # of diffusers, on an index that is of no pipeline or lacks parts
+        raise ModelError(f"The model {source} cannot be opened. The loader says: {first_line(problem)}") from problem
     return pipeline
 
 
-def _pipeline_class(source: str | Path, revision: str | None) -> Any:
-    """DiffusionPipeline, which finds the class itself, or our own for unconditional latent diffusion."""
+def _hub_index(source: str, revision: str | None) -> dict[str, Any]:
     import diffusers
 
-    from diffmem.models.latent_pipeline import REPLACED, UnconditionalLatentPipeline, is_unconditional_latent
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # diffusers passes an argument that the hub's client no longer takes
-            index = diffusers.DiffusionPipeline.load_config(source, revision=revision)
-    except (OSError, ValueError):
-        return diffusers.DiffusionPipeline  # opening it says better why it cannot be read
-    name = index.get("_class_name")
-    parts = {k: v for k, v in index.items() if not k.startswith("_") and isinstance(v, list) and v[0] is not None}
-    gone = isinstance(name, str) and (name in REPLACED or not hasattr(diffusers, name))
-    if gone and is_unconditional_latent(parts):
-        return UnconditionalLatentPipeline
-    return diffusers.DiffusionPipeline
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers passes an argument that the hub's client no longer takes
+        index: dict[str, Any] = diffusers.DiffusionPipeline.load_config(source, revision=revision)
+    return index
 
 
 @contextmanager
@@ -103,61 +147,3 @@ def quiet_libraries() -> Iterator[None]:
             library.set_verbosity(level)
             if bar:
                 library.enable_progress_bar()
-
-
-def _check_folder(folder: Path, allow_pickle: bool) -> None:
-    from diffmem.models.lora.sniff import is_lora
-
-    if not (folder / "model_index.json").exists() and is_lora(folder):
-        raise ModelError(
-            f"{folder} is a LoRA, not a model: give its base as the model, and this with --lora (lora=...)."
-        )
-    if folder.is_file():
-        raise ModelError(
-            f"{folder} is a file; expected a diffusers pipeline folder (with model_index.json) or a hub id."
-        )
-    index_file = folder / "model_index.json"
-    if not index_file.exists():
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-        kind = (
-            " This looks like a single component; give the folder above it."
-            if (folder / "config.json").exists()
-            else ""
-        )
-        raise ModelError(f"{folder} has no model_index.json (found: {found}), so it is no diffusers pipeline.{kind}")
-    try:
-        index = json.loads(index_file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
-        raise ModelError(f"{index_file} is not valid JSON ({problem}); copy the model again.") from problem
-    if isinstance(index.get("_class_name"), list):
-        raise ModelError(f"{folder} asks for a pipeline class of its own (remote code), which diffmem never runs.")
-    for name, entry in index.items():
-        if name.startswith("_") or not isinstance(entry, list) or entry[0] is None:
-            continue
-        _check_component(folder, name, allow_pickle)
-
-
-def _check_component(folder: Path, name: str, allow_pickle: bool) -> None:
-    part = folder / name
-    if not part.is_dir() and any((folder / f).exists() for f in ("config.json", "scheduler_config.json")):
-        part = folder  # the flat layout of early diffusers: the files of all components beside model_index.json
-    if not part.is_dir():
-        raise ModelError(f"The component '{name}' named in {folder / 'model_index.json'} is missing: no folder {part}.")
-    if name in _WEIGHTLESS:
-        return
-    if any(part.glob("*.safetensors")):
-        return
-    pickles = [p.name for p in part.iterdir() if p.suffix in _PICKLES]
-    if pickles and not allow_pickle:
-        raise ModelError(
-            f"The weights of '{name}' are a pickle ({pickles[0]}), which can run code when opened. Convert them to "
-            "safetensors, or pass allow_pickle=True (--allow-pickle) if you trust their source."
-        )
-    if not pickles and (part / "config.json").exists():
-        raise ModelError(f"The component '{name}' in {part} has a config but no weights (*.safetensors).")
-
-
-def first_line(problem: Exception) -> str:
-    """What an exception says, without what follows its first line."""
-    text = str(problem).strip()
-    return text.splitlines()[0] if text else type(problem).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,21 @@ from typing import Any
 import torch
 from PIL import Image
 
-from diffmem.errors import ModelError, UsageError
-from diffmem.models.capture import capture
-from diffmem.models.check import CheckResult, compare_calls
+from diffmem.errors import CheckFailed, DiffmemError, GenerateOnly, ModelError, UsageError, first_line
+from diffmem.models import capture as capturing
+from diffmem.models.capture import capture, capture_steps
+from diffmem.models.check import CheckResult, compare_run
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.families import denoiser_for
+from diffmem.models.families._inputs import network_of
 from diffmem.models.families.callable import CallableDenoiser
 from diffmem.models.fingerprint import pipeline_fingerprint, probe_fingerprint
-from diffmem.models.generation import Sampling, generate, nfe_per_image
+from diffmem.models.generation import Sampling, accepted, generate, nfe_per_image, prepared
 from diffmem.models.loading import load_pipeline
 from diffmem.models.lora import Loras, load_loras, name_of
+
+_LOG = logging.getLogger(__name__)
+_OWN: dict[str, Any] = {"scheduler": None}  # the one asked for is in its place already
 
 Generate = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 
@@ -31,6 +37,8 @@ class Target:
     Attributes:
         name: what to call it in reports.
         denoiser: for scoring; None for a model that only generates.
+        despite_check: whether a check that fails is only said (`require_check`).
+        generates_only: why it only generates, or None.
         pipeline: the user's diffusers pipeline, or None.
         fingerprint: identifies weights, configs and type; scores of different fingerprints never mix.
         notes: what was found while opening that the user should know.
@@ -47,9 +55,12 @@ class Target:
         self.name = name
         self.denoiser = denoiser
         self.pipeline = pipeline
+        self.generates_only: str | None = None
+        self.despite_check = False
         self._generator = generator
         self._fingerprint = fingerprint
         self.notes: list[str] = []
+        self._checks: dict[Sampling, CheckResult] = {}
 
     @classmethod
     def from_pretrained(
@@ -61,6 +72,8 @@ class Target:
         revision: str | None = None,
         lora: Loras = None,
         allow_pickle: bool = False,
+        variant: str | None = None,
+        distilled: bool | None = None,
         offload: bool = False,
         name: str | None = None,
     ) -> Target:
@@ -74,16 +87,21 @@ class Target:
             lora: a LoRA to load into it: a .safetensors file, a folder with one, or a hub id; "FILE:0.5" or
                 (file, 0.5) with a scale; a list for several.
             allow_pickle: open .bin weights too (they can run code).
+            variant: of the weights' files ("fp16"), for folders that hold those.
+            distilled: whether the model is distilled and has no unconditional branch; None goes by the signs in its
+                configs and sampler.
             offload: keep only the part that works on the GPU (diffusers' model CPU offload).
             name: what to call it in reports; default: the last part of `source`.
 
         Raises:
             ModelError: a sentence that says what is wrong with the model.
         """
-        pipeline = load_pipeline(source, dtype=_dtype(dtype), revision=revision, allow_pickle=allow_pickle)
+        place = _place(device)
+        pipeline = load_pipeline(
+            source, dtype=_dtype(dtype), revision=revision, allow_pickle=allow_pickle, variant=variant
+        )
         loaded = load_loras(pipeline, lora, allow_pickle=allow_pickle)
         fingerprint = pipeline_fingerprint(pipeline)
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if offload:
             if place.type == "cpu":
                 raise UsageError("Offloading needs a GPU to offload from; leave `offload` out on a CPU.")
@@ -91,13 +109,17 @@ class Target:
         else:
             pipeline.to(place)
         name = name or Path(str(source)).name + name_of(lora)
-        target = cls(name, denoiser_for(pipeline), pipeline, fingerprint)
+        target = cls._seen(name, pipeline, fingerprint, distilled)
         target.notes += [text for one in loaded for text in (one.summary, *one.notes)]
         return target
 
     @classmethod
-    def from_pipeline(cls, pipeline: Any, *, name: str | None = None) -> Target:
+    def from_pipeline(cls, pipeline: Any, *, name: str | None = None, distilled: bool | None = None) -> Target:
         """Wrap a diffusers pipeline that is loaded already; it is not modified (call `.eval()` on its parts yourself)."""
+        if not isinstance(getattr(pipeline, "components", None), dict):
+            raise ModelError(
+                f"A {type(pipeline).__name__} is no diffusers pipeline; wrap functions with from_callable."
+            )
         training = [k for k, v in pipeline.components.items() if isinstance(v, torch.nn.Module) and v.training]
         if training:
             raise ModelError(
@@ -108,7 +130,28 @@ class Target:
 
         name = name or type(pipeline).__name__
         pipeline = adopted(pipeline)
-        return cls(name, denoiser_for(pipeline), pipeline)
+        return cls._seen(name, pipeline, None, distilled)
+
+    @classmethod
+    def _seen(cls, name: str, pipeline: Any, fingerprint: str | None, distilled: bool | None) -> Target:
+        """A target of a pipeline: with a Denoiser, or for generating only."""
+        try:
+            denoiser = denoiser_for(pipeline, distilled)
+        except GenerateOnly as problem:
+            target = cls(name, None, pipeline, fingerprint)
+            target.generates_only = str(problem)
+            target.notes.append(str(problem))
+            return target
+        target = cls(name, denoiser, pipeline, fingerprint)
+        if denoiser.distilled is not None and not network_of(pipeline).config.get(
+            "guidance_embeds"
+        ):  # those are made so
+            target.notes.append(
+                f"{name} counts as distilled: {denoiser.distilled}. It has no unconditional branch, so scores that compare "
+                "with one refuse, and its images need the steps and guidance that it was made for (--steps, --guidance). "
+                "If it is not distilled: distilled=False (--no-distilled)."
+            )
+        return target
 
     @classmethod
     def from_callable(
@@ -156,7 +199,8 @@ class Target:
     def need_denoiser(self) -> Denoiser:
         """The Denoiser; ModelError if this model only generates."""
         if self.denoiser is None:
-            raise ModelError("This model only generates images: scores that look into the network cannot run on it.")
+            reason = "scores that look into the network cannot run on it."
+            raise ModelError(f"This model only generates images: {self.generates_only or reason}")
         return self.denoiser
 
     @property
@@ -167,24 +211,78 @@ class Target:
     def check(self, prompt: str = "a photograph", sampling: Sampling | None = None) -> CheckResult:
         """Prove that scoring sees the network that the pipeline runs.
 
-        While the pipeline makes one image, the inputs and outputs of its network are captured by hooks; the outputs
-        must equal `Denoiser.predict` at the same (x_t, t, c). Cost: twice the NFE of one image.
+        The pipeline makes one image under this sampling while hooks record its network and its sampler; see
+        `diffmem.models.check.compare_run` for what must agree. A result is kept, so asking again costs nothing.
+        Cost: twice the NFE of one image of at most 4 steps.
+
+        Raises:
+            ModelError: there is nothing to compare with, or the pipeline itself fails.
         """
         denoiser = self.need_denoiser()
         if self.pipeline is None:
             raise ModelError("There is no pipeline to compare with: this model was given as a function.")
         sampling = sampling or Sampling(steps=4)
-        with capture(denoiser) as calls:
-            generate(self.pipeline, denoiser, [prompt], [0], 0, sampling)
+        seen = denoiser.under(sampling.height, sampling.width, sampling.guidance)
+        with (
+            prepared(self.pipeline, sampling) as pipeline,
+            capture(seen) as calls,
+            capture_steps(pipeline.scheduler, calls) as steps,
+        ):
+            try:
+                images = generate(pipeline, denoiser, [prompt], [0], 0, sampling.model_copy(update=_OWN))
+            except DiffmemError:
+                raise
+            except Exception as problem:
+                if _in_hook(problem):
+                    raise
+                raise ModelError(
+                    f"The pipeline itself fails on a prompt: {type(problem).__name__}: {first_line(problem)}"
+                ) from problem
+        prompts: list[str | None] = [None, prompt] if denoiser.conditional else [None]
+        if sampling.negative_prompt is not None:
+            prompts.append(sampling.negative_prompt)
         with torch.no_grad():
-            return compare_calls(denoiser, calls, prompt if denoiser.conditional else None)
+            return compare_run(seen, calls, steps, images[0], prompts)
+
+    def require_check(self, sampling: Sampling | None = None, prompt: str | None = None) -> CheckResult | None:
+        """`check` under a sampling, once for each; None for a model with nothing to compare.
+
+        Raises:
+            CheckFailed: it fails, and `despite_check` is not set.
+        """
+        if self.denoiser is None or self.pipeline is None:
+            return None
+        sampling = sampling or Sampling()
+        if "num_inference_steps" in accepted(self.pipeline):
+            sampling = sampling.model_copy(update={"steps": min(sampling.steps or 4, 4)})
+        if sampling not in self._checks:
+            self._checks[sampling] = self.check(prompt or self._any_prompt(), sampling)
+        result = self._checks[sampling]
+        if not result.passed and not self.despite_check:
+            raise CheckFailed(
+                f"{result.message} To go on in spite of it: --despite-check (in Python target.despite_check = True)."
+            )
+        if not result.passed:
+            _LOG.warning("%s", result.message)
+        return result
+
+    def _any_prompt(self) -> str:
+        """A prompt that this model takes: a text, or the number of a class."""
+        text = "a photograph"
+        if self.denoiser is None or not self.denoiser.conditional:
+            return text
+        try:
+            self.denoiser.encode_prompts([text])
+        except ModelError:
+            return "0"
+        return text
 
     def generate(
         self, prompts: Sequence[str], draws: Sequence[int], root_seed: int = 0, sampling: Sampling | None = None
     ) -> list[Image.Image]:
         """One image per (prompt, draw), see `diffmem.models.generation.generate`."""
         if self.pipeline is not None:
-            return generate(self.pipeline, self.need_denoiser(), prompts, draws, root_seed, sampling or Sampling())
+            return generate(self.pipeline, self.denoiser, prompts, draws, root_seed, sampling or Sampling())
         if self._generator is None:
             raise ModelError("This model has no way to generate images (no pipeline, no `generate` function).")
         from diffmem.randomness import seed_of
@@ -206,3 +304,29 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype not in names:
         raise UsageError(f"Unknown dtype {dtype!r}; expected one of {', '.join(names)}.")
     return names[dtype]
+
+
+def _place(device: str | torch.device | None) -> torch.device:
+    """A device that is there; a GPU where there is one if none is asked for."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:
+        raise UsageError(
+            f"The device {str(device)!r} cannot be used here: {first_line(problem)} Expected cpu, or cuda, cuda:1 or mps "
+            "where the machine and the installed torch have it."
+        ) from problem
+    return place
+
+
+def _in_hook(problem: BaseException) -> bool:
+    """Whether an exception began in our own recording of calls, not in the pipeline."""
+    frame, inside = problem.__traceback__, False
+    while frame is not None:
+        inside = inside or (
+            frame.tb_frame.f_code.co_filename == capturing.__file__ and frame.tb_frame.f_code.co_name == "record"
+        )
+        frame = frame.tb_next
+    return inside

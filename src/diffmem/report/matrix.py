@@ -19,6 +19,7 @@ class _Kind:
     """What a score looks at before it agrees to run: enough of a Denoiser to ask it."""
 
     schedule: ClassVar[DiscreteSchedule] = DiscreteSchedule.linear()
+    distilled = None
 
     def __init__(self, conditional: bool, unconditional_branch: bool) -> None:
         self.conditional, self.unconditional_branch = conditional, unconditional_branch

@@ -128,7 +128,8 @@ def require_guidance(denoiser: Denoiser, name: str) -> None:
             "use an image-level score."
         )
     if not denoiser.unconditional_branch:
+        reason = f"; this one counts as such: {denoiser.distilled}" if denoiser.distilled else ""
         raise ScoreRefused(
-            f"{name} needs the unconditional branch, which guidance-distilled models do not have: audit the model that "
-            "this one was distilled from, or generate and match."
+            f"{name} needs the unconditional branch, which guidance-distilled models do not have{reason}. Audit the model "
+            "that this one was distilled from, or generate and match; if it is not distilled: --no-distilled."
         )

@@ -59,7 +59,9 @@ def open_base(base: str, device: str) -> Target:
     """The base model: a folder, a hub id, or a bundled testbed; always in float32."""
     from diffmem.models.bundled import bundled_path
 
-    return Target.from_pretrained(bundled_path(base) or base, device=device, name=base)
+    target = Target.from_pretrained(bundled_path(base) or base, device=device, name=base)
+    target.require_check()
+    return target
 
 
 def prepare_model(plan: ModelPlan, target: Target, seed: int) -> Trainable:

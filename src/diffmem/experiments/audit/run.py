@@ -208,6 +208,6 @@ def check_once(target: Target, prompts: PromptList, sampling: Sampling, run: Run
     if target.pipeline is None or read_fact(run.path, "check") is not None:
         return
     sound = usable(prompts)
-    few = sampling.model_copy(update={"steps": min(sampling.steps or 4, 4)})
-    result = target.check(sound[0].text if sound else "a photograph", few)
-    write_fact(run.path, "check", result.as_dict())
+    result = target.require_check(sampling, sound[0].text if sound else None)
+    if result is not None:
+        write_fact(run.path, "check", result.as_dict())

@@ -148,6 +148,11 @@ def _check(target: Target, prompts: list[str]) -> dict[str, Any]:
     """`Target.check` as plain values; `passed` is None where there is nothing to compare."""
     if target.pipeline is None:
         return {"passed": None, "message": "There is no pipeline to compare with."}
+    if target.denoiser is None:
+        return {
+            "passed": None,
+            "message": f"Nothing is scored, so there is nothing to compare: {target.generates_only}",
+        }
     try:
         return target.check(prompts[0], Sampling(steps=FEW)).as_dict()
     except DiffmemError as problem:

@@ -77,9 +77,12 @@ def trained(cell: Cell, folder: Path, data: TrainingSet, device: str | None, sil
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     name = f"{cell.name}, seed {cell.seed}"
     if saved.name == "model":
-        return Target.from_pretrained(saved, device=device, name=name)
-    base = cell.training.model.base
-    return Target.from_pretrained(bundled_path(base) or base, lora=saved, device=device, name=name)
+        target = Target.from_pretrained(saved, device=device, name=name)
+    else:
+        base = cell.training.model.base
+        target = Target.from_pretrained(bundled_path(base) or base, lora=saved, device=device, name=name)
+    target.require_check()
+    return target
 
 
 def seconds_of(folder: Path) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffmem.errors import ModelError
+from diffmem.errors import GenerateOnly
 from diffmem.models.denoiser import Denoiser
 from diffmem.registry import Registry
 
@@ -29,15 +29,32 @@ FAMILIES: Registry[type[Denoiser]] = Registry(
 The last one fits whatever takes a prompt: it replays the calls of a pipeline that no other family knows."""
 
 
-def denoiser_for(pipeline: Any) -> Denoiser:
-    """The Denoiser of the family that fits a pipeline; ModelError naming the supported families if none does."""
+def denoiser_for(pipeline: Any, distilled: bool | None = None) -> Denoiser:
+    """The Denoiser of the family that fits a pipeline.
+
+    Args:
+        pipeline: a diffusers pipeline.
+        distilled: whether the model counts as distilled, so that it has no unconditional branch; None goes by the
+            signs in its configs and sampler.
+
+    Raises:
+        GenerateOnly: it makes images from prompts, but no family fits or no score describes them.
+        ModelError: it needs more than a prompt.
+    """
+    from diffmem.models.families._distilled import distillation_of
+    from diffmem.models.families._inputs import check_inputs
+
+    check_inputs(pipeline)
     for name in FAMILIES:
         family: Any = FAMILIES.get(name)
         if family.fits(pipeline):
             denoiser: Denoiser = family(pipeline)
+            sign = distillation_of(pipeline) if distilled is None else ("it was opened as such" if distilled else None)
+            if sign is not None and denoiser.conditional:
+                denoiser.distilled, denoiser.unconditional_branch = sign, False
             return denoiser
     components = ", ".join(f"{k}={type(v).__name__}" for k, v in pipeline.components.items() if v is not None)
-    raise ModelError(
-        f"No family of diffmem fits a {type(pipeline).__name__} ({components}). Supported: {', '.join(FAMILIES)}; "
-        "any other model can be wrapped with Target.from_callable."
+    raise GenerateOnly(
+        f"No family of diffmem fits a {type(pipeline).__name__} ({components}), so it cannot be scored. Supported: "
+        f"{', '.join(FAMILIES)}; any other network can be wrapped with Target.from_callable."
     )

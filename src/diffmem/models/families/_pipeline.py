@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 
-from diffmem.errors import ModelError
+from diffmem.errors import GenerateOnly, ModelError
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.families._inputs import kind_of, unwrapped
 from diffmem.models.families._schedulers import prediction_of, schedule_of
 
 
@@ -23,11 +28,9 @@ class PipelineDenoiser(Denoiser):
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
+        channels = setting(self.network, "in_channels")
+        self.sample_shape = (channels, *sides(self.network, "sample_size"))
         self._set_schedule(pipeline.scheduler)
-        config = self.network.config
-        size = config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        self.sample_shape = (config.in_channels, height, width)
         self._null: Conditioning | None = None
 
     @classmethod
@@ -55,6 +58,36 @@ class PipelineDenoiser(Denoiser):
         dtype: torch.dtype = self.network.dtype
         return dtype
 
+    def under(self, height: int | None, width: int | None, guidance: float | None) -> PipelineDenoiser:
+        """The same model at another image size, in pixels, and at a guidance scale that its network takes as an input.
+
+        What depends on them (the shape of x, size embeddings, shifted times) follows; None keeps the model's own.
+        """
+        seen = copy.copy(self)
+        factor = getattr(self.pipeline, "vae_scale_factor", 1) if self.space == "latent" else 1
+        channels, rows, columns = self.sample_shape
+        seen.sample_shape = (channels, height // factor if height else rows, width // factor if width else columns)
+        seen._null = None
+        return seen
+
+    def rows_per_step(self, guidance: float | None) -> int:
+        """Rows that the pipeline evaluates for one image at one step: 2 under classifier-free guidance, else 1.
+
+        Args:
+            guidance: the scale asked for; None for the default of the pipeline's call.
+        """
+        if not self.conditional or getattr(unwrapped(self.network).config, "time_cond_proj_dim", None) is not None:
+            return 1
+        if guidance is None:
+            default = inspect.signature(type(self.pipeline).__call__).parameters.get("guidance_scale")
+            guidance = float(default.default) if default is not None and default.default is not None else 1.0
+        return 2 if guidance > 1 else 1
+
+    def read_output(self, output: torch.Tensor) -> torch.Tensor:
+        """The first half of the channels where the network learns its variance too."""
+        channels = self.sample_shape[0]
+        return output[:, :channels] if output.shape[1] == 2 * channels else output
+
     def network_modules(self) -> list[torch.nn.Module]:
         """The network."""
         return [self.network]
@@ -72,6 +105,14 @@ class LatentDenoiser(PipelineDenoiser):
     """A PipelineDenoiser that works in the latent space of the pipeline's autoencoder."""
 
     space = "latent"
+    shifts_latents: ClassVar[bool] = False
+    """Whether the family's pipeline adds the autoencoder's shift_factor."""
+    centers_latents: ClassVar[bool] = False
+    """Whether it uses the autoencoder's latents_mean and latents_std."""
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        setting(self.autoencoder, "scaling_factor", float)
 
     @property
     def autoencoder(self) -> Any:
@@ -80,14 +121,15 @@ class LatentDenoiser(PipelineDenoiser):
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Images in [-1, 1] -> scaled latents (the mean of a posterior, a VQ model's latents before lookup)."""
-        vae = self.autoencoder
-        images = images.to(self.device, vae.dtype)
-        if images.shape[1] == 1 != vae.config.in_channels:
-            images = images.expand(-1, vae.config.in_channels, -1, -1)
-        encoded = vae.encode(images)
+        channels = int(self.autoencoder.config.in_channels)
+        if images.shape[1] == 1 != channels:
+            images = images.expand(-1, channels, -1, -1)
+        with self._full_precision() as vae:
+            encoded = vae.encode(images.to(self.device, vae.dtype))
         # AutoencoderKL makes a posterior, VQModel `latents`, AutoencoderDC `latent`.
         found = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded[0]
-        return self._fitting((found - self._shift) * vae.config.scaling_factor, images)
+        mean, scale = self._statistics(found)
+        return self._fitting((found - mean) / scale, images)
 
     def _fitting(self, latents: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """The latents of these images; ModelError where the images have another size than this model's samples."""
@@ -100,14 +142,66 @@ class LatentDenoiser(PipelineDenoiser):
 
     def decode(self, x0: torch.Tensor) -> torch.Tensor:
         """Scaled latents -> images, about [-1, 1]."""
-        vae = self.autoencoder
-        latents = x0.to(self.device, vae.dtype) / vae.config.scaling_factor + self._shift
-        images: torch.Tensor = vae.decode(latents, return_dict=False)[0]
+        with self._full_precision() as vae:
+            latents = x0.to(self.device, vae.dtype)
+            mean, scale = self._statistics(latents)
+            images: torch.Tensor = vae.decode(latents * scale + mean, return_dict=False)[0]
         return images
 
-    @property
-    def _shift(self) -> float:
-        return float(self.autoencoder.config.get("shift_factor") or 0.0)
+    def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
+        """(mean, scale) of the autoencoder's own latents: own = scaled * scale + mean, as the pipeline computes it."""
+        config = self.autoencoder.config
+        scale = 1.0 / float(config.scaling_factor)
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        if self.centers_latents and mean is not None and deviation is not None:
+            means, deviations = (
+                torch.tensor(v, device=like.device, dtype=like.dtype).reshape(1, -1, 1, 1) for v in (mean, deviation)
+            )
+            return means, deviations * scale
+        return float(config.get("shift_factor") or 0.0) if self.shifts_latents else 0.0, scale
+
+    @contextmanager
+    def _full_precision(self) -> Iterator[Any]:
+        """The autoencoder, in float32 where float16 is too small for it (force_upcast), as the pipelines run it."""
+        vae = self.autoencoder
+        upcast = vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
+        if upcast:
+            vae.to(dtype=torch.float32)
+        try:
+            yield vae
+        finally:
+            if upcast:
+                vae.to(dtype=torch.float16)
+
+
+def setting(component: Any, name: str, kind: type[int | float] = int) -> Any:
+    """A number above 0 from a component's config; ModelError for null and anything else."""
+    value = component.config.get(name)
+    allowed = (int,) if kind is int else (int, float)
+    if isinstance(value, bool) or not isinstance(value, allowed) or not 0 < value < float("inf"):
+        raise ModelError(
+            f"The config of this {kind_of(component)} says {name} = {value!r}; expected a number above 0. Write it into "
+            "the component's config.json."
+        )
+    return value
+
+
+def refuse_guidance_input(network: Any) -> None:
+    """Refuse to score a UNet that was distilled with the guidance scale as an input of its own."""
+    if network.config.get("time_cond_proj_dim") is not None:
+        raise GenerateOnly(
+            "This UNet is guidance-distilled (time_cond_proj_dim is set): the guidance scale is an input, and there is no "
+            "unconditional branch. It generates only; score the model that it was distilled from."
+        )
+
+
+def sides(component: Any, name: str) -> tuple[int, int]:
+    """(height, width) from a config that gives one number or two."""
+    value = component.config.get(name)
+    if isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int and n > 0 for n in value):
+        return value[0], value[1]
+    size = setting(component, name)
+    return size, size
 
 
 def network_times(t: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from diffmem.errors import ModelError
 from diffmem.models.parameterization import Prediction
@@ -12,6 +15,46 @@ from diffmem.models.schedule import DiscreteSchedule, FlowSchedule, Schedule
 _PREDICTIONS: dict[str, Prediction] = {
     "epsilon": "epsilon", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow",
 }  # fmt: skip
+
+
+_POSITIVE = (
+    "num_train_timesteps", "shift", "flow_shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
+    "solver_order", "original_inference_steps", "timestep_scaling",
+)  # fmt: skip
+_FINITE = ("beta_start", "beta_end", "sigma_min", "sigma_max", "sigma_data", "steps_offset", "rho")
+_MOST_STEPS = 1_000_000
+
+
+def check_config(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a scheduler's config whose numbers no noise schedule can have: NaN, Inf, zero or negative.
+
+    Args:
+        config: as in scheduler_config.json; null leaves an entry at its class's default.
+        where: what to call it in the message.
+    """
+    for name in (*_POSITIVE, *_FINITE):
+        value = config.get(name)
+        if value is None:
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or (name in _POSITIVE and value <= 0):
+            kind = "a finite number above 0" if name in _POSITIVE else "a finite number"
+            raise ModelError(f"{where} says {name} = {value!r}; expected {kind}. Correct the scheduler's config.")
+    steps = config.get("num_train_timesteps")
+    if steps is not None and (steps != int(steps) or steps > _MOST_STEPS):
+        raise ModelError(f"{where} says num_train_timesteps = {steps!r}; expected a whole number up to {_MOST_STEPS}.")
+    trained = config.get("trained_betas")
+    betas = [config.get(name) for name in ("beta_start", "beta_end")] if trained is None else trained
+    if not isinstance(betas, list) or not all(b is None or (_is_number(b) and 0 < b < 1) for b in betas):
+        shown = betas if trained is None else f"trained_betas with {len(betas) if isinstance(betas, list) else betas!r}"
+        raise ModelError(
+            f"{where} has impossible noise levels ({shown}); every beta lies between 0 and 1. Correct the scheduler's "
+            "config."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -36,6 +79,7 @@ def prediction_of(scheduler: Any) -> Prediction:
 
 def schedule_of(scheduler: Any) -> Schedule:
     """The schedule of any scheduler, by its config: rectified flow or variance preserving, with its sampling times."""
+    check_config(scheduler.config, type(scheduler).__name__)
     if not is_flow(scheduler):
         return discrete_schedule(scheduler)
     return flow_sigmas_schedule(scheduler) if scheduler.config.get("use_flow_sigmas") else flow_schedule(scheduler)
@@ -53,7 +97,27 @@ def discrete_schedule(scheduler: Any) -> Schedule:
         raise ModelError(
             f"{type(scheduler).__name__} has no beta schedule in its config, so its noise levels are not known here."
         )
+    if (
+        scheduler.config.get("timestep_type") == "continuous"
+        and scheduler.config.get("prediction_type") == "v_prediction"
+    ):
+        raise ModelError(
+            f"{type(scheduler).__name__} feeds the network 0.25 ln(sigma) in place of a step's number (timestep_type "
+            "'continuous', as EDM-style models are trained); no schedule of diffmem has such times. Wrap the network with "
+            "Target.from_callable, with `generate` for its images."
+        )
     ddim = DDIMScheduler.from_config(scheduler.config)
+    levels = ddim.alphas_cumprod.double()
+    if (
+        not bool(torch.isfinite(levels).all())
+        or bool((levels.diff() >= 0).any())
+        or not 0 <= levels[-1] < levels[0] < 1
+    ):
+        raise ModelError(
+            f"{type(scheduler).__name__}'s betas give no noise schedule: the remaining signal must fall from below 1 to "
+            f"at least 0 over {len(levels)} steps, and goes from {float(levels[0]):g} to {float(levels[-1]):g}. Correct "
+            "the scheduler's config."
+        )
 
     def times(steps: int) -> list[float]:
         ddim.set_timesteps(steps)
@@ -90,6 +154,7 @@ def flow_schedule(scheduler: Any, tokens: int | None = None, own_sigmas: bool = 
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     config = scheduler.config
+    check_config(config, type(scheduler).__name__)
     if "shift" not in config:
         raise ModelError(
             f"{type(scheduler).__name__} has no flow shift in its config, so it is no flow-matching scheduler."

@@ -9,6 +9,7 @@ import torch
 
 from diffmem.errors import ModelError
 from diffmem.models.conditioning import Conditioning
+from diffmem.models.families._inputs import kind_of
 from diffmem.models.families._pipeline import LatentDenoiser, network_times
 
 
@@ -23,7 +24,7 @@ class DiT(LatentDenoiser):
     @staticmethod
     def fits(pipeline: Any) -> bool:
         """Whether the pipeline's network is a class-conditional DiT."""
-        return type(pipeline.components.get("transformer")).__name__ == "DiTTransformer2DModel"
+        return kind_of(pipeline.components.get("transformer")) == "DiTTransformer2DModel"
 
     @property
     def classes(self) -> int:
@@ -64,10 +65,6 @@ class DiT(LatentDenoiser):
         """The transformer's output without the learned variance."""
         labels = cond.tensors["class_labels"]
         return self.read_output(self.network(x, timestep=network_times(t), class_labels=labels, return_dict=False)[0])
-
-    def read_output(self, output: torch.Tensor) -> torch.Tensor:
-        """The first half of the channels where the network learns its variance too."""
-        return output[:, : self.sample_shape[0]]
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, Any, dict[str, Any]]:
         """(x, t, {"class_labels"}) of one call of the transformer."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from diffmem.errors import ModelError
 from diffmem.models.conditioning import Conditioning
-from diffmem.models.families._pipeline import LatentDenoiser
+from diffmem.models.families._inputs import kind_of
+from diffmem.models.families._pipeline import LatentDenoiser, setting
 from diffmem.models.families._schedulers import flow_schedule
 from diffmem.models.families._texts import cut_off, quiet
 
 TOKENS = 512
-DISTILLED_GUIDANCE = 3.5
+DEFAULT_GUIDANCE = 3.5
 
 
 class Flux(LatentDenoiser):
@@ -27,15 +29,42 @@ class Flux(LatentDenoiser):
     conditional = True
     network_name = "transformer"
 
+    shifts_latents = True
+
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
         self._null = None
+        takes, makes = setting(self.network, "in_channels"), setting(pipeline.vae, "latent_channels")
+        if takes != 4 * makes:
+            raise ModelError(
+                f"This transformer takes {takes} channels while 2x2 patches of the VAE's latents have {4 * makes}: it "
+                "needs extra inputs (Fill, Depth, Canny), which a prompt alone does not give."
+            )
+        setting(pipeline.vae, "scaling_factor", float)
         size = pipeline.default_sample_size
-        self.sample_shape = (self.network.config.in_channels // 4, size, size)
-        self.distilled = bool(self.network.config.guidance_embeds)
-        self.unconditional_branch = not self.distilled
-        self.schedule = flow_schedule(pipeline.scheduler, (size // 2) ** 2)
+        self.sample_shape = (makes, size, size)
+        self.guidance = DEFAULT_GUIDANCE if self.network.config.guidance_embeds else None
+        self.unconditional_branch = self.guidance is None
+        self._set_schedule(pipeline.scheduler)
+
+    def _set_schedule(self, scheduler: Any) -> None:
+        _, height, width = self.sample_shape
+        self.schedule = flow_schedule(scheduler, (height // 2) * (width // 2))
         self.prediction = "flow"
+
+    def under(self, height: int | None, width: int | None, guidance: float | None) -> Flux:
+        """See PipelineDenoiser.under; sides are whole patches of two latents."""
+        seen = cast(Flux, super().under(height, width, guidance))
+        channels, rows, columns = seen.sample_shape
+        seen.sample_shape = (channels, rows // 2 * 2, columns // 2 * 2)
+        if self.guidance is not None and guidance is not None:
+            seen.guidance = guidance
+        seen._set_schedule(self.pipeline.scheduler)
+        return seen
+
+    def rows_per_step(self, guidance: float | None) -> int:
+        """One: the guidance scale is an input of the network (and true guidance needs a negative prompt)."""
+        return 1
 
     @classmethod
     def variants(cls) -> dict[str, bool]:
@@ -46,7 +75,7 @@ class Flux(LatentDenoiser):
     def fits(pipeline: Any) -> bool:
         """Whether the pipeline's network is a Flux transformer with text encoders."""
         network = pipeline.components.get("transformer")
-        return type(network).__name__ == "FluxTransformer2DModel" and "tokenizer_2" in pipeline.components
+        return kind_of(network) == "FluxTransformer2DModel" and "tokenizer_2" in pipeline.components
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """{"encoder_hidden_states" [B, tokens, width], "pooled_projections" [B, width], "guidance" [B] if distilled}."""
@@ -59,8 +88,8 @@ class Flux(LatentDenoiser):
                 max_sequence_length=TOKENS,
             )
         tensors = {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
-        if self.distilled:
-            tensors["guidance"] = torch.full((len(prompts),), DISTILLED_GUIDANCE, device=embeddings.device)
+        if self.guidance is not None:
+            tensors["guidance"] = torch.full((len(prompts),), self.guidance, device=embeddings.device)
         return Conditioning(tensors, len(prompts), cut_off(self.pipeline.tokenizer_2, prompts, TOKENS))
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:

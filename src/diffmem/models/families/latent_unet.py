@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffmem.models.families._inputs import kind_of
 from diffmem.models.families._pipeline import LatentDenoiser
 from diffmem.models.families.pixel_unet import PixelUNet
 
@@ -16,6 +17,7 @@ class LatentUNet(LatentDenoiser, PixelUNet):
 
     family = "latent-unet"
     space = "latent"  # type: ignore[assignment]
+    shifts_latents = True
 
     @staticmethod
     def fits(pipeline: Any) -> bool:
@@ -23,7 +25,7 @@ class LatentUNet(LatentDenoiser, PixelUNet):
         from diffmem.models.latent_pipeline import is_unconditional_latent
 
         parts = {name: part for name, part in pipeline.components.items() if part is not None}
-        return is_unconditional_latent(parts) and type(pipeline.unet).__name__ == "UNet2DModel"
+        return is_unconditional_latent(parts) and kind_of(pipeline.unet) == "UNet2DModel"
 
     @property
     def autoencoder(self) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from diffmem.models.conditioning import Conditioning
+from diffmem.models.families._inputs import kind_of
 from diffmem.models.families._pipeline import LatentDenoiser, network_times
 from diffmem.models.families._texts import cut_off, quiet
 
@@ -23,7 +24,7 @@ class PixArt(LatentDenoiser):
     @staticmethod
     def fits(pipeline: Any) -> bool:
         """Whether the pipeline's network is a PixArt transformer."""
-        return type(pipeline.components.get("transformer")).__name__ == "PixArtTransformer2DModel"
+        return kind_of(pipeline.components.get("transformer")) == "PixArtTransformer2DModel"
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """{"encoder_hidden_states" [B, tokens, width], "encoder_attention_mask" [B, tokens]}."""
@@ -68,10 +69,6 @@ class PixArt(LatentDenoiser):
         height, width = (side * self.pipeline.vae_scale_factor for side in self.sample_shape[1:])
         sizes = torch.tensor([[height, width, height / width]], dtype=self.dtype, device=self.device).repeat(batch, 1)
         return {"resolution": sizes[:, :2], "aspect_ratio": sizes[:, 2:]}
-
-    def read_output(self, output: torch.Tensor) -> torch.Tensor:
-        """The first half of the channels where the network learns its variance too."""
-        return output.chunk(2, dim=1)[0] if output.shape[1] == 2 * self.sample_shape[0] else output
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, Any, dict[str, Any]]:
         """(x, t, conditioning tensors) of one call of the transformer."""

@@ -9,6 +9,7 @@ import torch
 
 from diffmem.errors import ModelError
 from diffmem.models.conditioning import Conditioning
+from diffmem.models.families._inputs import kind_of
 from diffmem.models.families._pipeline import PipelineDenoiser, network_times
 
 
@@ -29,7 +30,7 @@ class PixelUNet(PipelineDenoiser):
     def fits(pipeline: Any) -> bool:
         """Whether the pipeline is a UNet2DModel and a scheduler, nothing else."""
         parts = {name for name, part in pipeline.components.items() if part is not None}
-        return parts == {"unet", "scheduler"} and type(pipeline.unet).__name__ == "UNet2DModel"
+        return parts == {"unet", "scheduler"} and kind_of(pipeline.unet) == "UNet2DModel"
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Refused: the model takes no prompt."""
@@ -40,8 +41,7 @@ class PixelUNet(PipelineDenoiser):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """The UNet's output."""
-        output: torch.Tensor = self.pipeline.unet(x, network_times(t), return_dict=False)[0]
-        return output
+        return self.read_output(self.pipeline.unet(x, network_times(t), return_dict=False)[0])
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, Any, dict[str, Any]]:
         """(x, t, {}) of one call of the UNet."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from diffmem.errors import ModelError
+from diffmem.errors import GenerateOnly
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.families._pipeline import LatentDenoiser
 from diffmem.models.families._schedulers import flow_schedule
@@ -34,7 +34,7 @@ class QwenImage(LatentDenoiser):
         self.pipeline = pipeline
         self._null = None
         if self.network.config.guidance_embeds:
-            raise ModelError(
+            raise GenerateOnly(
                 "This Qwen-Image model has guidance distilled into it (guidance_embeds): it has no unconditional branch. "
                 "Audit the model that it was distilled from."
             )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from diffmem.errors import ModelError
 from diffmem.models.conditioning import Conditioning
-from diffmem.models.families._pipeline import LatentDenoiser
+from diffmem.models.families._inputs import kind_of
+from diffmem.models.families._pipeline import LatentDenoiser, setting
 from diffmem.models.families._schedulers import flow_schedule
 from diffmem.models.families._soft_prompts import ClipSoftPrompt
 from diffmem.models.families._texts import cut_off, quiet
@@ -22,17 +23,25 @@ class SD3(LatentDenoiser):
     conditional = True
     unconditional_branch = True
     network_name = "transformer"
+    shifts_latents = True
 
     @staticmethod
     def fits(pipeline: Any) -> bool:
         """Whether the pipeline's network is an SD3 transformer."""
         network = pipeline.components.get("transformer")
-        return type(network).__name__ == "SD3Transformer2DModel" and "tokenizer_3" in pipeline.components
+        return kind_of(network) == "SD3Transformer2DModel" and "tokenizer_3" in pipeline.components
 
     def _set_schedule(self, scheduler: Any) -> None:
-        config = self.network.config
-        self.schedule = flow_schedule(scheduler, (config.sample_size // config.patch_size) ** 2)
+        _, height, width = self.sample_shape
+        patch = setting(self.network, "patch_size")
+        self.schedule = flow_schedule(scheduler, (height // patch) * (width // patch))
         self.prediction = "flow"
+
+    def under(self, height: int | None, width: int | None, guidance: float | None) -> SD3:
+        """See PipelineDenoiser.under; the sampler may shift its times with the size."""
+        seen = cast(SD3, super().under(height, width, guidance))
+        seen._set_schedule(self.pipeline.scheduler)
+        return seen
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """{"encoder_hidden_states" [B, tokens, width], "pooled_projections" [B, width]}."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from diffmem.models.conditioning import Conditioning
-from diffmem.models.families._pipeline import LatentDenoiser, network_times
+from diffmem.models.families._pipeline import LatentDenoiser, network_times, refuse_guidance_input
 from diffmem.models.families._soft_prompts import ClipSoftPrompt
 from diffmem.models.families._texts import cut_off, quiet
 
@@ -19,6 +19,11 @@ class SDXL(LatentDenoiser):
     family = "sdxl"
     conditional = True
     unconditional_branch = True
+    centers_latents = True
+
+    def __init__(self, pipeline: Any) -> None:
+        refuse_guidance_input(pipeline.unet)
+        super().__init__(pipeline)
 
     @staticmethod
     def fits(pipeline: Any) -> bool:
@@ -27,7 +32,6 @@ class SDXL(LatentDenoiser):
         return bool(
             {"unet", "vae", "text_encoder_2", "tokenizer_2"} <= parts.keys()
             and parts["unet"].config.get("addition_embed_type") == "text_time"
-            and parts["unet"].config.in_channels == parts["vae"].config.latent_channels
         )
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from diffmem.errors import ModelError
+from diffmem.errors import GenerateOnly
 from diffmem.models.conditioning import Conditioning
-from diffmem.models.families._pipeline import LatentDenoiser, network_times
+from diffmem.models.families._inputs import kind_of
+from diffmem.models.families._pipeline import LatentDenoiser, network_times, refuse_guidance_input
 from diffmem.models.families._soft_prompts import ClipSoftPrompt
 from diffmem.models.families._texts import cut_off, quiet
 
@@ -23,16 +24,12 @@ class TextUNet(LatentDenoiser):
 
     def __init__(self, pipeline: Any) -> None:
         config = pipeline.unet.config
-        if config.in_channels != pipeline.vae.config.latent_channels:
-            raise ModelError(
-                f"This UNet takes {config.in_channels} channels while the VAE makes {pipeline.vae.config.latent_channels}: "
-                "it needs extra inputs (inpainting, depth), which scoring from pure noise does not have."
+        if config.get("addition_embed_type") is not None:
+            raise GenerateOnly(
+                f"This UNet takes another input beside the prompt (addition_embed_type = "
+                f"{config['addition_embed_type']!r}), which no score gives it: the model generates only."
             )
-        if config.get("time_cond_proj_dim") is not None:
-            raise ModelError(
-                "This UNet is guidance-distilled (time_cond_proj_dim is set): it has no unconditional branch. "
-                "Audit the model that it was distilled from."
-            )
+        refuse_guidance_input(pipeline.unet)
         super().__init__(pipeline)
 
     @staticmethod
@@ -43,7 +40,7 @@ class TextUNet(LatentDenoiser):
         return (
             wanted <= parts.keys()
             and "text_encoder_2" not in parts
-            and type(parts["unet"]).__name__ == "UNet2DConditionModel"
+            and kind_of(parts["unet"]) == "UNet2DConditionModel"
             and hasattr(pipeline, "encode_prompt")
         )
 
@@ -65,13 +62,13 @@ class TextUNet(LatentDenoiser):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """The UNet's output."""
-        output: torch.Tensor = self.pipeline.unet(
+        output = self.pipeline.unet(
             x,
             network_times(t),
             encoder_hidden_states=cond.tensors["encoder_hidden_states"].to(self.dtype),
             return_dict=False,
         )[0]
-        return output
+        return self.read_output(output)
 
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, Any, dict[str, Any]]:
         """(x, t, {"encoder_hidden_states"}) of one call of the UNet."""

@@ -24,6 +24,7 @@ class ZImage(LatentDenoiser):
     conditional = True
     unconditional_branch = True
     network_name = "transformer"
+    shifts_latents = True
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffmem.errors import ModelError
-from diffmem.models.loading import HUB_ID, first_line
+from diffmem.errors import ModelError, first_line
+from diffmem.models.loading import HUB_ID
 from diffmem.models.lora.choice import FILES, PICKLED
 from diffmem.models.lora.sniff import sniff
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffmem.errors import ModelError
-from diffmem.models.loading import first_line, quiet_libraries
+from diffmem.errors import ModelError, first_line
+from diffmem.models.loading import quiet_libraries
 from diffmem.models.lora.choice import LoraChoice, Loras, choices, lora_name
 from diffmem.models.lora.entries import Entry, Sorted, kinds_of, sort_keys
 from diffmem.models.lora.files import LoraFiles, Weights, read_lora

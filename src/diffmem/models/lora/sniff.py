@@ -40,8 +40,8 @@ def is_lora(path: Path) -> bool:
         with file.open("rb") as opened:
             header = opened.read(struct.unpack("<Q", opened.read(8))[0])
         try:
-            names = [name for name in json.loads(header) if name != "__metadata__"]
-        except ValueError:
+            names = [name for name in json.loads(header) if isinstance(name, str) and name != "__metadata__"]
+        except (ValueError, RecursionError, TypeError):
             continue
         if any(key.startswith(("lora_unet_", "lora_te")) or kind_of_key(key) for key in names):
             return True

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from diffmem.errors import ModelError
-from diffmem.models.loading import first_line, quiet_libraries
+from diffmem.errors import ModelError, first_line
+from diffmem.models.loading import quiet_libraries
 
 if TYPE_CHECKING:
     from diffmem.models.lora.load import Loaded
