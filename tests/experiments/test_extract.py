@@ -46,19 +46,19 @@ def test_the_repeated_image_is_extracted_and_proved(model, train, tmp_path):
     found = extract_images(
         model, ["a memorized one", "a fox", "a hen"], settings, train, out=tmp_path / "run", edge=0.95, smallest=8
     )
-    (row,) = found.rows
+    (row,) = found.summary.extractions
     assert (row["rank"], row["prompt"], row["train_id"]) == (1, "a memorized one", "007.png")
-    assert row["size"] == sum(seed % 4 != 0 for seed in seeds_of(found.run, row["prompt_id"]))
+    assert row["size"] == sum(seed % 4 != 0 for seed in seeds_of(found, row["prompt_id"]))
     assert row["of"] == 40 and row["exact"] and row["train_similarity"] > 0.95 and row["ratio"] < 0.2
-    assert found.prompts == 3 and found.false_edges.value < 0.01
+    assert found.summary.prompts == 3 and found.summary.false_edges["value"] < 0.01
     folder = tmp_path / "run" / "extracted" / "0001"
     assert json.loads((folder / "proof.json").read_text())["train_id"] == "007.png"
     assert (folder / "generated.png").exists() and (folder / "training.png").read_bytes() != b""
     again = extract_images(
         model, ["a memorized one", "a fox", "a hen"], settings, out=tmp_path / "run", edge=0.95, smallest=8
     )
-    assert [r["draws"] for r in again.rows] == [row["draws"]]
-    assert "train_id" not in again.rows[0]
+    assert [r["draws"] for r in again.summary.extractions] == [row["draws"]]
+    assert "train_id" not in again.summary.extractions[0]
 
 
 def test_the_proof_stands_alone(model, train, tmp_path):
@@ -68,7 +68,7 @@ def test_the_proof_stands_alone(model, train, tmp_path):
     )  # fmt: skip
     folder = tmp_path / "run" / "extracted" / "0001"
     proof = json.loads((folder / "proof.json").read_text())
-    assert {name: proof[name] for name in found.rows[0]} == found.rows[0]
+    assert {name: proof[name] for name in found.summary.extractions[0]} == found.summary.extractions[0]
     assert (proof["prompt"], proof["root_seed"], proof["train_rank"], proof["train_images"]) == (
         "a memorized one",
         3,
@@ -88,7 +88,7 @@ def test_the_proof_stands_alone(model, train, tmp_path):
     seen = extract_images(
         model, ["a memorized one", "a hen"], Generation(draws=20, seed=3), out=tmp_path / "run", edge=0.9999, smallest=20
     )  # fmt: skip
-    assert not seen.rows and not (tmp_path / "run" / "extracted").exists()
+    assert not seen.summary.extractions and not (tmp_path / "run" / "extracted").exists()
 
 
 def test_the_image_of_a_pipeline_is_made_again_from_its_proof(tmp_path):
@@ -96,7 +96,7 @@ def test_the_image_of_a_pipeline_is_made_again_from_its_proof(tmp_path):
     target = Target.from_pretrained(tmp_path / "model")
     settings = Generation(draws=4, seed=5, sampling=Sampling(steps=2, guidance=3.0, scheduler="euler-ancestral"))
     found = extract_images(target, ["a fox", "a hen"], settings, out=tmp_path / "run", edge=0.0, smallest=3)
-    for row in found.rows:
+    for row in found.summary.extractions:
         folder = tmp_path / "run" / "extracted" / f"{row['rank']:04d}"
         again = np.asarray(remake(folder, Target.from_pretrained(tmp_path / "model")), np.int16)
         assert np.abs(again - np.asarray(Image.open(folder / "generated.png"), np.int16)).max() <= 1
@@ -113,7 +113,7 @@ def test_the_image_of_a_pipeline_is_made_again_from_its_proof(tmp_path):
 
 
 def seeds_of(run, prompt):
-    return [r["seed"] for r in run.store.read("images").to_pylist() if r["prompt_id"] == prompt]
+    return [r["seed"] for r in run.table("images").to_pylist() if r["prompt_id"] == prompt]
 
 
 def test_too_few_images_for_a_clique(model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -15,7 +15,6 @@ COPIES = DescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
 WORK = WorkOptions()
-SHOWN = ("rank", "prompt", "draw", "seed", "size", "of", "mean_similarity", "train_id", "train_distance", "ratio")
 
 
 def extract(
@@ -29,6 +28,7 @@ def extract(
         float | None, Parameter(help="similarity from which two images are alike; default: the descriptor's own")
     ] = None,
     batch: Annotated[int, Parameter(help="images per call of the pipeline at first")] = 32,
+    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of pictures on the page")] = "none",
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
@@ -42,7 +42,8 @@ def extract(
         typed: prompts typed here, instead of --prompts FILE.
     """
     from diffmem.cli.estimates import estimate_generation, print_estimate
-    from diffmem.cli.output import emit_json, emit_table, note, percent
+    from diffmem.cli.output import emit_json, note
+    from diffmem.cli.show import print_run
     from diffmem.experiments.extract.run import extract_images
     from diffmem.stages.generate import Generation
 
@@ -55,29 +56,19 @@ def extract(
     if work.dry_run:
         print_estimate(estimate_generation(opened, len(listed), settings), work.json)
         return 0
-    result = extract_images(
+    run = extract_images(
         opened, listed, settings, train, out=folder, descriptor=copies.descriptor,
         descriptor_options=copies.options(target.allow_pickle), edge=edge, smallest=clique,
         retry_errors=work.retry_errors, silent=work.quiet or work.json,
     )  # fmt: skip
+    page = run.report(redact)
+    summary: Any = run.summary
     if work.json:
-        emit_json(result.as_dict())
+        emit_json(summary.as_dict())
         return 0
-    # A seed is a name, not a quantity: no separators in it.
-    shown = [{name: row[name] for name in SHOWN if name in row} | {"seed": str(row["seed"])} for row in result.rows]
-    emit_table(shown, title=f"{len(shown)} images extracted from {result.prompts} prompts; surest first")
-    for text in dict.fromkeys(result.notes):
-        note(text)
-    edges = result.false_edges
-    if edges.value is not None and edges.low is not None and edges.high is not None:
-        note(
-            f"images are alike from similarity {result.edge:g}; of pairs from different prompts {percent(edges.value)} are "
-            f"({percent(edges.low)} to {percent(edges.high)}): where that is not small, raise --edge"
-        )
-    else:
-        note(f"images are alike from similarity {result.edge:g}; {edges.note}")
-    if result.rows:
-        note(
-            f"pictures and proofs are in {result.run.path / 'extracted'}; each proof is enough to make its image again"
-        )
+    print_run(summary)
+    note(summary.edges_in_words())
+    if summary.extractions:
+        note(f"pictures and proofs are in {run.path / 'extracted'}; each proof is enough to make its image again")
+    print(f"report: {page}")
     return 0

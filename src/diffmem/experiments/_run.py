@@ -47,6 +47,7 @@ VERBS: Registry[Verb] = Registry(
     {
         "mitigate": "diffmem.experiments.mitigate.page:VERB",
         "robustness": "diffmem.experiments.robustness.page:VERB",
+        "extract": "diffmem.experiments.extract.page:VERB",
         "audit": "diffmem.experiments.audit.page:VERB",
     },
 )
@@ -95,6 +96,8 @@ class Run:
         tables = [
             (arm, RunStore(folder).read(name)) for arm, folder in self.arms.items() if (folder / MANIFEST).exists()
         ]
+        if not tables:
+            raise DataError(f"'{self.path}' keeps no rows of {name}: this run has a summary only.")
         return pa.concat_tables(
             [table.add_column(0, "arm", pa.array([arm] * table.num_rows, pa.string())) for arm, table in tables]
         )
@@ -104,6 +107,8 @@ class Run:
         from diffmem.data.png import decode_png
 
         for arm, folder in self.arms.items():
+            if not (folder / MANIFEST).exists():
+                continue
             for part in RunStore(folder).stream("images"):
                 for row in part.to_pylist():
                     if row["png"] is not None:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,46 +18,22 @@ from diffmem.data.png import decode_png
 from diffmem.data.prompts import PromptList, load_prompts
 from diffmem.errors import DataError, UsageError
 from diffmem.evaluation.estimate import Estimate
+from diffmem.evaluation.text_alignment import TextAlignment
+from diffmem.experiments._arm import Arm, Options, Reference
+from diffmem.experiments._experiment import Experiment, Results, run_experiment
+from diffmem.experiments._run import Run
 from diffmem.experiments.extract.proof import Circumstances, prove
+from diffmem.experiments.extract.summary import ExtractSummary, headline
 from diffmem.models.target import Target
 from diffmem.runs.directory import RunDirectory
-from diffmem.runs.facts import write_fact
 from diffmem.runs.progress import Progress
 from diffmem.runs.store import RunStore
-from diffmem.stages.generate import Generation, generate_stage
+from diffmem.runs.summary import ArmPlace
+from diffmem.stages.generate import Generation
 from diffmem.stages.match.stage import build_index
 
 _LOOKED_AT = 64
-
-
-@dataclass
-class ExtractionResult:
-    """What was extracted.
-
-    Attributes:
-        run: the run directory; `extracted/` in it holds one folder per extraction with its pictures and proof.json.
-        rows: one per extraction, surest first: "rank", "prompt_id", "prompt", "draw", "seed", "size", "of",
-            "mean_similarity", "exact", "draws", and of the nearest training image, with one, "train_id", "train_rank" (1),
-            "train_similarity", "train_distance" (in the descriptor's metric), "ratio" and "normalised".
-        prompts: prompts whose images were compared.
-        edge: similarity that joined two images.
-        false_edges: how often images of different prompts were joined.
-        notes: what a reader must know.
-    """
-
-    run: RunDirectory
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    prompts: int = 0
-    edge: float = 0.0
-    false_edges: Estimate = field(default_factory=lambda: Estimate.missing("no images"))
-    notes: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        return {
-            "extractions": self.rows, "prompts": self.prompts, "edge": self.edge,
-            "false_edges": asdict(self.false_edges), "notes": self.notes,
-        }  # fmt: skip
+ARM = "extract"
 
 
 def extract_images(
@@ -73,7 +49,7 @@ def extract_images(
     smallest: int = CLIQUE,
     retry_errors: bool = False,
     silent: bool = True,
-) -> ExtractionResult:
+) -> Run:
     """Extract images that a model has memorized, from prompts alone (Carlini et al., USENIX Security 2023, §4.2).
 
     Args:
@@ -90,6 +66,10 @@ def extract_images(
         retry_errors: make images again that ended in an error.
         silent: no progress on stderr.
 
+    Returns:
+        The run; `run.summary.extractions` has one row per extraction, and `extracted/` in its folder one folder with its
+        pictures and proof.json.
+
     Raises:
         UsageError: fewer images per prompt than a clique takes.
     """
@@ -99,26 +79,90 @@ def extract_images(
             f"{settings.draws} images per prompt cannot hold a clique of {smallest}: make more (--images) or ask for "
             "smaller cliques (--clique)."
         )
-    listed = prompts if isinstance(prompts, PromptList) else load_prompts(prompts)
-    fingerprints = {"model": target.fingerprint, "prompts": listed.fingerprint}
-    run = RunDirectory(out, {"generate": settings.model_dump(mode="json")}, fingerprints)
-    made = generate_stage(target, listed, settings, run, None, retry_errors, silent)
-    result = ExtractionResult(run, notes=made.notes)
     known = None if train is None else load_images(train)
-    maker = make_descriptor(descriptor, known or _some_images(run.store), **(descriptor_options or {}))
-    result.edge = maker.copy_similarity if edge is None else edge
-    result.rows = _search(run.store, maker, smallest, settings.seed, result, silent)
-    texts = {prompt.id: prompt.text for prompt in listed}
-    for row in result.rows:
-        row["prompt"] = texts[row["prompt_id"]]
-    index = None if known is None else build_index(known, maker, run.path / "index" / maker.name, silent)
-    prove(run, result.rows, Circumstances(target, settings, maker, result.edge, index))
-    write_fact(run.path, "extraction", result.as_dict() | {"descriptor": maker.name, "smallest": smallest})
-    return result
+    experiment = ExtractExperiment(
+        target,
+        load_prompts(prompts),
+        settings,
+        known,
+        descriptor,
+        dict(descriptor_options or {}),
+        edge,
+        smallest,
+        silent,
+    )
+    return run_experiment(experiment, out, Options(retry_errors, silent))
+
+
+@dataclass
+class ExtractExperiment(Experiment[ExtractSummary]):
+    """One arm whose images are compared with each other; training images prove what was found."""
+
+    target: Target
+    prompts: PromptList
+    settings: Generation
+    train: ImageSet | None
+    descriptor: str
+    descriptor_options: Mapping[str, Any]
+    edge: float | None
+    smallest: int
+    silent: bool
+    reference: Reference | None = None
+    judge: TextAlignment | None = None
+
+    describes: ClassVar[bool] = False
+
+    def identity(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """The arm has no folder of its own."""
+        return {}, {}
+
+    def arms(self, results: Results) -> Iterator[Arm]:
+        """The only one."""
+        yield Arm(
+            ARM, lambda: self.target, self.prompts.prompts, self.settings,
+            fingerprints={"prompts": self.prompts.fingerprint},
+        )  # fmt: skip
+
+    def summarize(self, results: Results, arms: tuple[ArmPlace, ...]) -> ExtractSummary:
+        """The cliques, each proved in `extracted/`."""
+        made = results[ARM].made
+        assert made is not None and made.generation is not None
+        run: RunDirectory = made.run
+        maker = make_descriptor(self.descriptor, self.train or _some_images(run.store), **self.descriptor_options)
+        found = _Found(maker.copy_similarity if self.edge is None else self.edge)
+        rows = _search(run.store, maker, self.smallest, self.settings.seed, found, self.silent)
+        texts = {prompt.id: prompt.text for prompt in self.prompts}
+        for row in rows:
+            row["prompt"] = texts[row["prompt_id"]]
+        index = None
+        if self.train is not None:
+            index = build_index(self.train, maker, run.path / "index" / maker.name, self.silent)
+        prove(run, rows, Circumstances(self.target, self.settings, maker, found.edge, index))
+        notes = [*made.generation.notes, *found.notes]
+        return ExtractSummary(
+            headline=headline(len(rows), found.prompts), arms=arms, notes=tuple(dict.fromkeys(notes)), model=self.target.name,
+            extractions=tuple(rows), prompts=found.prompts, edge=found.edge, smallest=self.smallest, descriptor=maker.name,
+            false_edges=asdict(found.false_edges), train_images=None if index is None else len(index),
+            limits=(
+                "A set of images that are all alike is a sign of memorization, and no proof: a prompt may allow one picture "
+                "only. What proves it is a training image beside it (--train).",
+                "What these prompts and seeds did not give may come from others.",
+            ),
+        )  # fmt: skip
+
+
+@dataclass
+class _Found:
+    """What the search says beside its rows."""
+
+    edge: float
+    prompts: int = 0
+    false_edges: Estimate = field(default_factory=lambda: Estimate.missing("no images"))
+    notes: tuple[str, ...] = ()
 
 
 def _search(
-    store: RunStore, maker: Descriptor, smallest: int, seed: int, result: ExtractionResult, silent: bool
+    store: RunStore, maker: Descriptor, smallest: int, seed: int, result: _Found, silent: bool
 ) -> list[dict[str, Any]]:
     """The extractions of all prompts, surest first. Vectors of all images lie in a temporary file, not in memory."""
     about: list[Any] = []
@@ -134,7 +178,7 @@ def _search(
             vectors[len(about) : len(about) + len(rows)] = described
             about += [{name: row[name] for name in ("key", "prompt_id", "draw", "seed")} for row in rows]
         if vectors is None:
-            result.notes.append("no image could be compared: all failed or were degenerate")
+            result.notes = ("no image could be compared: all failed or were degenerate",)
             return []
         names = np.array([row["prompt_id"] for row in about])
         result.false_edges = false_edges(vectors[: len(about)], names, maker.metric, result.edge, seed=seed)
