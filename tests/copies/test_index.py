@@ -12,7 +12,7 @@ from diffmem.copies.index import CopyIndex
 from diffmem.copies.neighbors import top_k
 from diffmem.copies.vectors import Vectors
 from diffmem.data.images import load_images
-from diffmem.errors import DataError, UsageError
+from diffmem.errors import DataError, IncompatibleRun, UsageError
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (23, 8, 8), dtype=np.uint8)
@@ -99,12 +99,12 @@ def test_an_interrupted_build_goes_on(folder, tmp_path):
 def test_changed_images_are_refused(folder, tmp_path):
     CopyIndex.build(folder, DESCRIPTOR, tmp_path / "i")
     (folder / "05.png").write_bytes(png(PIXELS[6]))
-    with pytest.raises(DataError, match=r"'05\.png' differs"):
+    with pytest.raises(IncompatibleRun, match=r"'05\.png' differs"):
         CopyIndex.build(folder, DESCRIPTOR, tmp_path / "i")
     assert "changed since" in CopyIndex.load(tmp_path / "i").image("05.png").problem
     (folder / "05.png").write_bytes(png(PIXELS[5]))
     (folder / "99.png").write_bytes(png(PIXELS[5]))
-    with pytest.raises(DataError, match="23 images there, 24 now"):
+    with pytest.raises(IncompatibleRun, match="23 images there, 24 now"):
         CopyIndex.build(folder, DESCRIPTOR, tmp_path / "i")
 
 

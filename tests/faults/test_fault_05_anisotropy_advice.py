@@ -7,11 +7,10 @@ import re
 import pytest
 
 from diffmem.scores.spec import parse_score
-from tests.faults.planted import fault, printed_json
+from tests.faults.planted import printed_json
 from tests.tiny import tiny_sd
 
 
-@fault(5)
 def test_fault_05_the_advice_can_be_followed(tmp_path, capsys):
     tiny_sd().save_pretrained(tmp_path / "model")
     found = printed_json(capsys, "score", tmp_path / "model", "a fox", "--score", "anisotropy", "--draws", 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.planted import fault, noise_picture, printed_json, run, save
+from tests.faults.planted import noise_picture, printed_json, run, save
 from tests.tiny import tiny_sd
 
 
@@ -29,7 +29,6 @@ def command(verb: str, folders, train: str, out) -> tuple[object, ...]:
             "--descriptor", "l2-tiled")  # fmt: skip
 
 
-@fault(7)
 def test_fault_07_an_audit_takes_an_index(folders, tmp_path, capsys):
     indexed = printed_json(capsys, *command("audit", folders, "one-index", tmp_path / "a"))
     plain = printed_json(capsys, *command("audit", folders, "one", tmp_path / "b"))
@@ -40,7 +39,6 @@ def test_fault_07_an_audit_takes_an_index(folders, tmp_path, capsys):
 
 @pytest.mark.parametrize("verb", ["audit", "mitigate"])
 @pytest.mark.parametrize("train", ["two-index", "two"])
-@fault(7)
 def test_fault_07_other_images_are_another_run(verb, train, folders, tmp_path, capsys):
     first = "one-index" if train == "two-index" else "one"
     code, _, err = run(capsys, *command(verb, folders, first, tmp_path / "run"))

@@ -13,8 +13,8 @@ from diffmem.cli.options import (
     Estimate,
     ModelOptions,
     PromptOptions,
+    ResumeOptions,
     SamplingOptions,
-    WorkOptions,
     need,
 )
 from diffmem.errors import UsageError
@@ -26,7 +26,7 @@ MODEL = ModelOptions()
 COPIES = DescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
-WORK = WorkOptions()
+WORK = ResumeOptions()
 
 
 def audit(
@@ -58,7 +58,7 @@ def audit(
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
-    work: WorkOptions = WORK,
+    work: ResumeOptions = WORK,
 ) -> int:
     """Score prompts, generate images, find copies in the training set, say what was found.
 
@@ -84,8 +84,6 @@ def audit(
         raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
     if against_base and not target.lora:
         raise UsageError("--against-base compares a LoRA with its base: give the LoRA with --lora FILE.")
-    if work.shard is not None:
-        raise UsageError("An audit is not sharded; shard its score and generate verbs over the same --out instead.")
     for gate in fail_if:
         parse_gate(gate)
     if measure_images < 1:

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import ModelOptions, WorkOptions, need
+from diffmem.cli.options import ModelOptions, RunOptions, need
 from diffmem.errors import UsageError
 
 MODEL = ModelOptions()
-WORK = WorkOptions()
+WORK = RunOptions()
 
 
 def calibrate(
@@ -39,7 +39,7 @@ def calibrate(
     ] = None,
     run: Annotated[Path | None, Parameter(help="run directory for the reference scores; resumes")] = None,
     target: ModelOptions = MODEL,
-    work: WorkOptions = WORK,
+    work: RunOptions = WORK,
 ) -> int:
     """Calibrate a threshold on reference prompts, for diffmem score --threshold FILE or for a guard.
 

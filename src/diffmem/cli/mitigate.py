@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, SamplingOptions, WorkOptions, need
+from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, ResumeOptions, SamplingOptions, need
 from diffmem.errors import UsageError
 
 MODEL = ModelOptions()
 COPIES = DescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
-WORK = WorkOptions()
+WORK = ResumeOptions()
 SHOWN = {
     "setting": "setting", "status": "status", "copied_after": "copied", "copied_after_low": "low",
     "copied_after_high": "high", "alignment_after": "alignment", "side_effect_similarity": "others, similarity",
@@ -50,7 +50,7 @@ def mitigate(
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
-    work: WorkOptions = WORK,
+    work: ResumeOptions = WORK,
 ) -> int:
     """Generate the same prompts from the same noises without and with mitigations; compare copies, alignment, side effects.
 
@@ -73,8 +73,6 @@ def mitigate(
     from diffmem.stages.generate import Generation
     from diffmem.stages.match.stage import Matching
 
-    if work.shard is not None:
-        raise UsageError("A comparison of mitigations is not sharded; divide the methods among several --out instead.")
     if not methods:
         raise UsageError(f"--method is missing: all, or one of {', '.join(MITIGATIONS)}.")
     if not 0 < false_positives < 1:

@@ -128,15 +128,29 @@ class SamplingOptions:
 
 @Parameter(name="*", group="Run")
 @dataclass(frozen=True)
-class WorkOptions:
-    """How the work is done."""
+class RunOptions:
+    """How any work is done; the classes below add what some verbs honour."""
 
     seed: Annotated[int, Parameter(help="root seed of all randomness")] = 0
-    shard: Annotated[str | None, Parameter(help="I/N: do only this part of the prompts, the first is 0/N")] = None
-    retry_errors: Annotated[bool, Parameter(negative="", help="compute rows again that ended in an error")] = False
     quiet: Annotated[bool, Parameter(negative="", help="no progress")] = False
     json: Annotated[bool, Parameter(negative="", help="print JSON")] = False
+
+
+@Parameter(name="*", group="Run")
+@dataclass(frozen=True)
+class ResumeOptions(RunOptions):
+    """How work is done that leaves error rows and can be estimated."""
+
+    retry_errors: Annotated[bool, Parameter(negative="", help="compute rows again that ended in an error")] = False
     dry_run: Annotated[bool, Parameter(negative="", help="print NFE, images and time, and stop")] = False
+
+
+@Parameter(name="*", group="Run")
+@dataclass(frozen=True)
+class WorkOptions(ResumeOptions):
+    """How the work of one stage is done, which several machines can share."""
+
+    shard: Annotated[str | None, Parameter(help="I/N: do only this part of the prompts, the first is 0/N")] = None
 
 
 @Parameter(name="*", group="Copies")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, SamplingOptions, WorkOptions, as_usage
+from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, ResumeOptions, SamplingOptions, as_usage
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ MODEL = ModelOptions()
 COPIES = DescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
-WORK = WorkOptions()
+WORK = ResumeOptions()
 
 
 def robustness(
@@ -48,7 +48,7 @@ def robustness(
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
-    work: WorkOptions = WORK,
+    work: ResumeOptions = WORK,
 ) -> int:
     """Generate memorized prompts without and with a mitigation while one other thing changes at a time.
 
@@ -69,8 +69,6 @@ def robustness(
     from diffmem.mitigation.spec import parse_mitigation
     from diffmem.stages.match.stage import Matching
 
-    if work.shard is not None:
-        raise UsageError("Robustness is not sharded; divide the methods among several --out instead.")
     if not methods:
         raise UsageError("--method is missing: name a mitigation (diffmem methods --mitigations lists them).")
     if train is None:
@@ -115,7 +113,7 @@ def robustness(
 
 def _plan(
     worst_of: tuple[int, ...], scales: tuple[float, ...], samplers: tuple[str, ...] | None, images: int, steps: int,
-    batch: int, sampling: SamplingOptions, work: WorkOptions,
+    batch: int, sampling: SamplingOptions, work: ResumeOptions,
 ) -> RobustnessPlan:  # fmt: skip
     from pydantic import ValidationError
 

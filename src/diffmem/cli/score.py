@@ -24,14 +24,14 @@ def score(
     model: str,
     *typed: Annotated[str, Parameter(show=False)],
     scores: Annotated[tuple[str, ...], Parameter(name="--score", help="name[:key=value,...]; may be repeated")] = (),
-    draws: Annotated[int, Parameter(help="noises per prompt")] = 4,
+    draws: Annotated[int | None, Parameter(help="noises per prompt; default: 4, or the threshold's own")] = None,
     noise: Annotated[
         Literal["bank", "per-prompt"], Parameter(help="noises common to all prompts, or each prompt its own")
     ] = "bank",
     noise_file: Annotated[
         Path | None, Parameter(help="a .safetensors file with the noises, one tensor [draws, *sample_shape]")
     ] = None,
-    micro_batch: Annotated[int, Parameter(help="rows per network call at first")] = 64,
+    micro_batch: Annotated[int | None, Parameter(help="rows per network call at first; default: 64")] = None,
     out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
     threshold: Annotated[Path | None, Parameter(help="decide at a threshold made by diffmem calibrate")] = None,
     early_exit: Annotated[
@@ -58,13 +58,18 @@ def score(
     from diffmem.stages.score.score import score as score_prompts
 
     if threshold is not None:
-        if scores or noise_file is not None or work.shard is not None:
+        given = {"--score": bool(scores), "--draws": draws is not None, "--noise-file": noise_file is not None,
+                 "--micro-batch": micro_batch is not None, "--shard": work.shard is not None,
+                 "--retry-errors": work.retry_errors, "--dry-run": work.dry_run}  # fmt: skip
+        extra = [name for name, there in given.items() if there]
+        if extra:
             raise UsageError(
-                "--threshold brings its own score and noises; leave --score, --noise-file and --shard out."
+                f"--threshold decides by its own score and noises, in one go; leave {', '.join(extra)} out."
             )
         return _decide(model, threshold, early_exit, prompts.load(typed), noise, out, top, target, work)
     if early_exit:
         raise UsageError("--early-exit needs --threshold FILE: without one there is nothing to decide.")
+    draws, micro_batch = 4 if draws is None else draws, 64 if micro_batch is None else micro_batch
     wanted = parse_scores(scores or DEFAULT_SCORES)
     shard = parse_shard(work.shard)
     listed = prompts.load(typed)
@@ -95,11 +100,6 @@ def score(
             f"{result.nfe.total:.0f} network evaluations. The numbers are uncalibrated: compare them within one model."
         )
     return 0
-
-
-def shard_given(work: WorkOptions) -> bool:
-    """Whether only a part of the prompts was asked for."""
-    return work.shard is not None
 
 
 def _decide(

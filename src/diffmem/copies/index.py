@@ -77,7 +77,8 @@ class CopyIndex:
             progress: called with the number of images after each batch.
 
         Raises:
-            DataError: no image can be decoded, or the folder holds an index of other images or another descriptor.
+            DataError: no image can be decoded, or the folder holds an index by another descriptor.
+            IncompatibleRun: the folder holds an index of other images.
         """
         images, folder = load_images(images), None if path is None else Path(path)
         with nullcontext() if folder is None else locked(folder / ".lock"):
@@ -141,7 +142,7 @@ class CopyIndex:
         self._groups.clear()
         self.approximate = None
         self._approximate_views = None
-        for name in ("ids", "problems", "fingerprint", "_place", "views", "view_names"):
+        for name in ("ids", "problems", "fingerprint", "images_fingerprint", "_place", "views", "view_names"):
             self.__dict__.pop(name, None)
 
     def use_search(self, search: Search | None = None, progress: Callable[[int], None] | None = None) -> Search:
@@ -245,6 +246,12 @@ class CopyIndex:
         """Id to sentence, of images that could not be described."""
         rows = self._state.items.filter(pc.is_valid(self._state.items.column("problem"))).to_pylist()
         return {row["id"]: row["problem"] for row in rows}
+
+    @cached_property
+    def images_fingerprint(self) -> str:
+        """Content hash of the image sets alone, whatever described them."""
+        sources = [source["fingerprint"] for source in self._state.meta["sources"]]
+        return hash_json(sources or [self.ids, *(hash_array(part) for part in self._state.parts)])
 
     @cached_property
     def fingerprint(self) -> str:

@@ -15,7 +15,7 @@ from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.index_files import ITEMS, IndexState
 from diffmem.data.fingerprint import hash_items
 from diffmem.data.images import ImageItem, ImageSet
-from diffmem.errors import DataError
+from diffmem.errors import DataError, IncompatibleRun
 
 _PART_BYTES = 64 << 20
 
@@ -55,7 +55,8 @@ def fill(
         first: whether this is the set that the index began with, rather than one to be added.
 
     Raises:
-        DataError: the index has other images in this place, an id twice, or no image can be decoded.
+        DataError: an id twice, or no image can be decoded.
+        IncompatibleRun: the index has other images in this place.
     """
     number = _source_number(state, images, first)
     entry = state.meta["sources"][number]
@@ -163,7 +164,7 @@ def _source_number(state: IndexState, images: ImageSet, first: bool) -> int:
 
 
 def _compare(state: IndexState, images: ImageSet, number: int) -> int:
-    """How many images of this set are in the index; raises DataError if they are not its first ones."""
+    """How many images of this set are in the index; raises IncompatibleRun if they are not its first ones."""
     mine = state.items.filter(pc.equal(state.items.column("source"), number))
     ids, digests = (mine.column(name).to_pylist() for name in ("id", "digest"))
     now = images.digests(0, len(ids))
@@ -172,6 +173,6 @@ def _compare(state: IndexState, images: ImageSet, number: int) -> int:
     if differing is None and (not finished or len(ids) == len(images)):
         return len(ids)
     where = f"'{differing}' differs" if differing is not None else f"{len(ids)} images there, {len(images)} now"
-    raise DataError(
+    raise IncompatibleRun(
         f"The index in '{state.path}' was made of other images ({where}); give another folder, or delete it to index again."
     )

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffmem.copies import index_files
 from diffmem.copies.descriptors import make_descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet, load_images
 from diffmem.data.prompts import Prompt
-from diffmem.errors import UsageError
+from diffmem.errors import IncompatibleRun, UsageError
 from diffmem.mitigation.base import Mitigation
 from diffmem.models.loading import quiet_libraries
 from diffmem.models.target import Target
@@ -21,7 +22,7 @@ from diffmem.runs.directory import RunDirectory, record_model
 from diffmem.runs.facts import read_fact, write_fact
 from diffmem.runs.peak import peak_memory
 from diffmem.stages.generate import Generation, GenerationResult, generate_stage
-from diffmem.stages.match.stage import Matching, MatchResult, build_index, match_stage
+from diffmem.stages.match.stage import Matching, MatchResult, build_index, match_stage, open_index
 
 Hook = Callable[[RunDirectory, Target], Any]
 """A stage of an arm; what it gives back is kept in `Made`."""
@@ -61,6 +62,15 @@ class Arm:
     after: Hook | None = None
 
 
+def training_of(train: Any, options: Mapping[str, Any] | None = None) -> ImageSet | CopyIndex:
+    """Training images from whatever `load_images` takes, or an index of them from its folder, with its descriptor."""
+    if isinstance(train, (ImageSet, CopyIndex)):
+        return train
+    if isinstance(train, (str, Path)) and index_files.exists(Path(train)):
+        return open_index(Path(train), options)
+    return load_images(train)
+
+
 @dataclass
 class Reference:
     """What all arms' images are compared with; the training images are described once, at the first use.
@@ -85,7 +95,7 @@ class Reference:
         cls, train: Any, heldout: Any, matching: Matching, options: Mapping[str, Any] | None = None, silent: bool = True
     ) -> Reference:
         """The reference from whatever `load_images` takes, or from an index."""
-        images = train if isinstance(train, CopyIndex) else load_images(train)
+        images = training_of(train, options)
         return cls(images, None if heldout is None else load_images(heldout), matching, options or {}, silent)
 
     def index_in(self, folder: Path | None) -> CopyIndex:
@@ -147,7 +157,7 @@ def make_arm(arm: Arm, folder: Path | None, reference: Reference | None, options
 
     Raises:
         MitigationRefused: a mitigation cannot work on this model.
-        IncompatibleRun: the directory belongs to another model or plan.
+        IncompatibleRun: the directory belongs to another model, plan or training set.
         UsageError: the model makes no images, and the arm has no other stages.
     """
     target = arm.open()
@@ -163,12 +173,15 @@ def make_arm(arm: Arm, folder: Path | None, reference: Reference | None, options
         {"model": target.fingerprint, **arm.fingerprints},
     )  # fmt: skip
     record_model(target, run.path)
+    index = None
+    if reference is not None and target.can_generate:
+        index = reference.index_in(folder if folder is not None else run.path)
+        _refuse_other_images(index, run.path)
     before = None if arm.before is None else arm.before(run, target)
     made = matching = None
     if target.can_generate:
         made = _generate(arm, target, run, options)
-        if reference is not None:
-            index = reference.index_in(folder if folder is not None else run.path)
+        if reference is not None and index is not None:
             matching = match_stage(
                 run,
                 reference.matching,
@@ -179,6 +192,16 @@ def make_arm(arm: Arm, folder: Path | None, reference: Reference | None, options
             )
     after = None if arm.after is None else arm.after(run, target)
     return Made(run, made, matching, before, after)
+
+
+def _refuse_other_images(index: CopyIndex, run: Path) -> None:
+    """Raise IncompatibleRun if the run's images were compared with other training images than these."""
+    known = (read_fact(run, "copies") or {}).get("train")  # runs of 0.1.0 do not know
+    if known not in (None, index.images_fingerprint):
+        raise IncompatibleRun(
+            f"'{run}' was matched with other training images (fingerprint {known[:12]} there, "
+            f"{index.images_fingerprint[:12]} here). Give another --out, or the training images of the run (--train)."
+        )
 
 
 def _generate(arm: Arm, target: Target, run: RunDirectory, options: Options) -> GenerationResult:

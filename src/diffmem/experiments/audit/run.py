@@ -13,7 +13,7 @@ from diffmem.data.images import ImageSet
 from diffmem.data.prompts import PromptList, load_prompts
 from diffmem.errors import UsageError
 from diffmem.evaluation.text_alignment import TextAlignment
-from diffmem.experiments._arm import Arm, Options, Reference
+from diffmem.experiments._arm import Arm, Options, Reference, training_of
 from diffmem.experiments._experiment import Experiment, Results, run_experiment
 from diffmem.experiments._run import Run
 from diffmem.experiments.audit.measure import measure_matched
@@ -111,6 +111,7 @@ def audit(
         raise UsageError("Held-out images calibrate the search of a training set; give the training set too (--train).")
     if measure and train is None:
         raise UsageError("Images are measured among the training images; give them too (--train).")
+    train = None if train is None else training_of(train, descriptor_options)
     if measure and isinstance(train, CopyIndex):
         raise UsageError("An index holds no pictures to measure; give the training images themselves (--train).")
     generation = Generation(draws=images, seed=seed, batch=batch, sampling=sampling or Sampling())

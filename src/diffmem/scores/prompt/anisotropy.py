@@ -85,7 +85,7 @@ class Anisotropy(SetScore):
             if g1 is None or g2 is None:
                 raise ScoreRefused(
                     f"anisotropy has {len(norm)} prompts to standardize its two halves on and needs 20 with distinct "
-                    "values: score more prompts together, or give the weights (--weights g1,g2)."
+                    "values: score more prompts together, or give the weights (anisotropy:weights=1/2 for 1 and 2)."
                 )
             details = {"weights": "standardized over this run's prompts", "gamma": [g1, g2], "prompts": len(norm)}
             return anisotropy(norm, cosine, (g1, g2)), details

@@ -97,7 +97,7 @@ def match_stage(
     write_fact(
         run.path, "copies",
         {"threshold": asdict(result.threshold), "descriptor": index.about | {"images": len(index)},
-         "problems": index.problems, "index": index.fingerprint},
+         "problems": index.problems, "index": index.fingerprint, "train": index.images_fingerprint},
     )  # fmt: skip
     done = run.store.finished("matches")
     total = run.store.read("images", ["key"]).num_rows
