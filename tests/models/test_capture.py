@@ -5,9 +5,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from tests.tiny import LORA_TARGETS, network_of, random_lora, tiny_sd
 from tests.tiny_captured import CAPTURED
-from tests.tiny_families import FAMILIES, flux
+from tests.tiny_families import FAMILIES, finished, flux, t5
 
 from diffmem.errors import ModelError
 from diffmem.models.families import denoiser_for
@@ -172,3 +173,119 @@ def test_loras(name, tmp_path):
         after = target.denoiser.predict(x, t, target.denoiser.encode_prompts(["a fox"]))
     assert (before - after).abs().max() > 1e-3
     assert target.check("a fox", Sampling(steps=2)).passed
+
+
+def test_what_no_encoder_reads_is_found_without_its_tokenizer():
+    """The same end of a prompt that the family finds by counting tokens."""
+    pipe = tiny_sd()
+    prompts = ["a fox that has run a very long way over hills and through rivers", "fox"]
+    own, captured = denoiser_for(pipe), Captured(pipe)
+    assert captured.encode_prompts(prompts).truncated == own.encode_prompts(prompts).truncated
+
+
+def test_it_leaves_nothing_behind():
+    from tests.mitigation.mitigations import traces
+
+    pipe = tiny_sd()
+    pipe("a fox", num_inference_steps=1)
+    before = traces(pipe)
+    Captured(pipe).encode_prompts(["a fox"])
+    assert traces(pipe) == before
+
+
+def test_it_can_be_asked_in_the_middle_of_a_run():
+    """Encoding while the pipeline samples changes nothing of what it makes (its scheduler has a state)."""
+    pipe = tiny_sd()
+    captured = Captured(pipe)
+
+    def ask(pipeline, i, t, arguments):
+        captured.encode_prompts(["another"])
+        return {}
+
+    images = [
+        pipe("a fox", num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="pt", **more)[0]
+        for more in ({}, {"callback_on_step_end": ask})
+    ]
+    assert torch.equal(*images)
+
+
+def wan():
+    from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+
+    tokenizer, encoder = t5()
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=32,
+        freq_dim=16, ffn_dim=16, num_layers=1, rope_max_seq_len=32,
+    )  # fmt: skip
+    vae = AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    )  # fmt: skip
+    pipe = WanPipeline(
+        tokenizer=tokenizer, text_encoder=encoder, vae=vae, transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )  # fmt: skip
+    return finished(pipe)
+
+
+class HalvedFlowMatch(FlowMatchEulerDiscreteScheduler):
+    """Its times are half its noise levels."""
+
+    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
+        super().set_timesteps(num_inference_steps, device, sigmas, mu, timesteps)
+        self.timesteps = self.timesteps / 2
+
+
+def rebuilt(cls, **more):
+    return cls(**tiny_sd().components, requires_safety_checker=False, **more)
+
+
+def test_refusals_say_what_could_not_be_told_apart():
+    from diffusers import ScoreSdeVeScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPAGPipeline
+
+    pag = rebuilt(StableDiffusionPAGPipeline, pag_applied_layers=["mid"])
+    inverted = CAPTURED["lumina2"]()
+    inverted.scheduler = type(inverted.scheduler).from_config(inverted.scheduler.config, invert_sigmas=True)
+    halved = CAPTURED["lumina2"]()
+    halved.scheduler = HalvedFlowMatch.from_config(halved.scheduler.config)
+    strange = tiny_sd()
+    strange.scheduler = ScoreSdeVeScheduler()
+    twice = CAPTURED["chroma"]()
+    twice.register_modules(image_encoder=CAPTURED["chroma"]().transformer)
+    for pipe, said in (
+        (rebuilt(StableDiffusionImg2ImgPipeline), "does not run on a prompt alone"),
+        (pag, "Of 3 evaluations a step, 2 depend on the prompt"),
+        (wan(), "no single image"),
+        (twice, "it has 2 networks"),
+        (inverted, "times do not fall"),
+        (halved, "calls the noise level 1 the time 500"),
+        (strange, "no beta schedule"),
+    ):
+        with pytest.raises(ModelError, match=said) as refused:
+            Captured(pipe)
+        assert type(pipe).__name__ in str(refused.value)
+    assert not Captured.fits(FAMILIES["dit"]())
+
+
+def test_a_distilled_guidance_leaves_one_branch():
+    """FLUX.1-dev has classifier-free guidance in its weights: true guidance would be possible, and is not asked for."""
+    captured = Captured(FAMILIES["flux"]())
+    assert not captured.unconditional_branch
+    with pytest.raises(ModelError, match="no branch without the prompt"):
+        captured.null()
+
+
+def test_a_prompt_that_reaches_the_network_in_a_new_way_is_refused():
+    captured = Captured(CAPTURED["chroma"]())
+    row = captured._encoded("a fox")
+    with pytest.raises(ModelError, match="was not seen when the pipeline was opened"):
+        captured._conditioning([row | {"img_ids": row["img_ids"] + 1}])
+
+
+def test_from_a_folder(tmp_path):
+    CAPTURED["aura-flow"]().save_pretrained(tmp_path / "model")
+    target = Target.from_pretrained(tmp_path / "model")
+    assert target.denoiser.family == "capture"
+    assert target.denoiser.sample_shape == (4, 512, 512)  # its call makes 1024 pixels unless it is told
+    target.pipeline.default_sample_size = 8
+    assert Target.from_pipeline(target.pipeline).check("a fox", Sampling(steps=2)).passed

@@ -53,10 +53,11 @@ class Captured(LatentDenoiser):
     def _read(self) -> None:
         """Everything that is known of the pipeline, from runs without the network."""
         scheduler = self.pipeline.scheduler
-        names = [name for name in NETWORKS if self.pipeline.components.get(name) is not None]
-        if len(names) != 1:
-            raise ModelError(f"It has {len(names)} networks named {' or '.join(NETWORKS)}; expected one.")
-        self._name = names[0]
+        networks = {name: part for name, part in self.pipeline.components.items() if _is_network(name, part)}
+        if len(networks) != 1:
+            found = ", ".join(f"{name}={type(part).__name__}" for name, part in networks.items()) or "none"
+            raise ModelError(f"it has {len(networks)} networks ({found}); expected one.")
+        self._name = next(iter(networks))
         self.prediction = prediction_of(scheduler)
         self.schedule = (
             FlowSchedule(self._total, self._sampling_times) if is_flow(scheduler) else schedule_of(scheduler)
@@ -69,6 +70,7 @@ class Captured(LatentDenoiser):
             self.batches = self.seen.batches
             self.unconditional_branch = self.seen.unconditional is not None
             self._answer = find_answer(self._run, self.seen)
+            self._check_levels()
             self._read_latents()
         except ModelError:
             raise
@@ -138,6 +140,19 @@ class Captured(LatentDenoiser):
             found = self._run([PROMPTS[0]], steps=steps, num_inference_steps=steps, **self.seen.guiding)
         return [step.t for step in found.steps]
 
+    def _check_levels(self) -> None:
+        """The times must fall, and a flow scheduler's must be its noise levels."""
+        steps = self._run([PROMPTS[0]], steps=3).steps
+        if steps[0].t <= steps[-1].t:
+            raise ModelError(
+                f"its scheduler's times do not fall from noise to image ({steps[0].t:g} to {steps[-1].t:g})."
+            )
+        for step in steps if is_flow(self.pipeline.scheduler) else ():
+            if step.level is not None and abs(step.level * self._total - step.t) > 2e-3 * self._total:
+                raise ModelError(
+                    f"its scheduler calls the noise level {step.level:g} the time {step.t:g} of {self._total:g}."
+                )
+
     def _read_latents(self) -> None:
         own = self.seen.step.sample[:1]
         layout = None if self.autoencoder is None else decoded_layout(self._run, self.autoencoder, own)
@@ -146,6 +161,8 @@ class Captured(LatentDenoiser):
         self._layout = layout or Layout.identity(tuple(own.shape[1:]))
         shape = self._layout.shape
         self.sample_shape = tuple(n for i, n in enumerate(shape) if n != 1 or i == 0 or len(shape) == 3)
+        if self._layout_known and len(self.sample_shape) != 3:
+            raise ModelError(f"its samples are of shape {self.sample_shape}, which is no single image.")
         self._initial = find_initial(self._run, self._layout, own) if "latents" in self._takes else None
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
@@ -341,3 +358,9 @@ class Captured(LatentDenoiser):
         if tuple(latents.shape[1:]) == self._layout.own:
             return self._laid_out(latents)
         return self._laid_out(latents.flatten(2).transpose(1, 2).contiguous())
+
+
+def _is_network(name: str, part: Any) -> bool:
+    """Whether a component is a denoising network: one of the usual names, or of diffusers' transformers and UNets."""
+    place = type(part).__module__
+    return (name in NETWORKS and part is not None) or ".models.transformers." in place or ".models.unets." in place

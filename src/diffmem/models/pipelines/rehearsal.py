@@ -36,12 +36,14 @@ class Step:
         t: the scheduler's time.
         sample: the pipeline's latents before the step, in its own layout.
         output: what the pipeline made of the network's answers and gave to the scheduler.
+        level: the scheduler's own noise level for this step; None where it keeps none.
     """
 
     calls: list[NetworkCall]
-    t: float = 0.0
-    sample: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    output: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    t: float
+    sample: torch.Tensor
+    output: torch.Tensor
+    level: float | None
 
 
 @dataclass
@@ -104,7 +106,9 @@ def rehearse(
     def step(*args: Any, **kwargs: Any) -> Any:
         named = signature.bind(*args, **kwargs).arguments
         output, t, sample = (named[name] for name in list(signature.parameters)[:3])
-        seen.steps.append(Step(list(calls), float(t), sample.detach().clone(), output.detach().clone()))
+        levels, place = getattr(scheduler, "sigmas", None), len(seen.steps)
+        level = None if levels is None or place >= len(levels) else float(levels[place])
+        seen.steps.append(Step(list(calls), float(t), sample.detach().clone(), output.detach().clone(), level))
         calls.clear()
         if last is None and len(seen.steps) == steps:
             raise _Stopped
