@@ -91,6 +91,39 @@ def test_the_replay_is_what_the_pipeline_runs(captured):
     assert not any(m._forward_hooks for m in target.denoiser.network.modules())
 
 
+def test_it_is_read_anew_at_another_size(captured):
+    """Positions, shifted times and size embeddings follow the size, as the check sees."""
+    name, target = captured
+    if name == "kandinsky5":
+        pytest.skip("its call moves every size to one of its table")
+    channels, rows, columns = target.denoiser.sample_shape
+    factor = target.pipeline.vae_scale_factor
+    size = {"height": rows * factor, "width": 2 * columns * factor}
+    assert target.denoiser.under(**size, guidance=None).sample_shape == (channels, rows, 2 * columns)
+    result = target.check("a fox", Sampling(steps=2, **size))
+    assert result.passed, result.message
+    assert target.generate(["a fox"], [0], 0, Sampling(steps=2, **size))[0].size == (
+        2 * columns * factor,
+        rows * factor,
+    )
+
+
+def test_the_cost_is_what_the_network_is_asked(captured):
+    _, target = captured
+    seen = []
+    network = target.denoiser.network
+    handle = network.register_forward_hook(
+        lambda m, a, k, o: seen.append(len(o[0] if isinstance(o, tuple) else o.sample)), with_kwargs=True
+    )
+    try:
+        for guidance in (None, 1.0, 3.0):
+            seen.clear()
+            target.generate(["a fox"], [0], 0, Sampling(steps=3, guidance=guidance))
+            assert target.generation_nfe(Sampling(steps=3, guidance=guidance)) == sum(seen)
+    finally:
+        handle.remove()
+
+
 def test_rows_do_not_depend_on_the_batch(captured):
     _, target = captured
     denoiser = target.denoiser
@@ -265,6 +298,18 @@ def test_refusals_say_what_could_not_be_told_apart():
             Captured(pipe)
         assert type(pipe).__name__ in str(refused.value)
     assert not Captured.fits(FAMILIES["dit"]())
+
+
+def test_what_cannot_be_captured_still_generates():
+    """Named as such, with the reason; asked for a score, it says so again."""
+    pipe = CAPTURED["lumina2"]()
+    pipe.scheduler = HalvedFlowMatch.from_config(pipe.scheduler.config)
+    target = Target.from_pipeline(pipe)
+    assert target.denoiser is None
+    assert "calls the noise level" in target.generates_only
+    assert target.can_generate
+    with pytest.raises(ModelError, match="only generates images"):
+        target.need_denoiser()
 
 
 def test_a_distilled_guidance_leaves_one_branch():

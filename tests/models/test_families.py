@@ -40,6 +40,21 @@ def test_the_family_is_recognised_and_its_check_passes(loaded):
     assert not any(m._forward_hooks for m in target.denoiser.network.modules())
 
 
+@pytest.mark.parametrize("name", ["z-image", "qwen-image", "sana"])
+def test_their_cost_and_another_size(name):
+    target = Target.from_pipeline(FAMILIES[name]())
+    seen, more = [], {"height": 32, "width": 64}
+    target.denoiser.network.register_forward_hook(lambda m, a, o: seen.append(len(o[0])))
+    for guidance in (None, 0.5, 1.0, 3.0):
+        seen.clear()
+        settings = sampling(name, guidance=guidance)
+        target.generate(["a fox"], [0], 0, settings)
+        assert target.generation_nfe(settings) == sum(seen), guidance
+    result = target.check("a fox", Sampling(steps=2, **more))
+    assert result.passed, result.message
+    assert target.generate(["a fox"], [0], 0, Sampling(steps=2, **more))[0].size == (64, 32)
+
+
 def test_predictions_do_not_depend_on_the_batch(loaded):
     _, target, prompts = loaded
     denoiser = target.denoiser

@@ -30,6 +30,7 @@ class Denoiser(ABC):
         device: where the network runs.
         dtype: in which floating type it runs.
         batches: whether the pipeline makes the same images of several prompts as of each alone; False: one at a time.
+        takes_noise: whether the pipeline is known to take initial noise; False: it draws its own from the generators.
     """
 
     family: str
@@ -43,6 +44,7 @@ class Denoiser(ABC):
     device: torch.device
     dtype: torch.dtype
     batches: bool = True
+    takes_noise: bool = True
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

@@ -152,10 +152,10 @@ def generate(
     parameters = accepted(pipeline)
     names = [("generation", prompt, draw) for prompt, draw in zip(prompts, draws, strict=True)]
     arguments: dict[str, Any] = {"output_type": "pil"}
-    if "latents" in parameters and denoiser is not None:
-        shape = denoiser.under(sampling.height, sampling.width, sampling.guidance).sample_shape
-        noise = torch.stack([gaussian(shape, root_seed, *n) for n in names])
-        arguments["latents"] = denoiser.initial_latents(noise.to(denoiser.device, denoiser.dtype))
+    if "latents" in parameters and denoiser is not None and denoiser.takes_noise:
+        seen = denoiser.under(sampling.height, sampling.width, sampling.guidance)
+        noise = torch.stack([gaussian(seen.sample_shape, root_seed, *n) for n in names])
+        arguments["latents"] = seen.initial_latents(noise.to(denoiser.device, denoiser.dtype))
     if "generator" in parameters:
         place = torch.device(pipeline._execution_device) if denoiser is None else denoiser.device
         device = "cpu" if place.type != "mps" else place

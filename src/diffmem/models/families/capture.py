@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 import torch
 
-from diffmem.errors import ModelError
+from diffmem.errors import GenerateOnly, ModelError
 from diffmem.models.conditioning import Conditioning
+from diffmem.models.families._distilled import distillation_of
+from diffmem.models.families._inputs import unwrapped
 from diffmem.models.families._pipeline import LatentDenoiser
 from diffmem.models.families._schedulers import is_flow, prediction_of, schedule_of
 from diffmem.models.families._texts import quiet
@@ -26,6 +28,10 @@ SHAPE = ".shape"
 """After the name of a tensor whose rows differ in shape: the shape of each row, before it was padded with zeros."""
 
 
+class _NeedsMore(ModelError):
+    """What a pipeline says to a prompt alone."""
+
+
 class Captured(LatentDenoiser):
     """A pipeline seen from its calls: their arguments are replayed at any (x_t, t).
 
@@ -37,17 +43,32 @@ class Captured(LatentDenoiser):
     conditional = True
     space: Literal["pixel", "latent"]  # type: ignore[assignment]
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, more: Mapping[str, Any] | None = None) -> None:
+        """Read a pipeline.
+
+        Args:
+            pipeline: of diffusers; it takes a prompt.
+            more: arguments with which its call is read (a size, a guidance input); what it makes by default if None.
+
+        Raises:
+            GenerateOnly: what could not be told apart.
+            ModelError: it does not run on a prompt alone.
+        """
         self.pipeline = pipeline
         self._null = None
         self._cut: dict[str, str | None] = {}
-        self._more: dict[str, Any] = {}
+        self._more: dict[str, Any] = dict(more or {})
+        self._others: dict[tuple[tuple[str, Any], ...], Captured] = {}
         try:
             self._read()
-        except ModelError as problem:
+        except _NeedsMore as problem:
             raise ModelError(
+                f"No family of diffmem knows a {type(pipeline).__name__}, and it does not run on a prompt alone ({problem})."
+            ) from problem
+        except ModelError as problem:
+            raise GenerateOnly(
                 f"No family of diffmem knows a {type(pipeline).__name__}, and its calls could not be captured: {problem} "
-                "Any model can be wrapped with Target.from_callable."
+                "It generates only; its network can be wrapped with Target.from_callable."
             ) from problem
 
     def _read(self) -> None:
@@ -62,8 +83,7 @@ class Captured(LatentDenoiser):
         self.schedule = (
             FlowSchedule(self._total, self._sampling_times) if is_flow(scheduler) else schedule_of(scheduler)
         )
-        config = self.network.config
-        distilled = bool(config.get("guidance_embeds")) or config.get("time_cond_proj_dim") is not None
+        distilled = distillation_of(self.pipeline) is not None
         try:
             self._start()
             self.seen: Survey = survey(self._run, self._takes, distilled, self._total)
@@ -75,19 +95,20 @@ class Captured(LatentDenoiser):
         except ModelError:
             raise
         except Exception as problem:  # whatever a pipeline says to a prompt alone
-            raise ModelError(f"it does not run on a prompt alone ({first_line(problem)}).") from problem
+            raise _NeedsMore(first_line(problem)) from problem
 
     def _start(self) -> None:
         """The size of its own (`default_sample_size`), and whether it must be kept from moving that to one of a table."""
         side = self.pipeline.__dict__.get("default_sample_size")
-        if side is not None and {"height", "width"} <= self._takes.keys():
+        asked = "height" in self._more or "width" in self._more
+        if side is not None and {"height", "width"} <= self._takes.keys() and not asked:
             pixels = side * getattr(self.pipeline, "vae_scale_factor", 1)
-            self._more = {"height": pixels, "width": pixels}
+            self._more |= {"height": pixels, "width": pixels}
         if "use_resolution_binning" not in self._takes:
             return
         try:
             made = self._run([PROMPTS[0]]).steps[0].sample
-            moved = side is not None and made.shape[-1] != side
+            moved = asked or (side is not None and made.shape[-1] != side)
         except ValueError:  # there is no table for a model of this size
             moved = True
         if moved:
@@ -109,7 +130,7 @@ class Captured(LatentDenoiser):
     @property
     def network(self) -> Any:
         """The network itself."""
-        return getattr(self.pipeline, self._name)
+        return unwrapped(getattr(self.pipeline, self._name))
 
     @property
     def autoencoder(self) -> Any:
@@ -164,6 +185,25 @@ class Captured(LatentDenoiser):
         if self._layout_known and len(self.sample_shape) != 3:
             raise ModelError(f"its samples are of shape {self.sample_shape}, which is no single image.")
         self._initial = find_initial(self._run, self._layout, own) if "latents" in self._takes else None
+        self.takes_noise = self._initial is not None
+
+    def under(self, height: int | None, width: int | None, guidance: float | None) -> Captured:
+        """The same pipeline read at another size, and at another guidance where that is an input of its one branch."""
+        one = self.seen.unconditional is None and "guidance_scale" in self._takes
+        asked = {"height": height, "width": width, "guidance_scale": guidance if one else None}
+        more = {name: value for name, value in asked.items() if value is not None and self._more.get(name) != value}
+        if not more:
+            return self
+        key = tuple(sorted(more.items()))
+        if key not in self._others:
+            self._others[key] = Captured(self.pipeline, self._more | more)
+        return self._others[key]
+
+    def rows_per_step(self, guidance: float | None) -> int:
+        """Rows of the network in the first step of a run at this guidance; counted, without evaluating it."""
+        told = self.guidance_arguments(guidance, None, 1)
+        step = self._run([PROMPTS[0]], **{name: value for name, value in told.items() if name in self._takes}).steps[0]
+        return sum(len(leaves(call.arguments)[self.seen.x]) for call in step.calls)
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """One run of the pipeline per prompt, to its first step; {argument of the network: what it is given}."""
@@ -265,10 +305,10 @@ class Captured(LatentDenoiser):
     def read_output(self, output: Any) -> torch.Tensor:
         """What the scheduler is given of the network's output, [B, *sample_shape]."""
         rows = torch.stack(output) if isinstance(output, list) else output
-        channels = self._answer.channels
-        size = channels * int(torch.Size(self._layout.own).numel())
-        if rows[0].numel() != size:
-            raise ModelError(f"The network returned {rows[0].numel()} values per row; expected {size}.")
+        size = int(torch.Size(self._layout.own).numel())
+        channels = 1 if rows[0].numel() == size else self._answer.channels  # the scheduler's prediction has one part
+        if rows[0].numel() != channels * size:
+            raise ModelError(f"The network returned {rows[0].numel()} values per row; expected {channels * size}.")
         own = rows.reshape(len(rows), channels * self._layout.own[0], *self._layout.own[1:])
         return self._answer.sign * self._laid_out(own.chunk(channels, 1)[0])
 
@@ -362,5 +402,5 @@ class Captured(LatentDenoiser):
 
 def _is_network(name: str, part: Any) -> bool:
     """Whether a component is a denoising network: one of the usual names, or of diffusers' transformers and UNets."""
-    place = type(part).__module__
+    place = type(unwrapped(part)).__module__
     return (name in NETWORKS and part is not None) or ".models.transformers." in place or ".models.unets." in place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -40,8 +40,24 @@ class QwenImage(LatentDenoiser):
             )
         side = pipeline.default_sample_size
         self.sample_shape = (self.network.config.in_channels // 4, side, side)
-        self.schedule = flow_schedule(pipeline.scheduler, (side // 2) ** 2, own_sigmas=True)
+        self._set_schedule(pipeline.scheduler)
+
+    def _set_schedule(self, scheduler: Any) -> None:
+        _, height, width = self.sample_shape
+        self.schedule = flow_schedule(scheduler, (height // 2) * (width // 2), own_sigmas=True)
         self.prediction = "flow"
+
+    def under(self, height: int | None, width: int | None, guidance: float | None) -> QwenImage:
+        """See PipelineDenoiser.under; sides are whole patches of two latents."""
+        seen = cast(QwenImage, super().under(height, width, guidance))
+        channels, rows, columns = seen.sample_shape
+        seen.sample_shape = (channels, rows // 2 * 2, columns // 2 * 2)
+        seen._set_schedule(self.pipeline.scheduler)
+        return seen
+
+    def rows_per_step(self, guidance: float | None) -> int:
+        """Two above 1; one by default, for the pipeline guides only where it is given a negative prompt."""
+        return 2 if guidance is not None and guidance > 1 else 1
 
     @staticmethod
     def fits(pipeline: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -31,8 +31,27 @@ class ZImage(LatentDenoiser):
         self._null = None
         side = getattr(pipeline, "default_sample_size", SIDE)
         self.sample_shape = (self.network.config.in_channels, side, side)
-        self.schedule = flow_schedule(pipeline.scheduler, (side // 2) ** 2, own_sigmas=True)
+        self._set_schedule(pipeline.scheduler)
+
+    def _set_schedule(self, scheduler: Any) -> None:
+        _, height, width = self.sample_shape
+        self.schedule = flow_schedule(scheduler, (height // 2) * (width // 2), own_sigmas=True)
         self.prediction = "flow"
+
+    def under(self, height: int | None, width: int | None, guidance: float | None) -> ZImage:
+        """See PipelineDenoiser.under; sides are whole patches of two latents."""
+        seen = cast(ZImage, super().under(height, width, guidance))
+        channels, rows, columns = seen.sample_shape
+        seen.sample_shape = (channels, rows // 2 * 2, columns // 2 * 2)
+        seen._set_schedule(self.pipeline.scheduler)
+        return seen
+
+    def rows_per_step(self, guidance: float | None) -> int:
+        """Two at every scale above 0: the pipeline adds the difference to the conditional output."""
+        from diffmem.models.generation import accepted
+
+        scale = float(accepted(self.pipeline)["guidance_scale"].default) if guidance is None else guidance
+        return 2 if scale > 0 else 1
 
     @staticmethod
     def fits(pipeline: Any) -> bool:

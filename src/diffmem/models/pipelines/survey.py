@@ -100,7 +100,7 @@ def survey(run: Run, takes: Mapping[str, Any], distilled: bool, train_times: flo
     Args:
         run: (prompts, steps=1, further arguments of the pipeline's call) -> rehearsal.
         takes: the parameters of the pipeline's call.
-        distilled: whether the network's config says that guidance is distilled into it.
+        distilled: whether the model counts as distilled; guidance is not turned on for it.
         train_times: the scheduler's number of training times, for the usual scales of the network's time.
 
     Raises:
@@ -122,7 +122,7 @@ def survey(run: Run, takes: Mapping[str, Any], distilled: bool, train_times: flo
 
     before, after = entries(step), entries(other)
     moved = {branch: differing(before[branch], after[branch]) for branch in before}
-    conditional, unconditional = _branches(moved, distilled)
+    conditional, unconditional = _branches(moved)
     if "negative_prompt" in takes and unconditional is not None:
         _confirm(
             conditional,
@@ -234,11 +234,11 @@ def _batches(
     return not differing({path: row_of(alone[path], kinds[path], branch.row) for path in prompted}, first)
 
 
-def _branches(moved: Mapping[Branch, set[str]], distilled: bool) -> tuple[Branch, Branch | None]:
+def _branches(moved: Mapping[Branch, set[str]]) -> tuple[Branch, Branch | None]:
     """(conditional, unconditional): the one whose arguments follow the prompt, and the one whose do not."""
     follow = [branch for branch, paths in moved.items() if paths]
     still = [branch for branch, paths in moved.items() if not paths]
-    if len(follow) != 1 or len(still) > 1 or (still and distilled):
+    if len(follow) != 1 or len(still) > 1:
         raise ModelError(
             f"Of {len(moved)} evaluations a step, {len(follow)} depend on the prompt "
             f"({', '.join(sorted(set().union(*moved.values()))) or 'no argument does'}): the conditional and the "
