@@ -11,8 +11,10 @@ from diffmem.cli.app import main
 from diffmem.errors import ModelError, UsageError
 from diffmem.evaluation.paired import mean_difference
 from diffmem.experiments.against.run import _calibrated, _limits, audit_lora, compare_leaks
+from diffmem.experiments.audit.run import audit
 from diffmem.models.generation import Sampling
 from diffmem.models.loading import load_pipeline
+from diffmem.models.target import Target
 from diffmem.runs.facts import write_fact
 from diffmem.testbeds import digits
 from diffmem.testbeds.digits.data import load, to_signed
@@ -90,7 +92,7 @@ def audited(planted):
 
 
 def test_what_the_lora_leaks_and_its_base_does_not(audited):
-    found = audited.comparison
+    found = audited.summary
     new = {leak.prompt_id: leak for leak in found.leaks if leak.where == "lora_only"}
     assert {f"lora-{i}" for i in range(4)} <= new.keys(), "every planted picture is found"
     for i in range(4):
@@ -115,13 +117,13 @@ def test_what_the_lora_leaks_and_its_base_does_not(audited):
 
 
 def test_files_and_links(audited):
-    stored = json.loads((audited.path / "comparison.json").read_text())
-    assert stored["headline"] == audited.comparison.headline
-    page = audited.page.read_text()
+    stored = json.loads((audited.path / "summary.json").read_text())
+    assert stored["headline"] == audited.summary.headline
+    page = (audited.path / "comparison.html").read_text()
     assert 'href="lora/report.html"' in page
     assert 'href="base/report.html"' in page
     assert (audited.path / "lora" / "report.html").exists()
-    assert page.count("<figure") == len(audited.comparison.leaks)
+    assert page.count("<figure") == len(audited.summary.leaks)
     assert page.count("data:image/") >= 3 * 4, "the LoRA's image, the base's from the same noise, the training image"
     assert 'href="../comparison.html"' in (audited.path / "lora" / "report.html").read_text()
 
@@ -132,15 +134,16 @@ def test_again_does_nothing_and_says_the_same(audited, planted):
         digits.model_path("text"), lora, prompts, train, out=root / "out", heldout=held, images=2, draws=2,
         sampling=Sampling(steps=10, guidance=2.0),
     )  # fmt: skip
-    for run in (again.lora, again.base):
-        assert run.results["audit"].made.before.nfe.total == run.results["audit"].made.generation.made == 0
-    assert again.comparison == audited.comparison
+    for name in ("lora", "base"):
+        made = again.results[name].made
+        assert made.before.nfe.total == made.generation.made == 0
+    assert again.summary == audited.summary
 
 
 def test_the_comparison_can_be_turned_around(audited):
     turned = compare_leaks(audited.path / "base", audited.path / "lora")
-    assert turned.prompts["lora_only"] == audited.comparison.prompts["base_only"]
-    assert turned.images["base_only"] == audited.comparison.images["lora_only"]
+    assert turned.prompts["lora_only"] == audited.summary.prompts["base_only"]
+    assert turned.images["base_only"] == audited.summary.images["lora_only"]
 
 
 def test_the_command_line_and_its_gates(audited, planted, capsys):
@@ -152,7 +155,7 @@ def test_the_command_line_and_its_gates(audited, planted, capsys):
     out = ["--out", str(audited.path)]  # the same audit as in Python, so it only goes on
     assert main([*arguments, *out, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["against"]
-    assert found["prompts"] == audited.comparison.prompts
+    assert found["prompts"] == audited.summary.prompts
     assert main([*arguments, *out, "--fail-if", "against.prompts.lora_only>3"]) == 1
     captured = capsys.readouterr()
     assert "are copied with the LoRA and not by its base" in captured.out
@@ -182,12 +185,12 @@ def test_without_a_training_set_scores_are_compared(tmp_path):
         tmp_path / "m", lora, ["a fox", "seven ships"], out=tmp_path / "o", images=1, draws=2,
         scores=["score-difference"], sampling=Sampling(steps=2),
     )  # fmt: skip
-    assert run.comparison.prompts is None
-    assert run.comparison.leaks == ()
-    rows = {row["what"]: row for row in run.comparison.differences}
+    assert run.summary.prompts is None
+    assert run.summary.leaks == ()
+    rows = {row["what"]: row for row in run.summary.differences}
     assert rows["mean of score-difference"]["difference"] != 0
-    assert "No training set" in run.comparison.headline
-    assert run.page.exists()
+    assert "No training set" in run.summary.headline
+    assert (run.path / "comparison.html").exists()
 
 
 def test_mean_difference_resamples_clusters():
@@ -224,6 +227,6 @@ def test_a_threshold_that_is_not_calibrated_is_said(tmp_path):
 
 
 def test_out_must_not_be_a_run(tmp_path):
-    (tmp_path / "run.json").write_text("{}")
+    audit(Target.from_pipeline(tiny_sd()), ["a"], out=tmp_path, images=1, draws=1, sampling=Sampling(steps=1))
     with pytest.raises(UsageError, match="hold two"):
         audit_lora(tmp_path, "x", ["a"], out=tmp_path)

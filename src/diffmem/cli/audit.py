@@ -20,7 +20,7 @@ from diffmem.cli.options import (
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
-    from diffmem.experiments._run import Run
+    from diffmem.experiments._arm import Made
 
 MODEL = ModelOptions()
 COPIES = DescriptorOptions()
@@ -66,11 +66,10 @@ def audit(
         model: pipeline folder, hub id, or testbed:digits.
         typed: prompts typed here, instead of --prompts FILE.
     """
-    from diffmem.cli.against import comparison_dict, print_comparison
     from diffmem.cli.estimates import add, estimate_generation, estimate_scoring, print_estimate
     from diffmem.cli.gates import check_gates, parse_gate
     from diffmem.cli.output import emit_json, note
-    from diffmem.cli.show import print_summary
+    from diffmem.cli.show import print_run, print_summary
     from diffmem.experiments.audit.run import audit as run_audit
     from diffmem.report.html import FILE
     from diffmem.scores import DEFAULT_SCORES
@@ -116,33 +115,37 @@ def audit(
         "measure": asked, "measure_images": measure_images,
     }  # fmt: skip
     if against_base:
+        from diffmem.experiments.against.page import PAGE
         from diffmem.experiments.against.run import audit_against
+        from diffmem.experiments.against.summary import TUNED
+        from diffmem.report.digest import build_digest
 
         base = replace(target, lora=())
-        both = audit_against(lambda: base.open(model, how), lambda: target.open(model, how), listed, train, **settings)
-        result, comparison = both.lora, both.comparison
+        run = audit_against(lambda: base.open(model, how), lambda: target.open(model, how), listed, train, **settings)
+        folder_of, made = run.path / TUNED, run.results[TUNED].made
+        summary = build_digest(folder_of).as_dict() | {"against": run.summary.as_dict()}
     else:
-        result, comparison = run_audit(target.open(model, how), listed, train, **settings), None
-    for text in stage_notes(result):
+        run = run_audit(target.open(model, how), listed, train, **settings)
+        folder_of, made = run.path, run.results["audit"].made
+        summary = run.summary.as_dict()
+    for text in stage_notes(made):
         note(text)
-    summary = result.summary.as_dict()
-    if comparison is not None:
-        summary["against"] = comparison_dict(comparison)
     if work.json:
         emit_json(summary)
     else:
         print_summary(summary)
-        if comparison is not None:
-            print_comparison(comparison)
-            note(f"the comparison is {both.page}")
-        note(f"the report is {result.path / FILE}")
+        if against_base:
+            against = summary["against"]
+            print(f"\nAgainst  {against['lora']} against {against['base']}")
+            print_run(run.summary)
+            note(f"the comparison is {run.path / PAGE}")
+        note(f"the report is {folder_of / FILE}")
     check_gates(fail_if, summary)
     return 0
 
 
-def stage_notes(run: Run) -> list[str]:
+def stage_notes(made: Made | None) -> list[str]:
     """What the stages of an audit have to say of this call, each thing once."""
-    made = run.results["audit"].made
     if made is None:
         return []
     notes = list(made.before.notes)

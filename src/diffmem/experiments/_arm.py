@@ -44,6 +44,7 @@ class Arm:
         work: (prompt, draw) pairs in place of `generation.draws` of each prompt.
         judged_together: images that share one false-positive rate; default: those of a prompt. 1: the rate is per image.
         fingerprints: beside those of the model and the training set.
+        reference: in place of the experiment's; its index lies in the arm's own folder.
         before, after: other stages of this arm (scoring, measuring), run in its directory with its model.
     """
 
@@ -58,6 +59,7 @@ class Arm:
     work: Sequence[tuple[Prompt, int]] | None = None
     judged_together: int | None = None
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    reference: Reference | None = None
     before: Hook | None = None
     after: Hook | None = None
 
@@ -161,6 +163,7 @@ def make_arm(arm: Arm, folder: Path | None, reference: Reference | None, options
         UsageError: the model makes no images, and the arm has no other stages.
     """
     target = arm.open()
+    reference, shared = arm.reference or reference, arm.reference is None
     for mitigation in arm.mitigations:
         mitigation.check(target.need_denoiser())
     if not target.can_generate and arm.before is None and arm.after is None:
@@ -175,7 +178,7 @@ def make_arm(arm: Arm, folder: Path | None, reference: Reference | None, options
     record_model(target, run.path)
     index = None
     if reference is not None and target.can_generate:
-        index = reference.index_in(folder if folder is not None else run.path)
+        index = reference.index_in(folder if folder is not None and shared else run.path)
         _refuse_other_images(index, run.path)
     before = None if arm.before is None else arm.before(run, target)
     made = matching = None

@@ -47,6 +47,7 @@ VERBS: Registry[Verb] = Registry(
     {
         "mitigate": "diffmem.experiments.mitigate.page:VERB",
         "robustness": "diffmem.experiments.robustness.page:VERB",
+        "against": "diffmem.experiments.against.page:VERB",
         "extract": "diffmem.experiments.extract.page:VERB",
         "audit": "diffmem.experiments.audit.page:VERB",
     },

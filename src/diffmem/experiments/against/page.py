@@ -2,82 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
 
 from diffmem.copies.index import CopyIndex
 from diffmem.data.png import decode_png
 from diffmem.errors import DataError
+from diffmem.experiments._run import Verb, open_run
+from diffmem.experiments.against.summary import BASE, TUNED, AgainstSummary, Leak
 from diffmem.report import prose
 from diffmem.report.html import FILE
 from diffmem.report.page import write_page
 from diffmem.report.redaction import Embedded, Redaction, embed
 from diffmem.runs.facts import read_fact
 from diffmem.runs.store import RunStore
+from diffmem.runs.summary import ArmPlace
 
 PAGE = "comparison.html"
 SHOWN = 60
-"""Prompts of the page; all of them are in comparison.json."""
-
-
-@dataclass(frozen=True)
-class Leak:
-    """One prompt in both runs.
-
-    Attributes:
-        where: with which of the models at least one image is called a copy.
-        lora_copies, lora_images, base_copies, base_images: images called copies, and judged.
-        draw: the first draw whose image is called a copy, with the LoRA if there is one; None without copies.
-        train_ids: the training images that are copied, the LoRA's first.
-    """
-
-    prompt_id: str
-    prompt: str
-    where: Literal["lora_only", "both", "base_only", "neither"]
-    lora_copies: int
-    lora_images: int
-    base_copies: int
-    base_images: int
-    draw: int | None
-    train_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A fine-tune minus its base, on the same prompts and initial noises.
-
-    Attributes:
-        lora, base: names of the models.
-        prompts, images, training_images: how many are copied {"lora_only", "both", "base_only", "neither"}; images are
-            paired by prompt and noise, training images are groups of near-duplicates; None where none were searched.
-        differences: rows as `diffmem compare` gives them, LoRA minus base, with 95 % intervals over clusters of prompts.
-        leaks: prompts that are copied with either, those with the LoRA only first.
-        limits: what this cannot show.
-    """
-
-    lora: str
-    base: str
-    prompts: dict[str, int] | None
-    images: dict[str, int] | None
-    training_images: dict[str, int] | None
-    differences: tuple[dict[str, Any], ...]
-    leaks: tuple[Leak, ...]
-    limits: tuple[str, ...]
-
-    @property
-    def headline(self) -> str:
-        """One sentence."""
-        if self.prompts is None or self.training_images is None:
-            return "No training set was searched, so only scores are compared."
-        total = sum(self.prompts.values())
-        new, images = self.prompts["lora_only"], self.training_images["lora_only"]
-        both = prose.count(self.prompts["both"], "prompt")
-        return (
-            f"{new} of {prose.count(total, 'prompt')} and {prose.count(images, 'training image')} are copied with the LoRA "
-            f"and not by its base; {both} by both, {self.prompts['base_only']} by the base only."
-        )
+"""Prompts of the page; all of them are in summary.json."""
 
 
 @dataclass(frozen=True)
@@ -88,36 +33,43 @@ class Shown:
     pictures: tuple[Embedded | None, Embedded | None, Embedded | None]
 
 
-def write_comparison(folder: Path, comparison: Comparison, lora: str, base: str, redact: Redaction = "none") -> Path:
-    """Write `comparison.html` beside the two run directories.
-
-    Args:
-        folder: holds both.
-        comparison: what to show.
-        lora: name of the fine-tune's run directory.
-        base: name of the base's.
-        redact: what becomes of images.
-
-    Returns:
-        The page's path.
-    """
-    limits = [*comparison.limits]
+def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
+    """Write `comparison.html` from the folder alone, beside the two run directories, and give its path."""
+    run = open_run(folder)
+    summary = run.summary
+    if not isinstance(summary, AgainstSummary):
+        raise DataError(f"'{folder}' is a run of {run.verb}, not of a comparison with a base.")
+    if hash_prompts:
+        hidden = [
+            leak.model_copy(update={"prompt": f"sha256:{prose.text_hash(leak.prompt)}"}) for leak in summary.leaks
+        ]
+        summary = summary.model_copy(update={"leaks": tuple(hidden)})
+    limits = [*summary.limits, *summary.notes]
     if redact != "none":
         limits.append(f"Pictures are {'blurred' if redact == 'blur' else 'left out'} on this page.")
     return write_page(
-        folder / PAGE, files(__package__) / "page.html", title=f"LoRA against its base: {comparison.lora}",
-        kicker="Memorization, fine-tune against base", headline=comparison.headline, limits=limits,
-        style=".trio { grid-template-columns: repeat(3, 1fr); }\n", c=comparison,
-        shown=_pictures(folder, comparison, lora, base, redact), lora_report=f"{lora}/{FILE}",
-        base_report=f"{base}/{FILE}",
+        folder / PAGE if out is None else out, files(__package__) / "page.html",
+        title=f"LoRA against its base: {summary.lora}", kicker="Memorization, fine-tune against base",
+        headline=summary.headline, limits=limits, style=".trio { grid-template-columns: repeat(3, 1fr); }\n", c=summary,
+        shown=_pictures(folder, summary, redact), lora_report=f"{TUNED}/{FILE}", base_report=f"{BASE}/{FILE}",
     )  # fmt: skip
 
 
-def _pictures(folder: Path, comparison: Comparison, lora: str, base: str, redact: Redaction) -> list[Shown]:
+def recognise(folder: Path) -> AgainstSummary | None:
+    """The summary of a run of 0.1.0: `comparison.json` beside the two run directories."""
+    file = folder / "comparison.json"
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    arms = tuple(ArmPlace(name=name, place=name) for name in (BASE, TUNED))
+    return AgainstSummary.from_dict(found | {"arms": [arm.model_dump() for arm in arms]}, file)
+
+
+def _pictures(folder: Path, comparison: AgainstSummary, redact: Redaction) -> list[Shown]:
     leaks = comparison.leaks[:SHOWN]
     wanted = {(leak.prompt_id, leak.draw) for leak in leaks}
-    made = [_generated(folder / name, wanted, redact) for name in (lora, base)]
-    index = _index(folder / lora)
+    made = [_generated(folder / name, wanted, redact) for name in (TUNED, BASE)]
+    index = _index(folder / TUNED)
     shown = []
     for leak in leaks:
         key = (leak.prompt_id, leak.draw)
@@ -157,6 +109,4 @@ def _training(index: CopyIndex | None, leak: Leak, redact: Redaction) -> Embedde
     return None if image is None else embed(image, redact)
 
 
-def as_dict(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as plain values, with its headline."""
-    return {"headline": comparison.headline} | asdict(comparison)
+VERB = Verb("against", AgainstSummary, write, recognise)

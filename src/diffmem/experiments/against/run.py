@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import gc
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
-from diffmem.atomic import write_atomic
 from diffmem.copies.rule import CopyRule
 from diffmem.data.images import ImageSet
 from diffmem.data.prompts import PromptList
 from diffmem.errors import ModelError, UsageError
 from diffmem.evaluation.paired import mean_difference
 from diffmem.evaluation.proportion import clopper_pearson
+from diffmem.evaluation.text_alignment import TextAlignment
+from diffmem.experiments._arm import Arm, Reference
+from diffmem.experiments._experiment import Experiment, Results, run_experiment
 from diffmem.experiments._run import Run
-from diffmem.experiments.against.page import Comparison, Leak, as_dict, write_comparison
-from diffmem.experiments.audit.run import audit
+from diffmem.experiments.against.summary import BASE, TUNED, AgainstSummary, Leak, Where, headline
+from diffmem.experiments.audit.run import AuditExperiment, audit_experiment
 from diffmem.experiments.evaluate.runs import RunScores, compare_runs, prompt_groups, read_scores
 from diffmem.models.lora import Loras
 from diffmem.models.target import Target
@@ -29,31 +30,10 @@ from diffmem.report.html import write_report
 from diffmem.runs.facts import read_fact, write_fact
 from diffmem.runs.manifest import FILE, read_manifest
 from diffmem.runs.store import RunStore
+from diffmem.runs.summary import ArmPlace
 from diffmem.scores import SCORES
 from diffmem.scores.base import SetScore, TextScore
 from diffmem.scores.spec import parse_score
-
-BASE, TUNED = "base", "lora"
-"""Names of the two run directories."""
-Where = Literal["lora_only", "both", "base_only", "neither"]
-
-
-@dataclass
-class AgainstRun:
-    """Two finished audits and what differs between them.
-
-    Attributes:
-        path: the folder that holds both run directories, `comparison.json` and `comparison.html`.
-        lora, base: the audits.
-        comparison: what leaks with the LoRA and not with the base, and by how much the scores differ.
-        page: the comparison as one HTML file.
-    """
-
-    path: Path
-    lora: Run
-    base: Run
-    comparison: Comparison
-    page: Path
 
 
 def audit_lora(
@@ -65,7 +45,7 @@ def audit_lora(
     out: str | Path,
     opening: Mapping[str, Any] | None = None,
     **settings: Any,
-) -> AgainstRun:
+) -> Run:
     """Audit a LoRA and its base on the same prompts and noises: what does the LoRA leak that the base does not?
 
     Args:
@@ -78,7 +58,7 @@ def audit_lora(
         settings: further arguments of `audit` (scores, draws, images, seed, sampling, ...).
 
     Returns:
-        An AgainstRun. Cost: twice an audit; only one of the models is in memory at a time.
+        The run; its arms are "base" and "lora". Cost: twice an audit; only one of the models is in memory at a time.
     """
     more = dict(opening or {})
     return audit_against(
@@ -96,7 +76,7 @@ def audit_against(
     *,
     out: str | Path,
     **settings: Any,
-) -> AgainstRun:
+) -> Run:
     """`audit_lora` for models that are opened by functions, called one after the other.
 
     Raises:
@@ -104,28 +84,65 @@ def audit_against(
         UsageError: `out` is a run directory itself.
     """
     folder = Path(out)
-    if (folder / FILE).exists():
+    if (folder / FILE).exists() and "score" in read_manifest(folder).plan:
         raise UsageError(f"'{out}' is the run directory of another audit; give a folder that is to hold two (--out).")
-    runs: dict[str, Run] = {}
-    for name, opener in ((BASE, open_base), (TUNED, open_lora)):
-        target = opener()
-        if name == TUNED and target.fingerprint == read_manifest(folder / BASE).fingerprints.get("model"):
-            raise ModelError(f"'{target.name}' has the weights of its base: the LoRA changes nothing, or is not in it.")
-        if name == TUNED and (folder / BASE / "index").exists() and not (folder / TUNED / "index").exists():
-            shutil.copytree(folder / BASE / "index", folder / TUNED / "index")  # the training set is described once
-        runs[name] = audit(target, prompts, train, out=folder / name, **settings)
-        del target
+    redact = settings.pop("redact", "none")
+    experiment = AgainstExperiment(
+        audit_experiment(open_base, prompts, train, name=BASE, place=BASE, **settings),
+        audit_experiment(open_lora, prompts, train, name=TUNED, place=TUNED, **settings), folder, int(settings.get("seed", 0)),
+    )  # fmt: skip
+    run = run_experiment(experiment, folder, experiment.tuned.options)
+    for name in (BASE, TUNED):
+        write_report(folder / name, redact)
+    run.report(redact)
+    return run
+
+
+@dataclass
+class AgainstExperiment(Experiment[AgainstSummary]):
+    """Two audits as arms: the model is what distinguishes them."""
+
+    base: AuditExperiment
+    tuned: AuditExperiment
+    folder: Path
+    seed: int
+    reference: Reference | None = None
+    judge: TextAlignment | None = None
+
+    describes: ClassVar[bool] = False
+
+    def identity(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """Each arm keeps its own model; the folder keeps the prompts."""
+        return {"against": {}}, {"prompts": self.base.prompts.fingerprint}
+
+    def arms(self, results: Results) -> Iterator[Arm]:
+        """The base first; the fine-tune must differ from it."""
+        yield self.base.arm()
         gc.collect()  # the next model takes this one's place in memory
-    comparison = compare_leaks(folder / TUNED, folder / BASE, int(settings.get("seed", 0)))
-    write_fact(folder / TUNED, "against", {"name": comparison.base, "page": "../comparison.html"})
-    write_report(folder / TUNED, settings.get("redact", "none"))  # again, with a link
-    page = write_comparison(folder, comparison, TUNED, BASE, settings.get("redact", "none"))
-    text = json.dumps(as_dict(comparison), indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomic(folder / "comparison.json", text.encode("utf-8", errors="backslashreplace"))
-    return AgainstRun(folder, runs[TUNED], runs[BASE], comparison, page)
+        if (self.folder / BASE / "index").exists() and not (self.folder / TUNED / "index").exists():
+            shutil.copytree(self.folder / BASE / "index", self.folder / TUNED / "index")  # described once
+        yield replace(self.tuned.arm(), open=self._open_tuned)
+
+    def _open_tuned(self) -> Target:
+        target = self.tuned.open()
+        if target.fingerprint == read_manifest(self.folder / BASE).fingerprints.get("model"):
+            raise ModelError(f"'{target.name}' has the weights of its base: the LoRA changes nothing, or is not in it.")
+        return target
+
+    def summarize(self, results: Results, arms: tuple[ArmPlace, ...]) -> AgainstSummary:
+        """What leaks with the LoRA and not with the base, as soon as both are there."""
+        if TUNED not in results:
+            name = read_fact(self.folder / BASE, "model") or {}
+            return AgainstSummary(
+                headline="The base is audited; the fine-tune is not yet.", arms=arms, lora="", base=str(name.get("name")),
+                prompts=None, images=None, training_images=None, differences=(), leaks=(),
+            )  # fmt: skip
+        summary = compare_leaks(self.folder / TUNED, self.folder / BASE, self.seed)
+        write_fact(self.folder / TUNED, "against", {"name": summary.base, "page": "../comparison.html"})
+        return summary.model_copy(update={"arms": arms})
 
 
-def compare_leaks(lora: Path, base: Path, seed: int = 0) -> Comparison:
+def compare_leaks(lora: Path, base: Path, seed: int = 0) -> AgainstSummary:
     """What a run of a fine-tune shows that one of its base does not, from both run directories.
 
     Args:
@@ -141,18 +158,15 @@ def compare_leaks(lora: Path, base: Path, seed: int = 0) -> Comparison:
     images = [_where(a[0], b[0]) for a, b in _pairs(counts[TUNED] or {}, counts[BASE] or {}, common)]
     of = {name: {g for judged in (counts[name] or {}).values() for c, g, _ in judged.values() if c} for name in counts}
     rows = [row for row in compare_runs(lora, base, seed=seed) if row["what"] != "AUROC"]
-    return Comparison(
-        lora=_name(lora),
-        base=_name(base),
-        prompts=_tally([leak.where for leak in leaks]) if searched else None,
-        images=_tally(images) if searched else None,
-        training_images=_tally([_where(g in of[TUNED], g in of[BASE]) for g in of[TUNED] | of[BASE]])
-        if searched
-        else None,
+    tally = _tally([leak.where for leak in leaks]) if searched else None
+    copied = _tally([_where(g in of[TUNED], g in of[BASE]) for g in of[TUNED] | of[BASE]]) if searched else None
+    return AgainstSummary(
+        headline=headline(tally, copied), lora=_name(lora), base=_name(base), prompts=tally,
+        images=_tally(images) if searched else None, training_images=copied,
         differences=tuple(rows + _score_differences(one, two, common, seed)),
         leaks=tuple(leak for leak in leaks if leak.where != "neither"),
         limits=tuple(_limits(leaks, searched, [folder for folder in (lora, base) if not _calibrated(folder)])),
-    )
+    )  # fmt: skip
 
 
 def _name(folder: Path) -> str:

@@ -107,6 +107,45 @@ def audit(
         UsageError: held-out images without a training set.
         IncompatibleRun: `out` belongs to another model or plan.
     """
+    experiment = audit_experiment(
+        lambda: target, prompts, train, heldout=heldout, scores=scores, draws=draws, images=images, seed=seed, noise=noise,
+        sampling=sampling, descriptor=descriptor, descriptor_options=descriptor_options, matching=matching,
+        micro_batch=micro_batch, batch=batch, retry_errors=retry_errors, measure=measure, measure_images=measure_images,
+        silent=silent,
+    )  # fmt: skip
+    run = run_experiment(experiment, out, experiment.options)
+    run.report(redact)
+    return run
+
+
+def audit_experiment(
+    open: Callable[[], Target],
+    prompts: PromptList | str | Path | Sequence[str],
+    train: ImageSet | CopyIndex | str | Path | None = None,
+    *,
+    heldout: ImageSet | str | Path | None = None,
+    scores: str | Score | Sequence[str | Score] = DEFAULT_SCORES,
+    draws: int = 4,
+    images: int = 4,
+    seed: int = 0,
+    noise: Literal["bank", "per-prompt"] = "bank",
+    sampling: Sampling | None = None,
+    descriptor: str = "l2-tiled",
+    descriptor_options: Mapping[str, Any] | None = None,
+    matching: Matching | None = None,
+    micro_batch: int = 64,
+    batch: int = 32,
+    retry_errors: bool = False,
+    measure: str | ImageScore | Sequence[str | ImageScore] = (),
+    measure_images: int = 64,
+    silent: bool = True,
+    name: str = ARM,
+    place: str = "",
+) -> AuditExperiment:
+    """What `audit` does, not done yet: `open` gives the model, `name` and `place` are the arm's, all else is as in `audit`.
+
+    Experiments of several audits take its arm.
+    """
     if train is None and heldout is not None:
         raise UsageError("Held-out images calibrate the search of a training set; give the training set too (--train).")
     if measure and train is None:
@@ -117,16 +156,14 @@ def audit(
     generation = Generation(draws=images, seed=seed, batch=batch, sampling=sampling or Sampling())
     judged = (matching or Matching()).model_copy(update={"descriptor": descriptor})
     parsed = parse_scores(scores)
-    experiment = AuditExperiment(
-        lambda: target, load_prompts(prompts), parsed,
+    return AuditExperiment(
+        open, load_prompts(prompts), parsed,
         Scoring(scores=tuple(s.label for s in parsed), draws=draws, seed=seed, noise=noise, micro_batch=micro_batch),
         generation, judged, dict(descriptor_options or {}),
         None if train is None else Reference.of(train, heldout, judged, descriptor_options, silent),
         measure=parse_image_scores(measure), measure_images=measure_images, options=Options(retry_errors, silent),
+        name=name, place=place,
     )  # fmt: skip
-    run = run_experiment(experiment, out, experiment.options)
-    run.report(redact)
-    return run
 
 
 @dataclass
@@ -165,7 +202,7 @@ class AuditExperiment(Experiment[Digest]):
         }  # fmt: skip
         return Arm(
             self.name, self.open, self.prompts.prompts, self.generation, self.place, section,
-            fingerprints={"prompts": self.prompts.fingerprint}, before=self._score, after=self._finish,
+            fingerprints={"prompts": self.prompts.fingerprint}, reference=self.reference, before=self._score, after=self._finish,
         )  # fmt: skip
 
     def summarize(self, results: Results, arms: tuple[ArmPlace, ...]) -> Digest:
@@ -191,7 +228,7 @@ class AuditExperiment(Experiment[Digest]):
             write_fact(run.path, "copies", {"threshold": None, "descriptor": {"name": descriptor.name}, "problems": {}})
             agreement_stage(run, descriptor)
             return Finished()
-        index = self.reference.index
+        index = self.reference.index_in(run.path)
         if index.descriptor is not None:
             agreement_stage(run, index.descriptor)
         pictures = write_pictures(run.path)

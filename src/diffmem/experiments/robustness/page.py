@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from diffmem.errors import DataError
 from diffmem.experiments._run import Verb, open_run
 from diffmem.experiments.lab.charts import cells_chart
-from diffmem.experiments.robustness.summary import RobustnessSummary, headline
+from diffmem.experiments.robustness.summary import RobustnessSummary
 from diffmem.report import prose
 from diffmem.report.page import write_page
 from diffmem.report.redaction import Redaction
@@ -47,16 +46,8 @@ def _as_cell(number: int, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def recognise(folder: Path) -> RobustnessSummary | None:
-    """The summary of a run of 0.1.0: rows with a condition each; it kept no images."""
-    file = folder / "rows.json"
-    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    if not isinstance(rows, list) or not rows or "kind" not in rows[0]:
-        return None
-    rows = [{"not_judged": None, **row} for row in rows]
-    return RobustnessSummary(
-        headline=headline(rows), model="unknown model", alignment=None, prompts=(), rows=tuple(rows),
-        notes=("This run was made by diffmem 0.1.0, which kept no images: its rows are shown as they were.",),
-    )  # fmt: skip
+    """None: diffmem 0.1.0 left no run of this verb."""
+    return None
 
 
 VERB = Verb("robustness", RobustnessSummary, write, recognise)
