@@ -95,7 +95,7 @@ def test_audit_and_show(folders, capsys, tmp_path):
         (["index", "TRAIN"], 2, "--out is missing"),
         (["audit", "MODEL", "x"], 2, "--out is missing"),
         (["audit", "MODEL", "x", "--heldout", "TRAIN", "--out", "r"], 2, "training set too"),
-        (["audit", "MODEL", "x", "--shard", "0/2", "--out", "r"], 2, "not sharded"),
+        (["audit", "MODEL", "x", "--shard", "0/2", "--out", "r"], 2, "Unknown option: --shard"),
         (["show", "EMPTY"], 2, "no run directory"),
     ],
 )

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.faults.planted import fault, printed_json
+from tests.faults.planted import printed_json
 from tests.fixtures.runs_0_1_0.make import HERE, copied
 from tests.goldens.record import write_inputs
 
@@ -24,7 +24,6 @@ def test_fault_11_summaries_carry_a_version(tmp_path, capsys):
     assert summary["summary_version"] >= 1 and summary["diffmem"]
 
 
-@fault(11)
 def test_fault_11_match_too(tmp_path, capsys):
     inputs = write_inputs(tmp_path / "inputs")
     found = printed_json(capsys, "match", inputs.images, "--train", inputs.train, "--heldout", inputs.heldout, "--metrics",

@@ -51,7 +51,7 @@ def match(
     ] = False,
     seed: Annotated[int, Parameter(help="with --metrics: of resampling")] = 0,
     out: Annotated[
-        Path | None, Parameter(help="with --metrics: folder for a page (histograms, pairs, figures) and match.json")
+        Path | None, Parameter(help="with --metrics: folder for a page (histograms, pairs, figures) and summary.json")
     ] = None,
     redact: Annotated[
         Literal["none", "blur", "hash"], Parameter(help="with --out: pictures blurred or left out of the page")
@@ -94,9 +94,9 @@ def match(
     )
     page = None
     if out is not None and measured is not None:
-        from diffmem.experiments.match.page import write_match_page
+        from diffmem.experiments.match.page import keep
 
-        page = write_match_page(out, listed, index, found, measured, redact)
+        page = keep(out, listed, index, found, measured).report(redact)
     called = sum(row["copy"] is True for row in found.rows)
     undecided = sum(row["copy"] is None for row in found.rows)
     if json:

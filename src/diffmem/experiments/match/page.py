@@ -1,4 +1,4 @@
-"""What the page of two matched image sets shows, gathered from the matches and their metrics."""
+"""The page of two matched image sets, and the run that `diffmem match --out` leaves."""
 
 from __future__ import annotations
 
@@ -6,26 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from pydantic import TypeAdapter
+
 from diffmem.atomic import write_atomic
 from diffmem.copies.copying_metrics import CopyingMetrics
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet
-from diffmem.experiments.match.view import MatchedPair, MatchView
-from diffmem.experiments.match.view import write_match_page as write
+from diffmem.data.png import png_bytes
+from diffmem.errors import DataError
+from diffmem.experiments._run import Run, Verb, open_run
+from diffmem.experiments.match.summary import MatchSummary, headline
+from diffmem.experiments.match.view import PAGE, MatchedPair, MatchView, write_match_page
 from diffmem.report.copying import copying_rows
-from diffmem.report.redaction import Redaction, embed
+from diffmem.report.redaction import Embedded, Redaction, embed
 from diffmem.report.verdict import STATISTICS
 from diffmem.stages.match.folders import FolderMatches
 
 PAIRS = 24
 ROWS = "match.json"
+"""What 0.1.0 wrote; in this release it holds what `--json` prints."""
+PICTURES = "pairs"
 
 
-def write_match_page(
-    folder: Path, images: ImageSet, index: CopyIndex, found: FolderMatches, metrics: CopyingMetrics,
-    redact: Redaction = "none",
-) -> Path:  # fmt: skip
-    """Write `match.html` and everything found as `match.json`; gives the page.
+def keep(folder: Path, images: ImageSet, index: CopyIndex, found: FolderMatches, metrics: CopyingMetrics) -> Run:
+    """Write `summary.json`, `match.json` and the pictures of the most similar pairs into a folder.
 
     Args:
         folder: made if it is not there.
@@ -33,48 +38,81 @@ def write_match_page(
         index: the training set.
         found: the matches.
         metrics: of the same images and index.
-        redact: "blur" or "hash" leaves pictures out of the page.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     content = found.as_dict() | {"metrics": metrics.as_dict()}
     write_atomic(folder / ROWS, json.dumps(content, indent=1, allow_nan=False).encode())
-    threshold = found.threshold
-    rate = f"{threshold.nominal_fpr:.1%} false positives per image"
-    how = rate if threshold.calibrated else "customary threshold, not calibrated"
+    nearest: dict[str, int] = {}
+    for number, row in enumerate(found.rows):  # most alike first
+        nearest.setdefault(row["train_id"], number)
+    pairs = tuple(nearest.values())[:PAIRS]
+    for number in pairs:
+        row = found.rows[number]
+        two = {"generated": images.by_id(row["image"]).image, "training": index.image(row["train_id"]).image}
+        for name, picture in two.items():
+            if picture is not None:
+                write_atomic(folder / PICTURES / f"{number:06d}-{name}.png", png_bytes(picture))
+    values = json.loads(json.dumps(content, allow_nan=False))
+    summary = MatchSummary(
+        headline=headline(found.rows), images=images.name, matches=tuple(values["matches"]),
+        set_aside=tuple(values["set_aside"]), threshold=values["threshold"], search=values["search"],
+        metrics=values["metrics"], pairs=pairs, limits=tuple(_limits(found, metrics)),
+    )  # fmt: skip
+    summary.write(folder)
+    return Run(folder, "match", summary)
+
+
+def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
+    """Write `match.html` from the folder alone, and give its path; there are no prompts on it."""
+    run = open_run(folder)
+    summary = run.summary
+    if not isinstance(summary, MatchSummary):
+        raise DataError(f"'{folder}' is a run of {run.verb}, not of match.")
+    metrics = TypeAdapter(CopyingMetrics).validate_python(summary.metrics)
+    threshold: dict[str, Any] = summary.threshold
+    rate = f"{threshold['nominal_fpr']:.1%} false positives per image"
+    how = rate if threshold["calibrated"] else "customary threshold, not calibrated"
+    rows: list[dict[str, Any]] = list(summary.matches)
     facts = [
-        ("Generated", f"{metrics.generated:,} of {images.name}"),
+        ("Generated", f"{metrics.generated:,} of {summary.images}"),
         ("Training", f"{metrics.training:,}"),
         ("Similarity", f"{metrics.descriptor['name']} ({metrics.descriptor['metric']})"),
-        (
-            "A copy",
-            f"by its {STATISTICS[threshold.statistic]}; {how}",
-        ),
+        ("A copy", f"by its {STATISTICS[threshold['statistic']]}; {how}"),
         ("Text alignment", metrics.alignment_judge or "not judged"),
-        ("Set aside", f"{len(found.set_aside):,}"),
+        ("Set aside", f"{len(summary.set_aside):,}"),
     ]
-    return write(
-        folder,
-        MatchView(
-            facts, sum(row["copy"] is True for row in found.rows), len(found.rows), metrics.similarity, copying_rows(metrics),
-            _pairs(images, index, found, redact), _limits(found, metrics),
-        ),
-    )  # fmt: skip
+    pairs = [_pair(folder, number, rows[number], redact) for number in summary.pairs]
+    view = MatchView(facts, summary.headline, metrics.similarity, copying_rows(metrics), pairs, summary.limits)
+    return write_match_page(folder / PAGE if out is None else out, view)
 
 
-def _pairs(images: ImageSet, index: CopyIndex, found: FolderMatches, redact: Redaction) -> list[MatchedPair]:
-    shown: dict[str, dict[str, Any]] = {}
-    for row in found.rows:  # most alike first
-        shown.setdefault(row["train_id"], row)
-    pairs = []
-    for row in list(shown.values())[:PAIRS]:
-        two = images.by_id(row["image"]).image, index.image(row["train_id"]).image
-        made, training = (None if picture is None else embed(picture, redact) for picture in two)
-        pairs.append(
-            MatchedPair(
-                made, training, row["image"], row["train_id"], row["similarity"], bool(row["copy"]), row["group_size"]
-            )
-        )
-    return pairs
+def _pair(folder: Path, number: int, row: dict[str, Any], redact: Redaction) -> MatchedPair:
+    made, training = (
+        _picture(folder / PICTURES / f"{number:06d}-{name}.png", redact) for name in ("generated", "training")
+    )
+    return MatchedPair(
+        made, training, row["image"], row["train_id"], row["similarity"], bool(row["copy"]), row["group_size"]
+    )
+
+
+def _picture(file: Path, redact: Redaction) -> Embedded | None:
+    if not file.exists():
+        return None
+    with Image.open(file) as picture:
+        return embed(picture.convert("RGB"), redact)
+
+
+def recognise(folder: Path) -> MatchSummary | None:
+    """The summary of a folder of 0.1.0: `match.json` with copying metrics; it kept no pictures."""
+    file = folder / ROWS
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    threshold = found["threshold"] | {"value": abs(found["threshold"]["value"])}
+    found = found | {
+        "threshold": threshold, "headline": headline(found["matches"]), "images": "the generated images",
+        "notes": ("This run was made by diffmem 0.1.0, which kept no pictures of the pairs.",),
+    }  # fmt: skip
+    return MatchSummary.from_dict(found, file)
 
 
 def _limits(found: FolderMatches, metrics: CopyingMetrics) -> list[str]:
@@ -89,3 +127,6 @@ def _limits(found: FolderMatches, metrics: CopyingMetrics) -> list[str]:
         limits.append(f"The search was approximate: it finds {found.recall.value:.1%} of the nearest training images.")
     limits += [f"Set aside: {row['image']}, {row['reason']}." for row in found.set_aside[:5]]
     return limits + list(metrics.notes)
+
+
+VERB = Verb("match", MatchSummary, write, recognise)

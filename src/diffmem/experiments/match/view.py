@@ -39,7 +39,7 @@ class MatchView:
 
     Attributes:
         facts: (label, text) pairs for its head.
-        copies, judged: images called copies, images judged.
+        headline: one sentence.
         similarity: of generated and training images, with both histograms.
         figures: as `copying_rows` gives them.
         pairs: most similar first, each training image once.
@@ -47,21 +47,19 @@ class MatchView:
     """
 
     facts: Sequence[tuple[str, str]]
-    copies: int
-    judged: int
+    headline: str
     similarity: Similarities
     figures: Sequence[Mapping[str, Any]]
     pairs: Sequence[MatchedPair]
     limits: Sequence[str]
 
 
-def write_match_page(folder: Path, view: MatchView) -> Path:
-    """Write `match.html` and give its path."""
-    share = prose.percent(view.copies / view.judged) if view.judged else "0 %"
+def write_match_page(path: Path, view: MatchView) -> Path:
+    """Write the page and give its path."""
     return write_page(
-        folder / PAGE, files(__package__) / "page.html", title="Matched images",
+        path, files(__package__) / "page.html", title="Matched images",
         kicker="Generated images against training images",
-        headline=f"{view.copies:,} of {view.judged:,} images ({share}) are called copies.", limits=view.limits, v=view,
+        headline=view.headline, limits=view.limits, v=view,
         chart=both_histograms(view.similarity),
     )  # fmt: skip
 

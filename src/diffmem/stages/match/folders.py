@@ -44,8 +44,10 @@ class FolderMatches:
     def as_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
         recall = None if self.recall is None else asdict(self.recall)
+        # Distances are stored negated, so that higher always means more alike; people read them as they are.
+        threshold = asdict(self.threshold) | {"value": abs(self.threshold.value)}
         return {
-            "matches": self.rows, "set_aside": self.set_aside, "threshold": asdict(self.threshold),
+            "matches": self.rows, "set_aside": self.set_aside, "threshold": threshold,
             "search": {"method": self.search, "recall_at_1": recall},
         }  # fmt: skip
 
