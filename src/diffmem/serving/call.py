@@ -14,9 +14,8 @@ from diffmem.errors import IncompatibleRun, MitigationRefused
 from diffmem.mitigation.base import Record
 from diffmem.mitigation.steering import own_evaluations
 from diffmem.models.pipelines.calls import Call
-from diffmem.runs.microbatch import describe
 from diffmem.serving.conditionings import Known, key_of
-from diffmem.serving.decisions import Attempt, Decision, GenerationRefused, finite, outcome_of, prompt_sha
+from diffmem.serving.decisions import Attempt, Decision, GenerationRefused, finite, in_words, outcome_of, prompt_sha
 from diffmem.serving.gate import outside, watched
 from diffmem.serving.ladder import Ladder
 from diffmem.serving.reading import Flagged, Reading
@@ -169,7 +168,7 @@ class GuardedCall:
             decision.outcome = outcome_of(problem)
             for attempt in decision.attempts:
                 attempt.accepted = False
-            decision.attempts.append(Attempt("generate", why=f"nothing was given out: {_described(problem)}"))
+            decision.attempts.append(Attempt("generate", why=f"nothing was given out: {in_words(problem)}"))
         return self.decisions
 
     def _passes(self, row: int, images: dict[int, Any], decision: Decision, ladder: Ladder) -> bool:
@@ -215,10 +214,6 @@ def with_callbacks_outside(arguments: dict[str, Any]) -> dict[str, Any]:
 
             changed[name] = called
     return changed
-
-
-def _described(problem: BaseException) -> str:
-    return describe(problem) if isinstance(problem, Exception) else type(problem).__name__
 
 
 def rewinding(generator: torch.Generator | list[torch.Generator] | None) -> Callable[[], None]:

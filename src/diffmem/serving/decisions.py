@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from diffmem.errors import DiffmemError
+from diffmem.errors import DiffmemError, IncompatibleRun, MitigationRefused
 
 Outcome = Literal["passed", "logged", "mitigated", "reseeded", "refused", "failed"]
 
@@ -93,6 +93,12 @@ class GenerationRefused(DiffmemError):
 def outcome_of(problem: BaseException) -> Outcome:
     """What a call came to that ended by an exception: refused for a reason that the caller is told, or failed."""
     return "refused" if isinstance(problem, DiffmemError) else "failed"
+
+
+def in_words(problem: BaseException) -> str:
+    """An exception as a log may keep it: without its message where that may quote the prompt."""
+    told = isinstance(problem, IncompatibleRun | MitigationRefused | GenerationRefused)
+    return f"{type(problem).__name__}: {problem}" if told else type(problem).__name__
 
 
 def finite(value: float) -> float | None:

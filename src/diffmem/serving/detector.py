@@ -62,8 +62,9 @@ class Detector:
 
     def forget(self) -> None:
         """Drop every value that was computed: the model is another."""
-        self._executors: OrderedDict[str, Executor] = OrderedDict()
-        self._kept: OrderedDict[str, float] = OrderedDict()
+        with self._lock:
+            self._executors: OrderedDict[str, Executor] = OrderedDict()
+            self._kept: OrderedDict[str, float] = OrderedDict()
 
     def watch(
         self, guard: Guard, call: Call, known: Known, stops: bool, trusted: Collection[int] = (), reads: bool = True

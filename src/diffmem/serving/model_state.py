@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from diffmem.models.denoiser import Denoiser
 from diffmem.models.fingerprint import pipeline_fingerprint
 from diffmem.randomness import gaussian
 from diffmem.serving.conditionings import tolerance
+from diffmem.serving.gate import Gate
 
 SAMPLED = 16
 """Values per parameter that are looked at in every call."""
@@ -28,7 +30,8 @@ class Signature:
     """What can be seen of a model at the cost of milliseconds.
 
     Attributes:
-        objects: its parts, modules and attention processors; kept, so that no new one can take an old one's address.
+        objects: its parts, modules, attention processors and hooks; kept, so that no new one can take an old one's
+            address.
         digest: of their plain attributes (scales, switches) and of a sample of every parameter.
     """
 
@@ -70,7 +73,7 @@ class ModelState:
                     f"The weights of {name} are not in memory (sequential offloading), so the guard cannot tell whether they "
                     "stay the same: use enable_model_cpu_offload instead."
                 )
-        self._fingerprint, self._calls = fingerprint, 0
+        self._fingerprint, self._calls, self._lock = fingerprint, 0, threading.RLock()
         self._accepted = signature(pipeline)
         self._probe = self._evaluate()
         self._require_fingerprint()
@@ -85,6 +88,10 @@ class ModelState:
 
         Cost: milliseconds; one full fingerprint where something is seen to differ, and every `every` calls.
         """
+        with self._lock:
+            self._check()
+
+    def _check(self) -> None:
         for module in self.denoiser.network_modules():
             self.require_network(module)
         now = signature(self.pipeline)
@@ -143,6 +150,8 @@ def signature(pipeline: Any) -> Signature:
                     digest.update(f"{name}={value!r};".encode())
                 elif callable(value):  # an attention processor, a forward that was put over the class's own
                     objects.append(value)
+            hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+            objects.extend(hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), Gate))
         for tensor in (*part.parameters(), *part.buffers()):
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             values.setdefault((tensor.device, tensor.dtype), []).append(_sample(tensor))

@@ -10,7 +10,7 @@ import numpy as np
 from diffmem.errors import IncompatibleRun
 from diffmem.models.conditioning import Conditioning
 from diffmem.serving.conditionings import equal, kept, key_of
-from diffmem.serving.decisions import Attempt, Decision, GenerationRefused, Outcome, finite, outcome_of
+from diffmem.serving.decisions import Attempt, Decision, GenerationRefused, Outcome, finite, in_words, outcome_of
 from diffmem.serving.detector import Detector
 from diffmem.serving.gate import Pass
 
@@ -69,8 +69,8 @@ class Outside:
             guard.model.check()
             values = self._values(rows)
         except BaseException as problem:
-            why = f"{type(problem).__name__}: {problem}"
-            guard.record([self._decision(key, None, True, outcome_of(problem), why) for key in keys or [""]])
+            ended, why = outcome_of(problem), in_words(problem)
+            guard.record([self._decision(key, None, True, ended, why) for key in keys or [""]])
             raise
         logging = guard.action == "log"
         flagged = {key: value is not None and value >= guard.detector.value for key, value in values.items()}
