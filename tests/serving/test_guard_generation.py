@@ -40,6 +40,10 @@ def between(calibration, values, rank):
     return calibration.threshold.model_copy(update={"value": value})
 
 
+PROBE = 1
+"""A hook on the network counts as a change of the model, after which the guard looks at one evaluation of its own."""
+
+
 class Evaluations:
     """Rows of network evaluations inside the block."""
 
@@ -84,7 +88,7 @@ def test_over_several_steps_it_is_their_mean(made):
     denoiser = diffmem.Target.from_pipeline(pipe).denoiser
     with diffmem.guard(pipe, threshold=calibration, action="log") as guard, capture(denoiser) as calls:
         shares(pipe, PROMPTS[:3], guidance_scale=3.0)
-    norms = [np.subtract(*call.output.chunk(2)).flatten(1).norm(dim=1).numpy() for call in calls[:2]]
+    norms = [np.subtract(*call.output.chunk(2)).flatten(1).norm(dim=1).numpy() for call in calls[PROBE : PROBE + 2]]
     np.testing.assert_allclose([d.value for d in guard.decisions], np.mean(norms, 0), rtol=1e-6)
 
 
@@ -121,7 +125,7 @@ def test_what_passes_is_the_bare_pipelines_and_costs_only_what_it_does_not_evalu
         assert np.array_equal(shares(pipe, PROMPTS[:3], **more), bare)
     assert type(pipe) is cls and not hooks(pipe)
     assert [d.nfe for d in guard.decisions] == [nfe] * len(bare)
-    assert guarded.rows == plain.rows + nfe * len(bare)
+    assert guarded.rows == PROBE + plain.rows + nfe * len(bare)
     if "generator" not in more:
         # Neither the guidance nor a negative prompt (the prompt itself, which would hide it) lowers the score; what a
         # negative prompt itself scores counts, too.
@@ -155,7 +159,7 @@ def test_a_mixed_batch_is_stopped_at_the_first_step_and_the_others_are_made_agai
     assert np.array_equal(images[others], bare) and not images[loud].any()
     assert [d.outcome for d in guard.decisions] == ["refused" if i == loud else "passed" for i in range(4)]
     assert [d.nfe for d in guard.decisions] == [2] * 4
-    assert guarded.rows == 4 * 2 + 3 * 2 * STEPS
+    assert guarded.rows == PROBE + 4 * 2 + 3 * 2 * STEPS
     assert not hooks(pipe)
 
 
@@ -189,7 +193,7 @@ def test_over_several_steps_a_mixed_batch_goes_on_and_a_flagged_one_stops(made):
     others = [i for i in range(3) if i != loud]
     assert np.array_equal(images[others], bare[others]) and not images[loud].any()
     assert [d.nfe for d in guard.decisions] == [0, 0, 0, 4]
-    assert (mixed.rows, alone.rows) == (3 * 2 * STEPS, 4)
+    assert (mixed.rows, alone.rows) == (PROBE + 3 * 2 * STEPS, PROBE + 4)
 
 
 def test_refusal_stops_the_call_and_leaves_nothing_behind(made):
@@ -203,7 +207,7 @@ def test_refusal_stops_the_call_and_leaves_nothing_behind(made):
         ),
     ):
         shares(pipe, PROMPTS[:2])
-    assert counted.rows == 1 + 4  # the probe of a new guard, both branches of the first step
+    assert counted.rows == PROBE + 4  # both branches of the first step
     assert type(pipe) is cls and not hooks(pipe)
     assert np.array_equal(shares(pipe, PROMPTS[:2]), bare)
 
