@@ -4,37 +4,48 @@
     diffmem calibrate ./my-model --score score-difference:over=ratio --draws 2 --reference prompts.txt --out safe.json
     MODEL=./my-model THRESHOLD=safe.json uvicorn --app-dir examples service:app
 
-    curl -s -X POST localhost:8000/images -H 'content-type: application/json' -d '{"prompt": "a red fox"}' -o fox.png
+    curl -si -X POST localhost:8000/images -H 'content-type: application/json' -d '{"prompt": "a red fox"}' -o fox.png
 
-A refused prompt gets status 451 and says why; every decision is a line of JSON on stderr. A threshold made with
---regime generation --steps 50 --guidance 7.5 costs a passing image nothing, and takes orders of these settings only.
+A refused prompt gets status 451 and says why; an order that cannot be carried out gets 400. Every answer carries the
+header X-Request-ID (the client's own, or a new one), and an image X-Diffmem-Outcome: passed, mitigated, reseeded or logged.
+Every decision is a line of JSON on stderr with the same request id. A threshold made with --regime generation --steps 50
+--guidance 7.5 costs a passing image nothing, and takes orders of these settings only.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 import diffmem as dm
-from diffmem.errors import IncompatibleRun
-from diffmem.serving.decisions import GenerationRefused
+from diffmem.errors import DiffmemError, IncompatibleRun
+from diffmem.serving.decisions import Decision, GenerationRefused, ModelChanged
+
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+decided: ContextVar[list[Decision] | None] = ContextVar("decided", default=None)
 
 
 class Order(BaseModel):
     """What a client asks for."""
 
     prompt: str = Field(min_length=1, max_length=2000)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**64)
     steps: int = Field(50, ge=1, le=200)
-    guidance: float = Field(7.5, ge=0, le=30)
+    guidance: float = Field(7.5, ge=0, le=30, allow_inf_nan=False)
 
 
 def make_app(open_guard: Callable[[], Any]) -> FastAPI:
@@ -43,14 +54,45 @@ def make_app(open_guard: Callable[[], Any]) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with open_guard() as guard:
+            listener = guard.on_decision
+
+            def listen(decision: Decision) -> None:
+                found = decided.get()
+                if found is not None:
+                    found.append(decision)
+                if listener is not None:
+                    listener(decision)
+
+            guard.on_decision = listen
             app.state.guard = guard
             yield
 
     app = FastAPI(title="Images behind a guard", lifespan=lifespan)
 
+    @app.middleware("http")
+    async def named(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.headers.get("x-request-id", "")
+        name = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex
+        request_id.set(name)
+        try:
+            response = await call_next(request)
+        except Exception:
+            logging.exception("request %s failed", name)
+            response = JSONResponse({"detail": f"The service failed; its log says why under request {name}."}, 500)
+        response.headers["X-Request-ID"] = name
+        return response
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, problem: RequestValidationError) -> Response:
+        # What was sent is not sent back: it may be text that no answer can hold (half a surrogate pair, NaN).
+        found = "; ".join(f"{'.'.join(map(str, e['loc'][1:])) or 'body'}: {e['msg']}" for e in problem.errors())
+        return JSONResponse({"detail": f"This order cannot be carried out. {found}."}, 400)
+
     # A plain function: the framework runs it in a thread, and the guard lets one call through at a time.
     @app.post("/images")
     def images(order: Order) -> Response:
+        decisions: list[Decision] = []
+        decided.set(decisions)
         guard = app.state.guard
         random = torch.Generator().manual_seed(order.seed)
         try:
@@ -59,11 +101,13 @@ def make_app(open_guard: Callable[[], Any]) -> FastAPI:
             ).images[0]
         except GenerationRefused as refusal:
             raise HTTPException(451, str(refusal)) from refusal
+        except ModelChanged as changed:
+            raise HTTPException(503, str(changed)) from changed
         except IncompatibleRun as other:  # a threshold for the generation itself holds for its steps and guidance only
             raise HTTPException(400, str(other)) from other
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        return Response(buffer.getvalue(), media_type="image/png")
+        return Response(buffer.getvalue(), media_type="image/png", headers={"X-Diffmem-Outcome": decisions[0].outcome})
 
     @app.get("/health")
     def health() -> dict[str, Any]:
@@ -73,11 +117,37 @@ def make_app(open_guard: Callable[[], Any]) -> FastAPI:
     return app
 
 
+class JsonLines(logging.Formatter):
+    """A log line as JSON; a decision of the guard, which is JSON already, beside the id of its request."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        told = super().format(record)
+        what = {"decision": json.loads(told)} if record.name == "diffmem.guard" else {"message": told}
+        return json.dumps({"request_id": request_id.get(), **what})
+
+
 def from_environment() -> Any:
-    """The guard that MODEL, THRESHOLD and ACTION describe."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    target = dm.Target.from_pretrained(os.environ["MODEL"])
-    return dm.guard(target, threshold=os.environ["THRESHOLD"], action=os.environ.get("ACTION", "mitigate"))
+    """The guard that MODEL, THRESHOLD and ACTION describe; a sentence instead of a start where that is not possible."""
+    missing = [name for name in ("MODEL", "THRESHOLD") if not os.environ.get(name)]
+    if missing:
+        raise SystemExit(
+            f"{' and '.join(missing)} must be set: MODEL to a folder or hub id of a diffusers pipeline, THRESHOLD to a file "
+            "made by diffmem calibrate. Example: MODEL=./my-model THRESHOLD=safe.json uvicorn --app-dir examples service:app"
+        )
+    try:
+        target = dm.Target.from_pretrained(os.environ["MODEL"])
+        return dm.guard(target, threshold=os.environ["THRESHOLD"], action=os.environ.get("ACTION", "mitigate"))
+    except DiffmemError as problem:
+        raise SystemExit(str(problem)) from None
 
 
-app = make_app(from_environment)
+def __getattr__(name: str) -> FastAPI:
+    """`app`, made when the server asks for it, so that what is wrong with the settings is said before it starts."""
+    if name != "app":
+        raise AttributeError(name)
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    guard = from_environment()
+    return make_app(lambda: guard)

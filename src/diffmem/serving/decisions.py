@@ -90,6 +90,10 @@ class GenerationRefused(DiffmemError):
         )
 
 
+class ModelChanged(IncompatibleRun):
+    """The model behind a guard is not the one any more that its threshold was made for."""
+
+
 def outcome_of(problem: BaseException) -> Outcome:
     """What a call came to that ended by an exception: refused for a reason that the caller is told, or failed."""
     return "refused" if isinstance(problem, DiffmemError) else "failed"

@@ -18,6 +18,7 @@ from diffmem.models.denoiser import Denoiser
 from diffmem.models.fingerprint import pipeline_fingerprint
 from diffmem.randomness import gaussian
 from diffmem.serving.conditionings import tolerance
+from diffmem.serving.decisions import ModelChanged
 from diffmem.serving.gate import Gate
 
 SAMPLED = 16
@@ -58,7 +59,8 @@ class ModelState:
         on_change: called as soon as anything differs.
 
     Raises:
-        IncompatibleRun: the model is another one by now, or its weights cannot be read.
+        ModelChanged: the model is another one by now.
+        IncompatibleRun: its weights cannot be read.
     """
 
     def __init__(
@@ -79,12 +81,12 @@ class ModelState:
         self._require_fingerprint()
 
     def require_network(self, module: torch.nn.Module) -> None:
-        """IncompatibleRun for a network that is not the one that the threshold was made for."""
+        """ModelChanged for a network that is not the one that the threshold was made for."""
         if not any(module is known for known in self._networks):
-            raise IncompatibleRun(_CHANGED.format("its network was replaced"))
+            raise ModelChanged(_CHANGED.format("its network was replaced"))
 
     def check(self) -> None:
-        """IncompatibleRun if the model has changed; the scheduler may, as a score before generation does not read it.
+        """ModelChanged if the model has changed; the scheduler may, as a score before generation does not read it.
 
         Cost: milliseconds; one full fingerprint where something is seen to differ, and every `every` calls.
         """
@@ -104,7 +106,7 @@ class ModelState:
         self._require_fingerprint()
         if changed:
             if not self._alike(self._evaluate()):
-                raise IncompatibleRun(_CHANGED.format("its weights are the same, but not what the network computes"))
+                raise ModelChanged(_CHANGED.format("its weights are the same, but not what the network computes"))
             self._accepted = now
 
     def _require_fingerprint(self) -> None:
@@ -112,7 +114,7 @@ class ModelState:
         if "scheduler" in parts:
             parts["scheduler"] = self._scheduler
         if pipeline_fingerprint(self.pipeline, parts) != self._fingerprint:
-            raise IncompatibleRun(_CHANGED.format("its weights, its parts or their configuration differ"))
+            raise ModelChanged(_CHANGED.format("its weights, its parts or their configuration differ"))
 
     def _evaluate(self) -> torch.Tensor:
         """What the network says to fixed noise without a prompt."""
