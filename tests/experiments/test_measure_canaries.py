@@ -10,6 +10,7 @@ import pytest
 from diffmem.cli.app import main
 from diffmem.errors import UsageError
 from diffmem.evaluation.exposure import exposure, margins, stronger, trend
+from diffmem.experiments._run import open_run
 from diffmem.experiments.canaries.run import measure_canaries
 from diffmem.models.target import Target
 from diffmem.randomness import seed_of
@@ -49,29 +50,30 @@ def test_memory_rises_with_the_count_and_controls_stay_at_chance(registered, tmp
     folder, drawn = registered
     settings = Generation(draws=8)
     result = measure_canaries(model(drawn, 1), folder, settings, out=tmp_path / "run", scores=())
-    (found,) = result.measures
-    rows = {row["count"]: row for row in found.rows}
+    (found,) = result.summary.measures
+    rows = {row["count"]: row for row in found["rows"]}
     assert list(rows) == [0, 1, 4, 16]
     assert rows[16]["copied"]["value"] == rows[16]["nearest"]["value"] == 1 and rows[16]["detected"] == 6
     assert rows[0]["copied"]["value"] == 0 and rows[0]["nearest"]["value"] < 0.2
     assert 0.05 < rows[4]["copied"]["value"] < 0.5 and rows[16]["p_stronger_than_controls"] < 1e-3
-    assert found.trend.value > 0.5 and found.trend.low > 0.2 and found.chance == 1 / 20
-    full = [item for item in found.items if item["count"] == 16]
+    assert found["trend"]["value"] > 0.5 and found["trend"]["low"] > 0.2 and found["chance"] == 1 / 20
+    full = [item for item in found["items"] if item["count"] == 16]
     assert all(item["exposure"] == pytest.approx(np.log2(20)) and item["p"] == 1 / 20 for item in full)
     # Distances of equal pictures come from products in float32: their root is off by up to a few 1e-4.
-    assert result.closest[full[0]["id"]][2] == pytest.approx(1, abs=1e-3)
-    before = result.run.store.read("images", ["key"]).num_rows
+    closest = {one.id: one for one in result.summary.closest}
+    assert closest[full[0]["id"]].similarity == pytest.approx(1, abs=1e-3)
+    before = result.table("images").num_rows
     again = measure_canaries(model(drawn, 1), folder, settings, out=tmp_path / "run", scores=())
-    assert again.run.store.read("images", ["key"]).num_rows == before == 37 * 8
-    assert [m.as_dict() for m in again.measures] == [m.as_dict() for m in result.measures]
+    assert again.table("images").num_rows == before == 37 * 8
+    assert again.summary == result.summary == open_run(tmp_path / "run").summary
 
 
 def test_without_memory_nothing_stands_out(registered):
     folder, drawn = registered
-    (found,) = measure_canaries(model(drawn, 0), folder, Generation(draws=6), scores=()).measures
-    assert found.trend.low < 0 < found.trend.high or abs(found.trend.value) < 0.3
-    assert all(row["p_stronger_than_controls"] > 0.01 for row in found.rows if row["count"])
-    assert sum(row["detected"] for row in found.rows if row["count"]) <= 4
+    (found,) = measure_canaries(model(drawn, 0), folder, Generation(draws=6), scores=()).summary.measures
+    assert found["trend"]["low"] < 0 < found["trend"]["high"] or abs(found["trend"]["value"]) < 0.3
+    assert all(row["p_stronger_than_controls"] > 0.01 for row in found["rows"] if row["count"])
+    assert sum(row["detected"] for row in found["rows"] if row["count"]) <= 4
 
 
 def test_exposure_is_a_valid_rank():

@@ -110,9 +110,9 @@ def measure(
     Args:
         model: pipeline folder, hub id, or a run of diffmem train with its model/ in it.
     """
-    from diffmem.cli.canary_output import print_canaries, write_page
     from diffmem.cli.estimates import estimate_generation, print_estimate
     from diffmem.cli.output import emit_json, note
+    from diffmem.cli.show import print_run
     from diffmem.data.canaries import read_registration
     from diffmem.experiments.canaries.run import measure_canaries
     from diffmem.stages.generate import Generation
@@ -131,17 +131,20 @@ def measure(
     if work.dry_run:
         print_estimate(estimate_generation(opened, len(known.canaries), settings), work.json)
         return 0
-    result = measure_canaries(
+    run = measure_canaries(
         opened, known, settings, out=folder, scores=() if scores == ("none",) else scores,
         descriptor=copies.descriptor, descriptor_options=copies.options(target.allow_pickle),
         trained_with=_recorded(Path(source), target.lora), retry_errors=work.retry_errors,
         silent=work.quiet or work.json,
     )  # fmt: skip
-    page = write_page(result, opened.name, redact)
+    page = run.report(redact)
+    summary: Any = run.summary
     if work.json:
-        emit_json(result.as_dict() | {"page": str(page)})
+        emit_json(summary.as_dict() | {"page": str(page)})
         return 0
-    print_canaries(result)
+    print_run(summary)
+    for text in summary.explanations():
+        note(text)
     note(f"the page is {page}")
     return 0
 

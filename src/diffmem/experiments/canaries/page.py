@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,13 +11,21 @@ from typing import Any
 
 from markupsafe import Markup
 
+from diffmem.data.canaries import read_registration
+from diffmem.data.png import decode_png
+from diffmem.errors import DataError
+from diffmem.experiments._run import Verb, open_run
+from diffmem.experiments.canaries.summary import CanariesSummary
 from diffmem.report import prose
 from diffmem.report.charts import _svg, _text, _upright, ticks
 from diffmem.report.page import write_page
 from diffmem.report.prose import number, percent
-from diffmem.report.redaction import Embedded
+from diffmem.report.redaction import Embedded, Redaction, embed
+from diffmem.runs.facts import read_fact
+from diffmem.runs.store import RunStore
 
 PAGE = "canaries.html"
+SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -31,37 +39,63 @@ class ShownCanary:
     similarity: float
 
 
-@dataclass(frozen=True)
-class CanaryView:
-    """What the page shows.
-
-    Attributes:
-        facts: (label, text) pairs for its head.
-        measures: as `CanaryMeasure.as_dict` gives them.
-        shown: canaries, strongest first, then controls.
-        exposure_at_most: bits.
-        notes: what a reader must know.
-    """
-
-    facts: Sequence[tuple[str, str]]
-    measures: Sequence[Mapping[str, Any]]
-    shown: Sequence[ShownCanary]
-    exposure_at_most: float
-    notes: Sequence[str]
-
-
-def write_canary_page(folder: Path, view: CanaryView) -> Path:
-    """Write `canaries.html` and give its path."""
-    limits = [
-        "How strongly the model holds on to other pictures: canaries are unlike them, and a picture that looks like many "
-        "is learned otherwise.",
-        *(prose.shorten(note, 400) for note in view.notes),
-    ]
+def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
+    """Write `canaries.html` from the run's folder and the registration, and give its path."""
+    run = open_run(folder)
+    summary = run.summary
+    if not isinstance(summary, CanariesSummary):
+        raise DataError(f"'{folder}' is a run of {run.verb}, not of canaries.")
+    facts = [
+        ("Model", summary.model), ("Registration", f"{summary.registration}, {summary.created}"),
+        ("Canaries", f"{summary.canaries} in the data, {summary.controls} controls"),
+    ]  # fmt: skip
+    if summary.other_images is not None:
+        facts.append(("Data", f"{summary.other_images:,} other pictures"))
+    shown, problem = _shown(folder, summary, redact, hash_prompts)
+    limits = [*summary.limits, *(prose.shorten(note, 400) for note in (*summary.notes, *problem))]
     return write_page(
-        folder / PAGE, files(__package__) / "page.html", title="Image canaries", kicker="Image canaries",
-        headline=headline(view.measures[0]), limits=limits, filters={"figure": figure}, v=view,
-        charts=[strength_chart(measure) for measure in view.measures],
+        folder / PAGE if out is None else out, files(__package__) / "page.html", title="Image canaries",
+        kicker="Image canaries", headline=summary.headline, limits=limits, filters={"figure": figure}, facts=facts,
+        measures=summary.measures, shown=shown, exposure_at_most=summary.exposure_at_most,
+        charts=[strength_chart(dict(measure)) for measure in summary.measures],
     )  # fmt: skip
+
+
+def _shown(
+    folder: Path, summary: CanariesSummary, redact: Redaction, hashed: bool
+) -> tuple[list[ShownCanary], list[str]]:
+    """The canaries that are reproduced most, and controls; where the registration is gone, why none can be shown."""
+    chosen = [one for one in summary.closest if not one.control][:SHOWN]
+    chosen += [one for one in summary.closest if one.control][: SHOWN // 2]
+    if not chosen or summary.place is None:
+        return [], []
+    try:
+        registered = read_registration(summary.place).pictures()
+    except DataError as problem:
+        return [], [f"The registered pictures are not shown: {problem}"]
+    wanted = {(one.prompt_id, one.draw): one.id for one in chosen}
+    made: dict[str, Any] = {}
+    for table in RunStore(folder).stream("images", ["prompt_id", "draw", "png"]):
+        for row in table.to_pylist():
+            if (row["prompt_id"], row["draw"]) in wanted and row["png"] is not None:
+                made[wanted[row["prompt_id"], row["draw"]]] = decode_png(row["png"])
+    shown = []
+    for one in chosen:
+        caption = f"sha256:{prose.text_hash(one.caption)}" if hashed else one.caption
+        generated = embed(made[one.id], redact) if one.id in made else None
+        shown.append(ShownCanary(embed(registered[one.id], redact), generated, caption, one.count, one.similarity))
+    return shown, []
+
+
+def recognise(folder: Path) -> CanariesSummary | None:
+    """The summary of a run of 0.1.0: the fact `canaries`."""
+    fact = read_fact(folder, "canaries")
+    if fact is None:
+        return None
+    model = (read_fact(folder, "model") or {}).get("name", "unknown model")
+    return CanariesSummary.from_dict(
+        fact | {"headline": headline(fact["measures"][0]), "model": str(model)}, folder / "facts" / "canaries.json"
+    )
 
 
 def headline(measure: Mapping[str, Any]) -> str:
@@ -142,3 +176,6 @@ def figure(estimate: Mapping[str, Any] | None, share: bool = False) -> str:
     say = percent if share else lambda value: number(value, 3)
     ends = "" if estimate["low"] is None else f" ({say(estimate['low'])} to {say(estimate['high'])})"
     return say(estimate["value"]) + ends
+
+
+VERB = Verb("canaries", CanariesSummary, write, recognise)

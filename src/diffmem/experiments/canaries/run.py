@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,45 +16,23 @@ from diffmem.data.images import load_images
 from diffmem.data.prompts import Prompt
 from diffmem.errors import UsageError
 from diffmem.evaluation.clusters import Floats
+from diffmem.evaluation.text_alignment import TextAlignment
+from diffmem.experiments._arm import Arm, Made, Options, Reference
+from diffmem.experiments._experiment import Experiment, Results, run_experiment
+from diffmem.experiments._run import Run
 from diffmem.experiments.canaries.images import by_caption, by_sampling, described
+from diffmem.experiments.canaries.page import headline
 from diffmem.experiments.canaries.statistics import DETECTED, CanaryMeasure, summarize
+from diffmem.experiments.canaries.summary import CanariesSummary, ClosestImage
 from diffmem.models.target import Target
-from diffmem.runs.directory import RunDirectory, record_model
-from diffmem.runs.facts import write_fact
+from diffmem.runs.directory import RunDirectory
+from diffmem.runs.summary import ArmPlace
+from diffmem.scores.image.base import ImageScore
 from diffmem.scores.spec import parse_image_scores
-from diffmem.stages.generate import Generation, generate_stage
+from diffmem.stages.generate import Generation
 from diffmem.stages.measure.measure import measure
 
-FACT = "canaries"
-SAMPLED = "unconditional sample"
-
-
-@dataclass
-class CanaryResult:
-    """What was measured.
-
-    Attributes:
-        run: the run directory.
-        registration: what was registered.
-        measures: generation (or sampling) first, then image scores.
-        closest: canary id -> (prompt id, draw, similarity) of the generated image that is most like it.
-        notes: what a reader must know.
-    """
-
-    run: RunDirectory
-    registration: Registration
-    measures: list[CanaryMeasure] = field(default_factory=list)
-    closest: dict[str, tuple[str, int, float]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        registered = self.registration
-        return {
-            "registration": registered.hash, "created": registered.created, "canaries": len(registered.trained),
-            "controls": len(registered.controls), "exposure_at_most": float(np.log2(len(registered.controls) + 1)),
-            "measures": [one.as_dict() for one in self.measures], "notes": self.notes,
-        }  # fmt: skip
+SAMPLED, ARM = "unconditional sample", "canaries"
 
 
 def measure_canaries(
@@ -70,7 +47,7 @@ def measure_canaries(
     trained_with: str | None = None,
     retry_errors: bool = False,
     silent: bool = True,
-) -> CanaryResult:
+) -> Run:
     """Measure how strongly each canary is reproduced, against negative controls of the same process.
 
     A model with prompts makes K images under each canary's and each control's caption; strength is how much more they are
@@ -89,6 +66,9 @@ def measure_canaries(
         retry_errors: make images and measures again that ended in an error.
         silent: no progress on stderr.
 
+    Returns:
+        The run; `run.summary.measures` has one entry per way of measuring.
+
     Raises:
         DataError: a registration that was changed, or whose pictures are gone.
         UsageError: fewer than two controls, or a model that makes no images and no scores.
@@ -99,66 +79,127 @@ def measure_canaries(
             f"The registration has {len(known.trained)} canaries and {len(known.controls)} controls; expected at least one "
             "and two."
         )
-    settings = settings or Generation(draws=8)
-    pictures = known.pictures()
-    maker = make_descriptor(descriptor, load_images(pictures), **(descriptor_options or {}))
-    run = RunDirectory(
-        out, {"generate": settings.model_dump(mode="json"), "canaries": {"descriptor": maker.recipe}},
-        {"model": target.fingerprint, "prompts": known.hash},
-    )  # fmt: skip
-    record_model(target, run.path)
-    result = CanaryResult(run, known, notes=_about(known, trained_with))
-    if target.can_generate:
-        _generated(target, known, settings, run, maker, result, retry_errors, silent)
-    for score in parse_image_scores(scores):
-        found = measure(
-            target, load_images(known.place), [score], out=run.path, seed=settings.seed, batch=settings.batch,
-            retry_errors=retry_errors, silent=silent,
-        )  # fmt: skip
-        values = found.evidence(score.label)
-        column = np.array([values.get(f"{canary.id}.png", np.nan) for canary in known.canaries])
-        result.measures.append(_of_column(score.label, "evidence of the score, higher = more memorized", known, column))
-        result.notes += [n for n in found.notes if n not in result.notes]
-    if not result.measures:
+    wanted = parse_image_scores(scores)
+    if not target.can_generate and not wanted:
         raise UsageError("This model makes no images: name an image score that it can be measured with (--score loss).")
-    write_fact(run.path, FACT, json.loads(json.dumps(result.as_dict())))
-    return result
+    maker = make_descriptor(descriptor, load_images(known.pictures()), **(descriptor_options or {}))
+    experiment = CanariesExperiment(
+        target, known, settings or Generation(draws=8), maker, wanted, Options(retry_errors, silent),
+        _about(known, trained_with),
+    )  # fmt: skip
+    return run_experiment(experiment, out, experiment.options)
 
 
-def _generated(
-    target: Target, known: Registration, settings: Generation, run: RunDirectory, maker: Descriptor,
-    result: CanaryResult, retry_errors: bool, silent: bool,
-) -> None:  # fmt: skip
-    conditional = target.denoiser is None or target.denoiser.conditional
-    if target.denoiser is not None and conditional:
-        cut = [text for text in target.denoiser.encode_prompts([c.caption for c in known.canaries]).truncated if text]
-        if cut:
-            result.notes.append(
-                f"{len(cut)} of {len(known.canaries)} captions are longer than the text encoder reads and were cut (in the "
-                "training too): shorter ones tell canaries apart better (--words dataset)"
-            )
-    if conditional:
-        prompts = [Prompt(canary.id, canary.caption) for canary in known.canaries]
+@dataclass
+class CanariesExperiment(Experiment[CanariesSummary]):
+    """One arm whose images are compared with the registered pictures.
+
+    Attributes:
+        notes: what a reader must know; stages add theirs.
+    """
+
+    target: Target
+    known: Registration
+    settings: Generation
+    maker: Descriptor
+    scores: Sequence[ImageScore]
+    options: Options
+    notes: list[str] = field(default_factory=list)
+    reference: Reference | None = None
+    judge: TextAlignment | None = None
+
+    describes: ClassVar[bool] = False
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the model takes captions."""
+        return self.target.denoiser is None or self.target.denoiser.conditional
+
+    def identity(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """The arm has no folder of its own."""
+        return {}, {}
+
+    def arms(self, results: Results) -> Iterator[Arm]:
+        """Images under every caption; without prompts, as many samples for all."""
         work = None
-    else:
-        prompts = [Prompt(SAMPLED, SAMPLED)]
-        work = [(prompts[0], draw) for draw in range(settings.draws * len(known.canaries))]
-    made = generate_stage(target, prompts, settings, run, None, retry_errors, silent, work)
-    result.notes += made.notes
-    similar = described(run.store, maker, known, [prompt.id for prompt in prompts])
-    if similar.set_aside:
-        result.notes.append(f"{similar.set_aside} images were set aside: failed, black or constant")
-    result.closest = similar.closest(known, own=conditional)
-    if conditional:
-        found = by_caption(similar, known)
-        unit = "similarity with the own picture minus mean similarity with the controls' (0: no trace)"
-        result.measures.append(
-            summarize("generation", unit, known.canaries, found.values, found.against, found.shares, settings.seed)
-        )
-        return
-    values, shares = by_sampling(similar, known)
-    unit = f"greatest similarity of any of {similar.images} samples with the picture"
-    result.measures.append(_of_column("sampling", unit, known, values, shares, settings.seed))
+        prompts = [Prompt(canary.id, canary.caption) for canary in self.known.canaries]
+        if not self.conditional:
+            prompts = [Prompt(SAMPLED, SAMPLED)]
+            work = [(prompts[0], draw) for draw in range(self.settings.draws * len(self.known.canaries))]
+        yield Arm(
+            ARM, lambda: self.target, prompts, self.settings, section={"canaries": {"descriptor": self.maker.recipe}},
+            work=work, fingerprints={"prompts": self.known.hash}, after=self._measured,
+        )  # fmt: skip
+
+    def _measured(self, run: RunDirectory, target: Target) -> list[CanaryMeasure]:
+        """The registered pictures by every image score."""
+        measures = []
+        for score in self.scores:
+            found = measure(
+                target, load_images(self.known.place), [score], out=run.path, seed=self.settings.seed,
+                batch=self.settings.batch, retry_errors=self.options.retry_errors, silent=self.options.silent,
+            )  # fmt: skip
+            values = found.evidence(score.label)
+            column = np.array([values.get(f"{canary.id}.png", np.nan) for canary in self.known.canaries])
+            unit = "evidence of the score, higher = more memorized"
+            measures.append(_of_column(score.label, unit, self.known, column))
+            self.notes += [note for note in found.notes if note not in self.notes]
+        return measures
+
+    def summarize(self, results: Results, arms: tuple[ArmPlace, ...]) -> CanariesSummary:
+        """Every measure, generation first."""
+        made = results[ARM].made
+        assert made is not None
+        measures: list[CanaryMeasure] = []
+        closest: list[ClosestImage] = []
+        if made.generation is not None:
+            generated, closest = self._generated(made)
+            measures.append(generated)
+        measures += made.after
+        known, values = self.known, [one.as_dict() for one in measures]
+        return CanariesSummary(
+            headline=headline(values[0]), arms=arms, notes=tuple(dict.fromkeys(self.notes)), model=self.target.name,
+            registration=known.hash, created=known.created, place=str(known.folder or known.place.parent), canaries=len(known.trained),
+            controls=len(known.controls), other_images=int(known.facts["images"]),
+            exposure_at_most=float(np.log2(len(known.controls) + 1)), measures=tuple(values), closest=tuple(closest),
+            limits=(
+                "How strongly the model holds on to other pictures: canaries are unlike them, and a picture that looks like "
+                "many is learned otherwise.",
+            ),
+        )  # fmt: skip
+
+    def _generated(self, made: Made) -> tuple[CanaryMeasure, list[ClosestImage]]:
+        known, denoiser = self.known, self.target.denoiser
+        assert made.generation is not None
+        if denoiser is not None and self.conditional:
+            encoded = denoiser.encode_prompts([canary.caption for canary in known.canaries])
+            if cut := sum(bool(text) for text in encoded.truncated):
+                self.notes.append(
+                    f"{cut} of {len(known.canaries)} captions are longer than the text encoder reads and were cut (in the "
+                    "training too): shorter ones tell canaries apart better (--words dataset)"
+                )
+        self.notes += made.generation.notes
+        prompts = [canary.id for canary in known.canaries] if self.conditional else [SAMPLED]
+        similar = described(made.run.store, self.maker, known, prompts)
+        if similar.set_aside:
+            self.notes.append(f"{similar.set_aside} images were set aside: failed, black or constant")
+        of = {canary.id: canary for canary in known.canaries}
+        closest = [
+            ClosestImage(
+                id=name, caption=of[name].caption, count=of[name].count, control=of[name].control, prompt_id=prompt, draw=draw,
+                similarity=similarity,
+            )
+            for name, (prompt, draw, similarity) in similar.closest(known, own=self.conditional).items()
+        ]  # fmt: skip
+        closest.sort(key=lambda one: -one.similarity)
+        if self.conditional:
+            found = by_caption(similar, known)
+            unit = "similarity with the own picture minus mean similarity with the controls' (0: no trace)"
+            against = found.values, found.against, found.shares
+            return summarize("generation", unit, known.canaries, *against, self.settings.seed), closest
+        values, shares = by_sampling(similar, known)
+        unit = f"greatest similarity of any of {similar.images} samples with the picture"
+        return _of_column("sampling", unit, known, values, shares, self.settings.seed), closest
 
 
 def _of_column(
