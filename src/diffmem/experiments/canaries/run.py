@@ -159,7 +159,8 @@ class CanariesExperiment(Experiment[CanariesSummary]):
         known, values = self.known, [one.as_dict() for one in measures]
         return CanariesSummary(
             headline=headline(values[0]), arms=arms, notes=tuple(dict.fromkeys(self.notes)), model=self.target.name,
-            registration=known.hash, created=known.created, place=str(known.folder or known.place.parent), canaries=len(known.trained),
+            registration=known.hash, created=known.created,
+            place=str(known.folder or known.place.parent), canaries=len(known.trained),
             controls=len(known.controls), other_images=int(known.facts["images"]),
             exposure_at_most=float(np.log2(len(known.controls) + 1)), measures=tuple(values), closest=tuple(closest),
             limits=(
