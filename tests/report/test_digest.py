@@ -71,7 +71,7 @@ def test_copies_are_counted_per_image_prompt_and_training_group(digest):
     assert (copies.unlabelled, copies.unlabelled_copied, copies.unreadable) == (1, 0, 1)
     assert digest.state == "copies"
     assert digest.headline == "2 of 5 prompts gave images that are called copies of 1 training image."
-    assert digest.images.model_dump() == {"made": 7, "errors": 0, "degenerate": 1}
+    assert digest.images.model_dump() == {"made": 7, "errors": 0, "degenerate": 1, "uncounted": 0}
 
 
 def test_galleries_sort_pairs_by_what_is_known_of_them(digest):

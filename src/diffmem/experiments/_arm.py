@@ -18,6 +18,7 @@ from diffmem.errors import IncompatibleRun, UsageError
 from diffmem.mitigation.base import Mitigation
 from diffmem.models.loading import quiet_libraries
 from diffmem.models.target import Target
+from diffmem.runs.asked import record_asked
 from diffmem.runs.directory import RunDirectory, record_model
 from diffmem.runs.facts import read_fact, write_fact
 from diffmem.runs.peak import peak_memory
@@ -183,6 +184,8 @@ def make_arm(arm: Arm, folder: Path | None, reference: Reference | None, options
     before = None if arm.before is None else arm.before(run, target)
     made = matching = None
     if target.can_generate:
+        if arm.work is None:
+            record_asked(run.path, arm.generation.draws)
         made = _generate(arm, target, run, options)
         if reference is not None and index is not None:
             matching = match_stage(

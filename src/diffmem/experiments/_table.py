@@ -15,8 +15,9 @@ from diffmem.copies.rule import CopyRule
 from diffmem.data.png import decode_png
 from diffmem.data.prompts import Prompt
 from diffmem.evaluation.text_alignment import TextAlignment
+from diffmem.runs.asked import asked_rows
 from diffmem.runs.facts import read_fact
-from diffmem.runs.store import RunStore
+from diffmem.runs.schemas import schema_of
 
 BATCH = 128
 
@@ -62,6 +63,8 @@ def read_arm(
 ) -> ArmTable:
     """Read a run directory that was generated, and matched if an index was given.
 
+    Only images that the last command asked for are in it: a run resumed with fewer keeps the others, uncounted.
+
     Args:
         run: the directory.
         prompts: the arm's list, which numbers the rows; images of other prompts are left out.
@@ -70,14 +73,18 @@ def read_arm(
     """
     fact = read_fact(run, "copies")
     rule = None if fact is None or fact["threshold"] is None else CopyRule.of_fact(fact["threshold"])
-    store = RunStore(run)
     nearest = {}
     if rule is not None:
-        nearest = {bytes(row["image_key"]): row for row in store.read("matches").to_pylist() if row["rank"] == 1}
+        nearest = {
+            bytes(row["image_key"]): row
+            for table in asked_rows(run, "matches", schema_of("matches").names)
+            for row in table.to_pylist()
+            if row["rank"] == 1
+        }
     place = {prompt.id: number for number, prompt in enumerate(prompts)}
     width = 0 if index is None else index.vectors.shape[1]
     rows: list[tuple[Any, ...]] = []
-    for images in _batches(store):
+    for images in _batches(run):
         sound = [row for row in images if row["status"] == "ok" and row["prompt_id"] in place]
         pictures = [decode_png(row["png"]) for row in sound] if index is not None or judge is not None else []
         described = iter(np.asarray(index.describe(pictures), np.float32) if index is not None and pictures else ())
@@ -107,7 +114,7 @@ def read_arm(
     )  # fmt: skip
 
 
-def _batches(store: RunStore) -> Iterator[list[dict[str, Any]]]:
-    for table in store.stream("images", ["key", "prompt_id", "draw", "png", "degenerate", "status", "error"]):
+def _batches(run: Path) -> Iterator[list[dict[str, Any]]]:
+    for table in asked_rows(run, "images", ["key", "prompt_id", "draw", "png", "degenerate", "status", "error"]):
         for start in range(0, table.num_rows, BATCH):
             yield table.slice(start, BATCH).to_pylist()

@@ -44,6 +44,7 @@ from diffmem.report.shape import (
 )  # fmt: skip
 from diffmem.report.table import prompt_table, table_places
 from diffmem.report.verdict import checks, limits, verdict
+from diffmem.runs.asked import asked_rows
 from diffmem.runs.facts import read_fact
 from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore
@@ -175,11 +176,14 @@ def _top_places(column: ScoreColumn) -> list[int]:
 
 def _images(store: RunStore) -> ImageCounts | None:
     made = errors = degenerate = 0
-    for table in store.stream("images", ["degenerate", "status"]):
+    for table in asked_rows(store.path, "images", ["degenerate", "status"]):
         ok = np.asarray(table["status"]) == "ok"
         made, errors = made + int(ok.sum()), errors + int((~ok).sum())
         degenerate += int((ok & np.asarray(table["degenerate"].is_valid())).sum())
-    return ImageCounts(made=made, errors=errors, degenerate=degenerate) if made or errors else None
+    if not made and not errors:
+        return None
+    kept = store.read("images", ["key"]).num_rows - made - errors
+    return ImageCounts(made=made, errors=errors, degenerate=degenerate, uncounted=kept)
 
 
 def _copies(fact: dict[str, Any], matches: Matches, per_prompt: PerPrompt, prompts: PromptColumns) -> CopiesDigest:

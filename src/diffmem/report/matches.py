@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from diffmem.copies.rule import CopyRule
 from diffmem.report.columns import Floats, PromptColumns, concatenate
 from diffmem.report.shape import Section
+from diffmem.runs.asked import asked_rows
 from diffmem.runs.facts import read_fact
 from diffmem.runs.store import RunStore
 
@@ -70,7 +71,7 @@ class Matches:
 def read_match_rows(store: RunStore) -> pa.Table:
     """The nearest match of every image; where an image was matched again, the later match."""
     tables = []
-    for table in store.stream("matches", [*COLUMNS, "rank", "status"]):
+    for table in asked_rows(store.path, "matches", [*COLUMNS, "rank", "status"]):
         keep = pc.and_(pc.equal(table["status"], "ok"), pc.fill_null(pc.equal(table["rank"], 1), False))
         tables.append(table.filter(keep).select(COLUMNS))
     whole = pa.concat_tables(tables) if tables else concatenate(store, "matches", COLUMNS)

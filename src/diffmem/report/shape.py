@@ -124,11 +124,15 @@ class ScoreDigest(_Part):
 
 
 class ImageCounts(_Part):
-    """Generated images: made, failed, and black or constant ones, which are set aside."""
+    """Generated images: made, failed, and black or constant ones, which are set aside.
+
+    `uncounted` are left from a command that asked for more images per prompt: they are kept, and nothing counts them.
+    """
 
     made: int
     errors: int
     degenerate: int
+    uncounted: int = 0
 
 
 class Threshold(_Part):

@@ -115,7 +115,8 @@ def checks(
                 check="images can be judged",
                 state="note" if images.errors or images.degenerate else "passed",
                 found=f"{images.made:,} made, {images.errors:,} failed, {images.degenerate:,} black or constant "
-                "(set aside)",
+                "(set aside)"
+                + (f"; {images.uncounted:,} beyond --images are kept, not counted" if images.uncounted else ""),
             )
         )
     return tuple(found) + (_copy_checks(copies) if copies is not None else ())

@@ -10,8 +10,9 @@ from diffmem.copies.rule import CopyRule
 from diffmem.data.images import ImageSet
 from diffmem.models.target import Target
 from diffmem.randomness import seed_of
+from diffmem.runs.asked import asked_rows
 from diffmem.runs.facts import read_fact
-from diffmem.runs.store import RunStore
+from diffmem.runs.schemas import schema_of
 from diffmem.scores.image.base import ImageScore
 from diffmem.stages.measure.measure import MeasureResult, measure
 
@@ -69,7 +70,12 @@ def copied_images(run: Path, train: ImageSet, index: CopyIndex) -> list[str]:
     if fact is None or fact["threshold"] is None:
         return []
     rule = CopyRule.of_fact(fact["threshold"])
-    nearest = [row for row in RunStore(run).read("matches").to_pylist() if row["rank"] == 1 and rule.is_copy(row)]
+    nearest = [
+        row
+        for table in asked_rows(run, "matches", schema_of("matches").names)
+        for row in table.to_pylist()
+        if row["rank"] == 1 and rule.is_copy(row)
+    ]
     nearest.sort(key=lambda row: (-row["similarity"], row["train_id"]))
     there = set(train.ids) & set(index.ids)
     return [name for name in dict.fromkeys(row["train_id"] for row in nearest) if name in there]

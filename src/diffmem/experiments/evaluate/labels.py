@@ -8,8 +8,9 @@ from typing import Any
 
 from diffmem.copies.rule import CopyRule
 from diffmem.errors import DataError
+from diffmem.runs.asked import asked_rows
 from diffmem.runs.facts import read_fact
-from diffmem.runs.store import RunStore
+from diffmem.runs.schemas import schema_of
 
 REPRODUCED = 0.5
 
@@ -35,7 +36,7 @@ def measured_labels(folder: Path) -> dict[str, dict[str, Any]]:
         )
     rule = CopyRule.of_fact(fact["threshold"])
     found: dict[str, dict[str, Any]] = {}
-    for table in RunStore(folder).stream("matches"):
+    for table in asked_rows(folder, "matches", schema_of("matches").names):
         for row in table.to_pylist():
             if row["status"] != "ok" or row["rank"] != 1:
                 continue

@@ -22,10 +22,11 @@ from diffmem.copies.statistics import Statistic
 from diffmem.data.images import ImageSet
 from diffmem.data.png import decode_png
 from diffmem.keys import row_key
+from diffmem.runs.asked import asked_rows
 from diffmem.runs.directory import RunDirectory
 from diffmem.runs.facts import read_fact, write_fact
 from diffmem.runs.progress import Progress
-from diffmem.runs.store import RunStore
+from diffmem.runs.schemas import schema_of
 
 BATCH = 256
 
@@ -90,6 +91,7 @@ def match_stage(
 ) -> MatchResult:
     """Match all images of a run that are not matched yet, and calibrate the threshold of a copy.
 
+    Of a run that holds more images than were asked for last, only those asked for are matched and counted.
     Images that a safety checker blackened or that are constant are set aside and counted, never matched.
     """
     result = MatchResult()
@@ -100,13 +102,13 @@ def match_stage(
          "problems": index.problems, "index": index.fingerprint, "train": index.images_fingerprint},
     )  # fmt: skip
     done = run.store.finished("matches")
-    total = run.store.read("images", ["key"]).num_rows
+    total = sum(table.num_rows for table in asked_rows(run.path, "images", ["key"]))
     with (
         run.stage("match", total, 0) as clock,
         run.store.writer("matches") as writer,
         Progress(total, "matching", unit="images", silent=silent) as bar,
     ):
-        for rows in _batches(run.store):
+        for rows in _batches(run.path):
             fresh = []
             for row in rows:
                 if row["status"] != "ok" or row["degenerate"]:
@@ -126,7 +128,12 @@ def called(run: RunDirectory) -> dict[bytes, tuple[dict[str, Any], bool]]:
     if fact is None or fact["threshold"] is None:
         return {}
     rule = CopyRule.of_fact(fact["threshold"])
-    rows = (row for row in run.store.read("matches").to_pylist() if row["rank"] == 1)
+    rows = (
+        row
+        for table in asked_rows(run.path, "matches", schema_of("matches").names)
+        for row in table.to_pylist()
+        if row["rank"] == 1
+    )
     return {bytes(row["image_key"]): (row, rule.is_copy(row)) for row in rows}
 
 
@@ -158,7 +165,7 @@ def agreement_stage(run: RunDirectory, descriptor: Descriptor) -> int:
     done = run.store.finished("scores")
     by_prompt: dict[str, list[np.ndarray]] = {}
     keys: dict[str, list[str]] = {}
-    for rows in _batches(run.store):
+    for rows in _batches(run.path):
         sound = [row for row in rows if row["status"] == "ok" and not row["degenerate"]]
         if sound:
             for row, vector in zip(sound, descriptor.describe([decode_png(r["png"]) for r in sound]), strict=True):
@@ -178,8 +185,8 @@ def agreement_stage(run: RunDirectory, descriptor: Descriptor) -> int:
     return len(by_prompt)
 
 
-def _batches(store: RunStore) -> Iterator[list[dict[str, Any]]]:
+def _batches(run: Path) -> Iterator[list[dict[str, Any]]]:
     columns = ["key", "prompt_id", "draw", "png", "degenerate", "status"]
-    for table in store.stream("images", columns):
+    for table in asked_rows(run, "images", columns):
         for start in range(0, table.num_rows, BATCH):
             yield table.slice(start, BATCH).to_pylist()
