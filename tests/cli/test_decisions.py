@@ -21,7 +21,8 @@ def audited(tmp_path_factory):
     inputs = digits.materialize(root / "in", 60)
     for name, guidance in (("strong", 2), ("weak", 1)):
         assert main(
-            ["audit", "testbed:digits", "--prompts", str(inputs.prompts), "--train", str(inputs.train), "--heldout",
+            ["audit", "testbed:digits", "--prompts", str(inputs.prompts), "--labels", "label", "--train", str(inputs.train),
+             "--heldout",
              str(inputs.held_out), "--out", str(root / name), "--steps", "10", "--guidance", str(guidance), "--images", "2",
              "--draws", "2", "--quiet"]
         ) == 0  # fmt: skip
@@ -56,7 +57,7 @@ def test_measured_labels_are_written_as_a_prompt_list(audited, capsys, tmp_path)
     assert "60 measured labels" in err
     from diffmem.data.prompts import load_prompts
 
-    prompts = load_prompts(tmp_path / "l.jsonl")
+    prompts = load_prompts(tmp_path / "l.jsonl", labels="label")
     tiers = {p.extra["tier"] for p in prompts}
     assert tiers <= {"reproduced", "sometimes", "not reproduced"}
     assert {p.label for p in prompts if p.extra["tier"] == "reproduced"} == {True}

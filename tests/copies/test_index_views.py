@@ -85,3 +85,16 @@ def test_a_set_of_square_pictures_has_no_views_and_the_fingerprint_of_before():
     assert len(index.views) == 0 and isinstance(index.duplicates(), DuplicateGroups)
     found = neighbourhood(index.vectors[:], index)
     assert (found.view == -1).all()
+
+
+def test_what_is_not_in_an_index_is_said_when_it_is_opened(tmp_path, caplog):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for i in range(3):
+        smooth(16, 16).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"x")
+    (folder / "raw.dng").write_bytes(b"x")
+    CopyIndex.build(load_images(folder), L2Tiled(16), tmp_path / "index")
+    caplog.clear()
+    CopyIndex.load(tmp_path / "index", L2Tiled(16))
+    assert "1 of 4 pictures of the index" in caplog.text and "broken.png" in caplog.text and "raw.dng" in caplog.text

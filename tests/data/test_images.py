@@ -141,10 +141,11 @@ def test_parquet_column_errors_list_the_columns(tmp_path):
         load_images(path)
 
 
-def test_duplicate_ids_are_named(tmp_path):
+def test_ids_that_occur_again_are_numbered_and_named(tmp_path, caplog):
     pq.write_table(pa.table({"image": [b"1", b"2", b"3"], "id": [4, 5, 4]}), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match=r"'4' \(rows 1, 3\)"):
-        load_images(tmp_path / "t.parquet")
+    assert load_images(tmp_path / "t.parquet").ids == ["4", "5", "4#2"]
+    assert "'4' in rows 1, 3" in caplog.text
+    assert load_images(tmp_path / "t.parquet", id_column="").ids == ["000000", "000001", "000002"]
 
 
 @pytest.mark.parametrize("make", [lambda d: None, lambda d: (d / "a.txt").write_text("x")])
@@ -327,7 +328,8 @@ def test_pictures_in_memory():
     assert "cannot be read" in items[6].problem and "a int" in items[7].problem
     assert load_images({"a": PIXELS[0]}).by_id("a").image.size == (5, 6)
     assert len(load_images(np.stack(PIXELS))) == 7
-    assert "nan" in next(iter(load_images([np.full((2, 2), np.nan)]))).problem
+    with pytest.raises(UsageError, match=r"None of the 1 pictures .*nan"):
+        load_images([np.full((2, 2), np.nan)])
 
 
 def test_fingerprint_is_of_content_and_order_not_of_place(tmp_path):
@@ -359,3 +361,36 @@ def test_reading_parquet_needs_bounded_memory(tmp_path):
     for _ in load_images(tmp_path / "t.parquet"):
         peak = max(peak, pa.total_allocated_bytes() - before)
     assert 0 < peak < 90e6  # of 160 MB in one row group
+
+
+@pytest.mark.parametrize(("name", "kind", "module"), [
+    ("a.tga", "TGA", None), ("a.qoi", "QOI", None), ("a.heic", "HEIF", "pillow_heif"), ("a.jxl", "JXL", "pillow_jxl"),
+])  # fmt: skip
+def test_further_formats_are_read(tmp_path, name, kind, module):
+    if module is not None:
+        pytest.importorskip(module)
+    from diffmem.data.formats import formats
+
+    formats()
+    smooth = Image.fromarray(PIXELS[0]).resize((64, 64), Image.Resampling.BICUBIC)
+    options = {"HEIF": {"quality": 100}, "JXL": {"lossless": True}}.get(kind, {})
+    item = only(encode(smooth, kind, **options), name, tmp=tmp_path)
+    assert (
+        np.abs(np.asarray(item.image).astype(int) - np.asarray(smooth)).mean() < 8
+    )  # HEIF halves the resolution of colours
+
+
+def test_formats_of_plug_ins_that_are_not_there_say_what_to_install(monkeypatch):
+    from diffmem.data import formats
+
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    formats.formats.cache_clear()
+    formats.suffixes.cache_clear()
+    try:
+        assert ".heic" not in formats.suffixes()
+        assert "diffmem[formats]" in formats.why_not_read(".heic") and "pillow-jxl-plugin" in formats.why_not_read(
+            ".jxl"
+        )
+    finally:
+        formats.formats.cache_clear()
+        formats.suffixes.cache_clear()

@@ -35,7 +35,7 @@ def write_csv(path, rows, delimiter, encoding="utf-8"):
 def test_csv_with_quotes_line_breaks_and_long_fields(tmp_path, delimiter, encoding):
     path = tmp_path / "p.csv"
     write_csv(path, [(t, "true") for t in AWKWARD], delimiter, encoding)
-    prompts = load_prompts(path)
+    prompts = load_prompts(path, labels="label")
     assert [p.text for p in prompts] == AWKWARD
     assert [p.id for p in prompts] == [str(i) for i in range(len(AWKWARD))]
     assert prompts.column == "Caption"
@@ -55,7 +55,8 @@ def test_same_prompts_in_every_format_have_one_fingerprint(tmp_path):
     write_csv(tmp_path / "a.csv", [(r["prompt"], {True: "1", False: "0", None: ""}[r["label"]]) for r in rows], ",")
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), "utf-8")
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    lists = [load_prompts(tmp_path / name) for name in ("a.csv", "a.jsonl", "a.parquet")] + [load_prompts(rows)]
+    sources = [*(tmp_path / name for name in ("a.csv", "a.jsonl", "a.parquet")), rows]
+    lists = [load_prompts(source, labels="label") for source in sources]
     assert len({p.fingerprint for p in lists}) == 1
     assert all([q.label for q in p] == [r["label"] for r in rows] for p in lists)
     changed = load_prompts([{**rows[0], "prompt": "other"}, *rows[1:]])
@@ -105,10 +106,8 @@ def test_ids_groups_and_extra_columns():
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"text": "a", "id": 1}, {"text": "b", "id": 2}, {"text": "c", "id": 1}], ["duplicate", "'1'", "rows 1, 3"]),
         ([{"text": "a", "id": ""}], ["row 1", "no id"]),
         ([{"sentence": "a", "url": "b"}], ["no column called", "sentence, url"]),
-        ([{"text": "a", "label": "maybe"}], ["row 1", "'maybe'"]),
         ([], ["no prompts"]),
     ],
 )
@@ -116,6 +115,27 @@ def test_broken_lists_are_named(rows, words):
     with pytest.raises(DataError) as error:
         load_prompts(rows)
     assert all(word in str(error.value) for word in words)
+
+
+def test_labels_are_read_only_when_asked_for(caplog):
+    rows = [{"text": "a", "label": "1"}, {"text": "b", "label": "maybe"}]
+    assert [p.label for p in load_prompts(rows)] == [None, None]
+    assert "--labels label" in caplog.text
+    assert [p.extra for p in load_prompts(rows)] == [{"label": "1"}, {"label": "maybe"}]
+    with pytest.raises(DataError, match="row 2: label 'maybe'"):
+        load_prompts(rows, labels="label")
+    with pytest.raises(DataError, match="no column 'memorized' for the labels"):
+        load_prompts(rows, labels="memorized")
+
+
+def test_rows_of_one_id_are_captions_of_one_image_where_that_is_said(caplog):
+    rows = [{"text": "a", "id": 1}, {"text": "b", "id": 2}, {"text": "c", "id": 1}]
+    with pytest.raises(DataError, match=r"'1' in rows 1, 3.*--id id.*--id none"):
+        load_prompts(rows)
+    assert [(p.id, p.group) for p in load_prompts(rows, id_column="id")] == [("1", "1"), ("2", None), ("1#2", "1")]
+    assert "'1' in rows 1, 3" in caplog.text
+    again = [{"text": t, "id": i} for t, i in zip("abc", ("1", "1#2", "1"))]
+    assert [p.id for p in load_prompts(again, id_column="id")] == ["1", "1#2", "1#3"]
 
 
 def test_a_column_that_does_not_exist_lists_the_others():

@@ -98,36 +98,40 @@ class Verb:
     read: Read
 
 
+def _asked(prompts: Path) -> tuple[object, ...]:
+    return "--prompts", prompts, "--labels", "label"
+
+
 def verbs() -> dict[str, Verb]:
     """All verbs that are recorded."""
     model = "testbed:digits"
     return {
         "score": Verb(
-            lambda i: ("score", model, "--prompts", i.prompts, *_scoring()),
+            lambda i: ("score", model, *_asked(i.prompts), *_scoring()),
             lambda _, run: {"scores": _table(run, "scores", ("prompt_id", "score", "draw", "value", "status"))},
         ),
         "generate": Verb(
-            lambda i: ("generate", model, "--prompts", i.prompts, "--images", 2, *SAMPLING),
+            lambda i: ("generate", model, *_asked(i.prompts), "--images", 2, *SAMPLING),
             lambda _, run: {"images": _images(run)},
         ),
         "audit": Verb(
-            lambda i: ("audit", model, "--prompts", i.prompts, "--images", 3, "--train", i.train, "--heldout", i.heldout,
+            lambda i: ("audit", model, *_asked(i.prompts), "--images", 3, "--train", i.train, "--heldout", i.heldout,
                        *_scoring(), *SAMPLING, *COPIES),
             _audit,
         ),
         "against": Verb(
-            lambda i: ("audit", model, "--prompts", i.prompts, "--images", 2, "--train", i.train, "--heldout", i.heldout,
+            lambda i: ("audit", model, *_asked(i.prompts), "--images", 2, "--train", i.train, "--heldout", i.heldout,
                        "--lora", i.lora, "--against-base", *_scoring(), *SAMPLING, *COPIES),
             _against,
         ),
         "mitigate": Verb(
-            lambda i: ("mitigate", model, "--prompts", i.prompts, "--images", 2, "--train", i.train, "--heldout",
+            lambda i: ("mitigate", model, *_asked(i.prompts), "--images", 2, "--train", i.train, "--heldout",
                        i.heldout, "--method", "random-tokens:count=4", "--method", "opposite-guidance", "--text-alignment",
                        "digits", *SAMPLING, *COPIES),
             lambda printed, _: {"settings": json.loads(printed)},
         ),
         "robustness": Verb(
-            lambda i: ("robustness", model, "--prompts", i.memorized, "--images", 2, "--train", i.train, "--heldout",
+            lambda i: ("robustness", model, *_asked(i.memorized), "--images", 2, "--train", i.train, "--heldout",
                        i.heldout, "--method", "random-tokens:count=4", "--worst-of", 1, "--worst-of", 3, "--scales", 3,
                        "--samplers", "ddim:4", "--adversarial-steps", 2, "--text-alignment", "digits", *SAMPLING, *COPIES),
             lambda printed, _: {"conditions": json.loads(printed)},
@@ -139,7 +143,7 @@ def verbs() -> dict[str, Verb]:
             lambda printed, _: {"measures": json.loads(printed)["measures"]},
         ),
         "extract": Verb(
-            lambda i: ("extract", model, "--prompts", i.prompts, "--images", 10, "--clique", 6, "--train", i.train,
+            lambda i: ("extract", model, *_asked(i.prompts), "--images", 10, "--clique", 6, "--train", i.train,
                        "--descriptor", "l2-tiled", *SAMPLING),
             _extract,
         ),

@@ -88,7 +88,7 @@ def test_captions_that_are_no_captions(tmp_path):
     with pytest.raises(DataError, match=r"captions = 3 \(0.png\); expected a list"):
         load_training_set(tmp_path)
     table.write_text('{"file_name": "0.png", "captions": [')
-    with pytest.raises(DataError, match=r"metadata.jsonl', line 1: no JSON"):
+    with pytest.raises(DataError, match=r"metadata.jsonl' of .*, line 1: no JSON"):
         load_training_set(tmp_path)
 
 

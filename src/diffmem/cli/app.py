@@ -146,12 +146,30 @@ def _report(error: BaseException) -> int:
     return code
 
 
+class _PlainFormatter(logging.Formatter):
+    """One line of text that cannot steer a terminal, whatever names of files are in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from diffmem.cli.output import plain
+
+        return plain(super().format(record))
+
+
 @contextmanager
 def _warnings_on_stderr() -> Iterator[None]:
-    """Show the package's own log warnings as `diffmem: warning: ...` while a verb runs."""
+    """Show the package's own log warnings as `diffmem: warning: ...` while a verb runs; of the data's notes each once."""
+    said: set[str] = set()
+
+    def fresh(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        again = record.name == "diffmem.data" and text in said
+        said.add(text)
+        return not again
+
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("diffmem: warning: %(message)s"))
+    handler.setFormatter(_PlainFormatter("diffmem: warning: %(message)s"))
     handler.setLevel(logging.WARNING)
+    handler.addFilter(fresh)
     logger = logging.getLogger("diffmem")
     logger.addHandler(handler)
     try:

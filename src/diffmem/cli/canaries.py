@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from diffmem.cli.options import DescriptorOptions, ModelOptions, SamplingOptions, WorkOptions, need
+from diffmem.cli.options import CaptionOption, DescriptorOptions, ModelOptions, SamplingOptions, WorkOptions, need
 from diffmem.errors import DataError, UsageError
 
 MODEL = ModelOptions()
@@ -34,6 +34,7 @@ def make(
     apart: Annotated[
         float | None, Parameter(help="least distance between pictures; default 1.5 that of a copy")
     ] = None,
+    captions: CaptionOption = None,
     only_canaries: Annotated[
         bool, Parameter(negative="", help="write canaries only, for a loader of your own")
     ] = False,
@@ -47,6 +48,7 @@ def make(
         dataset: the pictures that the model will be trained on: folder or parquet.
     """
     from diffmem.cli.output import emit_json, note
+    from diffmem.data.images import load_images
     from diffmem.training.canaries import CanaryPlan, draw_canaries
     from diffmem.training.canary_files import write_canaries
 
@@ -60,8 +62,9 @@ def make(
             f"--per-count {per_count}, --controls {controls}, --apart {apart}; expected at least 1, at least 2, above 0."
         )
     plan = CanaryPlan(counts=levels, per_count=per_count, controls=controls, words=words, apart=apart, seed=seed)
-    drawn = draw_canaries(dataset, plan, quiet or json)
-    data = write_canaries(drawn, dataset, folder, only_canaries)
+    listed = load_images(dataset, captions=captions)
+    drawn = draw_canaries(listed, plan, quiet or json)
+    data = write_canaries(drawn, listed, folder, only_canaries)
     registered = drawn.registration
     summary = {
         "registration": registered.hash, "file": str(folder / "canaries.json"), "data": str(data),

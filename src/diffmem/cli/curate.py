@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import DescriptorOptions, need
+from diffmem.cli.options import CaptionOption, DescriptorOptions, need
 
 COPIES = DescriptorOptions()
 
@@ -28,6 +28,7 @@ def curate(
     recaption: Annotated[
         str | None, Parameter(help='re-caption held images that have a caption of their own, e.g. "An image"')
     ] = None,
+    captions: CaptionOption = None,
     cut: Annotated[float | None, Parameter(help="similarity of near-duplicates; default: the descriptor's")] = None,
     write: Annotated[bool, Parameter(negative="", help="write the modified dataset too")] = False,
     format: Annotated[Literal["folder", "parquet"], Parameter(help="of the modified dataset")] = "folder",
@@ -44,10 +45,11 @@ def curate(
     """
     from diffmem.cli.output import emit_json, emit_table, note
     from diffmem.copies.curation import Proposal, Rule
+    from diffmem.data.images import load_images
     from diffmem.experiments.curate.run import curate as run_curation
 
     made = run_curation(
-        images, need(run, "--run", "curation reads what diffmem measure found"),
+        load_images(images, captions=captions), need(run, "--run", "curation reads what diffmem measure found"),
         need(out, "--out", "the proposal needs a folder"), score=score,
         rule=Rule(false_positives=false_positives, share=share, alter=alter, recaption=recaption),
         descriptor=copies.descriptor, descriptor_options=copies.options(), cut=cut, write=write, format=format,

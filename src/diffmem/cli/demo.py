@@ -52,7 +52,7 @@ def demo(
         shutil.rmtree(out)
     materialize = photos.materialize if testbed == "photos" else digits.materialize
     inputs = materialize(out.with_name(out.name + "-inputs"), prompts)
-    listed = load_prompts(inputs.prompts)
+    listed = load_prompts(inputs.prompts, labels="label")
     kinds = collections.Counter(_kind(p.extra["tier"], p.extra["count"]) for p in listed)
     silent = quiet or json
     if not silent:

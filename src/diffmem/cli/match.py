@@ -133,7 +133,7 @@ def open_or_build_index(train: Path, copies: DescriptorOptions, allow_pickle: bo
     from diffmem.data.images import load_images
     from diffmem.stages.match.stage import build_index, open_index
 
-    if train.is_dir() and index_files.exists(train):
+    if index_files.exists(train):
         return open_index(train, copies.options(allow_pickle))
     listed = load_images(train)
     descriptor = make_descriptor(copies.descriptor, listed, **copies.options(allow_pickle))

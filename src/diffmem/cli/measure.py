@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import ModelOptions, WorkOptions, need
+from diffmem.cli.options import CaptionOption, ModelOptions, WorkOptions, need
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def measure(
     condition: Annotated[
         Literal["caption", "none"], Parameter(help="measure under the captions, where there are any, or without")
     ] = "caption",
+    captions: CaptionOption = None,
     limit: Annotated[int | None, Parameter(help="only a random part of so many images (and held-out images)")] = None,
     strict_size: Annotated[
         bool, Parameter(negative="", help="refuse images of another size or mode instead of converting them")
@@ -62,8 +63,8 @@ def measure(
     if batch < 1:
         raise UsageError(f"--batch is {batch}; expected at least 1.")
     wanted = parse_image_scores(scores)
-    source = load_images(need(images, "--images", "which images shall be measured?"))
-    reference = None if heldout is None else load_images(heldout)
+    source = load_images(need(images, "--images", "which images shall be measured?"), captions=captions)
+    reference = None if heldout is None else load_images(heldout, captions=captions)
     shard = parse_shard(work.shard)
     opened = target.open(model, check=not work.dry_run)
     if work.dry_run:

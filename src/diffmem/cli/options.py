@@ -73,13 +73,24 @@ class ModelOptions:
         return target
 
 
+CaptionOption = Annotated[
+    Literal["metadata", "caption", "txt", "json", "folder"] | None,
+    Parameter(help="where a folder's captions are read from; default: wherever there are any, if they agree"),
+]
+
+
 @Parameter(name="*", group="Prompts")
 @dataclass(frozen=True)
 class PromptOptions:
     """Where the prompts come from."""
 
-    prompts: Annotated[Path | None, Parameter(help="txt, csv, jsonl or parquet; a folder: its captions")] = None
+    prompts: Annotated[Path | None, Parameter(help="txt, csv, json, jsonl or parquet; a folder: its captions")] = None
     column: Annotated[str | None, Parameter(help="the column with the prompts")] = None
+    id: Annotated[str | None, Parameter(help="the column with the ids; none numbers the rows")] = None
+    labels: Annotated[
+        str | None, Parameter(help="the column that says which prompts are memorized (true, false); default: not read")
+    ] = None
+    captions: CaptionOption = None
     encoding: Annotated[str | None, Parameter(help="of a text file; default: UTF-8")] = None
 
     def load(self, typed: tuple[str, ...]) -> PromptList:
@@ -91,7 +102,10 @@ class PromptOptions:
         if self.prompts is None and not typed:
             raise UsageError('No prompts: type one ("a red fox") or give a file (--prompts captions.jsonl).')
         if self.prompts is not None:
-            return load_prompts(self.prompts, column=self.column, encoding=self.encoding)
+            return load_prompts(
+                self.prompts, column=self.column, id_column="" if self.id == "none" else self.id,
+                encoding=self.encoding, labels=self.labels, captions=self.captions,
+            )  # fmt: skip
         return load_prompts(list(typed))
 
 

@@ -34,7 +34,7 @@ def train(
                 "model": settings.model.model_copy(update={"base": beside(plan, settings.model.base)})}
     )  # fmt: skip
     if dry_run:
-        data = load_training_set(settings.data.images, settings.data.limit)
+        data = load_training_set(settings.data.images, settings.data.limit, settings.data.caption_files)
         emit_json(
             {"plan": settings.model_dump(mode="json"), "images": len(data), "fingerprint": data.fingerprint,
              "unreadable": dict(data.unreadable), "with_captions": sum(bool(i.captions) for i in data.images)}

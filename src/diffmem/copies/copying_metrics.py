@@ -22,7 +22,7 @@ from diffmem.copies.similarity import (
     split_similarities,
     top1,
 )
-from diffmem.data.images import ImageItem, load_images
+from diffmem.data.images import ImageItem, as_images
 from diffmem.errors import UsageError
 from diffmem.evaluation.estimate import Bootstrap, Estimate
 from diffmem.evaluation.frechet import BLOCKS, FrechetDistance, frechet_interval
@@ -103,7 +103,7 @@ def copying_metrics(
     """Measure how much a set of images copies a training set (methods: Somepalli et al., NeurIPS 2023, §3).
 
     Args:
-        images: generated images, whatever `load_images` takes.
+        images: generated images, whatever `as_images` takes.
         index: the training set, loaded with its descriptor; at least two images.
         alignment: judges images against their captions; needs captions.
         threshold: similarity above which an image counts in `share_above`; by default see `Similarities`.
@@ -117,7 +117,7 @@ def copying_metrics(
     Raises:
         UsageError: nothing that can be judged, captions that are missing, groups that do not fit.
     """
-    images = load_images(images)
+    images = as_images(images)
     if groups is not None and len(groups) != len(images):
         raise UsageError(f"{len(groups)} groups for {len(images)} images; expected one for each.")
     names = dict(zip(images.ids, groups, strict=True)) if groups is not None else None

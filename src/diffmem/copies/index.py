@@ -26,7 +26,8 @@ from diffmem.copies.neighbors import Ints, top_k
 from diffmem.copies.templates import with_templates
 from diffmem.copies.vectors import Vectors
 from diffmem.data.fingerprint import hash_array, hash_json
-from diffmem.data.images import ImageItem, ImageSet, load_images
+from diffmem.data.images import ImageItem, ImageSet, as_images, load_images
+from diffmem.data.notes import count, named, say
 from diffmem.errors import DataError, UsageError
 
 _ALIKE = 16  # near-duplicates that are looked for per image by the approximate search
@@ -80,7 +81,7 @@ class CopyIndex:
             DataError: no image can be decoded, or the folder holds an index by another descriptor.
             IncompatibleRun: the folder holds an index of other images.
         """
-        images, folder = load_images(images), None if path is None else Path(path)
+        images, folder = as_images(images), None if path is None else Path(path)
         with nullcontext() if folder is None else locked(folder / ".lock"):
             if folder is not None and exists(folder):
                 index = cls.load(folder, descriptor)
@@ -105,11 +106,28 @@ class CopyIndex:
             DataError: no index there, damaged, or made by another descriptor.
         """
         index = cls(IndexState.read(Path(path)), None)
-        index._sets = {number: load_images(source) for number, source in enumerate(sources)}
+        index._sets = {number: as_images(source) for number, source in enumerate(sources)}
         if descriptor is not None:
             index.require(descriptor)
             index.descriptor = descriptor
+        index._tell()
         return index
+
+    def _tell(self) -> None:
+        """Say what is not in a finished index that lies on disk: files not read, pictures that cannot be described, views."""
+        for note in [note for source in self._state.meta["sources"] for note in source.get("notes", ())]:
+            say(note)
+        if self.problems and self.complete:
+            shown = [f"{key} ({problem})" for key, problem in self.problems.items()]
+            total = count(len(self) + len(shown), "picture")
+            say(
+                f"{len(shown):,} of {total} of the index in {self.path} cannot be read and are left out: {named(shown)}"
+            )
+        if "views" not in self._state.meta:
+            say(
+                f"the index in {self.path} was made before pictures were compared as training scripts see them (centre square, "
+                "without alpha, ...); index again to have that"
+            )
 
     @classmethod
     def from_vectors(cls, vectors: NDArray[Any], descriptor: Descriptor, ids: Sequence[str] | None = None) -> CopyIndex:
@@ -135,7 +153,7 @@ class CopyIndex:
         Raises:
             DataError: ids that the index has already. UsageError: the index was loaded without its descriptor.
         """
-        images, maker = load_images(images), self._maker()
+        images, maker = as_images(images), self._maker()
         with nullcontext() if self.path is None else locked(self.path / ".lock"):
             fill(self._state, images, maker, batch, part_rows, progress, first=False)
         self._sets[len(self._state.meta["sources"]) - 1] = images

@@ -159,7 +159,9 @@ def _source_number(state: IndexState, images: ImageSet, first: bool) -> int:
     if twice:
         raise DataError(f"{len(twice)} ids of {images.name} are in the index already, for instance '{twice[0]}'.")
     path = None if images.path is None else str(images.path.resolve())
-    sources.append({"path": path, "column": images.column, "name": images.name, "fingerprint": None})
+    sources.append(
+        {"path": path, "column": images.column, "name": images.name, "fingerprint": None, "notes": images.notes}
+    )
     return len(sources) - 1
 
 

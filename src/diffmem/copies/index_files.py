@@ -180,7 +180,10 @@ class IndexState:
 
 def exists(folder: Path) -> bool:
     """Whether an index, finished or not, lies in this folder."""
-    return (folder / "meta.json").is_file()
+    try:
+        return (folder / "meta.json").is_file()
+    except OSError:
+        return False  # whoever opens it says what is wrong with the path
 
 
 def _open(folder: Path, number: int, what: str = "vectors") -> NDArray[np.float32]:

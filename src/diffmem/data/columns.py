@@ -30,7 +30,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     """Some columns of all rows; class numbers of the `datasets` library as the names that it keeps beside them."""
     table = _arrow(path).select(list(columns)) if _is_arrow(path) else pq.read_table(path, columns=list(columns))
     rows: list[dict[str, Any]] = table.to_pylist() if columns else [{} for _ in range(count_rows(path))]
-    for column, names in _class_names(schema_of(path)).items():
+    for column, names in class_names(schema_of(path)).items():
         for row in rows:
             value = row.get(column)
             if isinstance(value, int) and 0 <= value < len(names):
@@ -84,7 +84,7 @@ def _arrow(path: Path) -> Any:
         return pa.ipc.open_file(source).read_all()
 
 
-def _class_names(schema: Any) -> dict[str, list[str]]:
+def class_names(schema: Any) -> dict[str, list[str]]:
     """Column -> names of its classes, where the `datasets` library left them in the schema."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]

@@ -11,16 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diffmem.data.formats import formats, what_it_is
+
 MAX_PIXELS = 64_000_000
-# Formats with a decoder of their own in Pillow; EPS and the like would start other programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF")
-SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "gif", "tif", "tiff"),
-        *("ppm", "pgm", "pbm", "pnm", "jp2", "j2k", "ico", "avif"),
-    )
-)
 _ORIENTATION = 0x0112
 
 
@@ -38,12 +31,13 @@ class Decoded:
     original: Image.Image | None = None
 
 
-def decode_bytes(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Decoded:
+def decode_bytes(data: bytes | None, max_pixels: int = MAX_PIXELS, name: str = "") -> Decoded:
     """Decode one encoded picture.
 
     Args:
         data: the content of a picture file, or None where there is none.
         max_pixels: pictures of more pixels are refused from their header, before anything is decompressed.
+        name: of the file; Targa (.tga), which almost anything looks like, is tried only where the name says it.
 
     Returns:
         The first frame, turned by its EXIF orientation, as RGB or L. Transparency is laid over white; 16-bit greys are
@@ -55,7 +49,9 @@ def decode_bytes(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Decoded:
         with warnings.catch_warnings():
             # Our own limit below is stricter than the size at which Pillow starts to warn.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_available())
+            image = Image.open(
+                io.BytesIO(data), formats=(*formats(), *(["TGA"] if name.lower().endswith(".tga") else []))
+            )
         if (problem := _too_large(image.size, max_pixels)) is not None:
             return Decoded(None, problem)
         image.load()
@@ -67,7 +63,8 @@ def decode_bytes(data: bytes | None, max_pixels: int = MAX_PIXELS) -> Decoded:
     except Image.DecompressionBombError:
         return Decoded(None, f"the image is larger than the limit of {max_pixels:,} pixels")
     except UnidentifiedImageError:
-        return Decoded(None, f"not an image in a known format ({len(data):,} bytes)")
+        said = what_it_is(data)
+        return Decoded(None, f"not an image in a known format ({said or f'{len(data):,} bytes'})")
     except MemoryError:
         return Decoded(None, "the image does not fit into memory")
     except Exception as error:
@@ -93,20 +90,9 @@ def decode_image(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Decoded:
 
 
 def decode_array(array: NDArray[Any], max_pixels: int = MAX_PIXELS) -> Decoded:
-    """An array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], uint8 or floating point in [0, 1], as RGB or L."""
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-        return Decoded(None, f"array of shape {array.shape}; expected [height, width] with 1, 3 or 4 channels last")
+    """An array [H, W], [H, W, 3] or [H, W, 4] of uint8, or [H, W] of uint16, as RGB or L (`arrays` makes them so)."""
     if (problem := _too_large((array.shape[1], array.shape[0]), max_pixels)) is not None:
         return Decoded(None, problem)
-    if np.issubdtype(array.dtype, np.floating):
-        low, high = float(array.min()), float(array.max())
-        if not (low >= 0 and high <= 1):
-            return Decoded(None, f"floating-point values lie in [{low:g}, {high:g}]; expected [0, 1]")
-        array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
-    if array.dtype != np.uint8:
-        return Decoded(None, f"array of {array.dtype}; expected uint8, or floating point in [0, 1]")
     return decode_image(Image.fromarray(np.ascontiguousarray(array)), max_pixels)
 
 
@@ -187,8 +173,3 @@ def _too_large(size: tuple[int, int], max_pixels: int) -> str | None:
     if width * height > max_pixels:
         return f"the image has {width}×{height} pixels, more than the limit of {max_pixels:,}"
     return None
-
-
-def _available() -> list[str]:
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]

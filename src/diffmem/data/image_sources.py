@@ -1,22 +1,22 @@
-"""Where pictures come from: a folder, parquet files, memory. Sources hand out undecoded content one at a time."""
+"""Where pictures come from: files, tables, memory. Sources hand out undecoded content one at a time."""
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from diffmem.data.decode import SUFFIXES, Decoded, decode_array, decode_bytes, decode_image
+from diffmem.data.captions import CaptionReader, Captions
+from diffmem.data.decode import Decoded, decode_array, decode_bytes, decode_image
 from diffmem.data.fingerprint import hash_array, hash_bytes
-from diffmem.data.tables import check_unique, read_jsonl
-from diffmem.data.text import read_text
-from diffmem.errors import DataError
+from diffmem.data.formats import suffixes
+from diffmem.data.notes import count, named
+from diffmem.data.survey import Survey, unread_notes
+from diffmem.data.trees import Tree
 
 _MAX_FILE_BYTES = 1 << 30
 
@@ -27,9 +27,16 @@ class Raw:
 
     id: str
     payload: bytes | Image.Image | np.ndarray[Any, Any] | None
-    caption: str | None = None
+    captions: tuple[str, ...] = ()
     problem: str | None = None
     note: str | None = None
+    label: str | None = None
+    repeats: int = 1
+
+    @property
+    def caption(self) -> str | None:
+        """The first of its captions."""
+        return self.captions[0] if self.captions else None
 
     @property
     def digest(self) -> str:
@@ -50,146 +57,74 @@ class Raw:
             return decode_array(self.payload, max_pixels)
         if isinstance(self.payload, Image.Image):
             return decode_image(self.payload, max_pixels)
-        return decode_bytes(self.payload, max_pixels)
+        return decode_bytes(self.payload, max_pixels, self.id)
 
 
 class ImageSource(ABC):
-    """Pictures with unique ids in a fixed order."""
+    """Pictures with unique ids in a fixed order.
+
+    Attributes:
+        name: what messages call it.
+        ids: of all pictures.
+        notes: sentences on what is there and is not read.
+        caption_problem: why captions are ambiguous or unreadable, None where they are not.
+    """
 
     name: str
     ids: Sequence[str]
+    notes: Sequence[str] = ()
+    caption_problem: str | None = None
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Iterator[Raw]:
         """The pictures at positions start … stop − 1, one at a time."""
 
-
-class MemorySource(ImageSource):
-    """PIL images, arrays or paths of picture files in a Python sequence or mapping of ids."""
-
-    def __init__(self, images: Sequence[Any] | Mapping[str, Any]) -> None:
-        self.name = "a Python sequence"
-        if isinstance(images, Mapping):
-            self.ids, self._images = [str(key) for key in images], list(images.values())
-        else:
-            self._images = list(images)
-            self.ids = row_ids(len(self._images))
-
-    def read(self, start: int, stop: int) -> Iterator[Raw]:
-        """The pictures at positions start … stop − 1."""
-        for key, item in zip(self.ids[start:stop], self._images[start:stop], strict=True):
-            if isinstance(item, (str, Path)):
-                yield read_file(Path(item), key)
-            elif isinstance(item, (Image.Image, np.ndarray)):
-                yield Raw(key, item)
-            else:
-                kind = type(item).__name__
-                yield Raw(key, None, None, f"a {kind}; expected a PIL image, a NumPy array or the path of a picture")
+    def words(self, start: int, stop: int) -> Iterator[Raw]:
+        """As `read`, of the captions, labels and repeats alone: `payload` is None."""
+        for raw in self.read(start, stop):
+            yield replace(raw, payload=None)
 
 
-class FolderSource(ImageSource):
-    """Picture files below a folder; captions from metadata.jsonl (`file_name`; the first of several) or a .txt file beside.
+class FileSource(ImageSource):
+    """The picture files of a folder or archive, each called what lies beside it says.
 
-    Ids are paths relative to the folder, with forward slashes.
+    Ids are their relative names, with forward slashes.
     """
 
-    def __init__(self, folder: Path, files: Sequence[Path]) -> None:
-        self.name = str(folder)
-        self._folder = folder
-        self._files = list(files)
-        self.ids = [path.relative_to(folder).as_posix() for path in self._files]
-        self._captions = self._metadata()
+    def __init__(self, tree: Tree, found: Survey, captions: Captions | None = None, column: str | None = None) -> None:
+        self.name, self._tree = tree.name, tree
+        self.ids = found.files.pictures
+        self._words = CaptionReader(tree, found.files, captions, column)
+        self.caption_problem = self._words.problem
+        self.notes = [
+            *unread_notes(tree.name, len(tree.files) + len(tree.left_out), found.unread), *self._words.notes
+        ]  # fmt: skip
+        if found.sniffed:
+            self.notes.append(
+                f"{count(len(found.sniffed), 'file')} of {tree.name} are read as pictures, which their names do not say "
+                f"(training scripts pass over them): {named(found.sniffed)}"
+            )
 
     def read(self, start: int, stop: int) -> Iterator[Raw]:
         """The pictures at positions start … stop − 1, each read when it is asked for."""
-        for key, path in zip(self.ids[start:stop], self._files[start:stop], strict=True):
-            caption, note = self._caption(key, path)
-            yield read_file(path, key, caption, note)
+        for raw in self.words(start, stop):
+            try:
+                size = self._tree.size(raw.id)
+                if size > _MAX_FILE_BYTES:
+                    problem = f"the file has {size:,} bytes, more than the limit of {_MAX_FILE_BYTES:,}"
+                    yield replace(raw, problem=problem)
+                    continue
+                yield replace(raw, payload=self._tree.read(raw.id))
+            except OSError as error:
+                yield replace(raw, problem=f"the file cannot be read ({error.strerror or error})")
 
-    def _metadata(self) -> dict[str, str]:
-        captions: dict[str, str] = {}
-        for table in sorted({path.parent for path in self._files} | {self._folder}):
-            path = table / "metadata.jsonl"
-            if not path.is_file():
-                continue
-            for row in read_jsonl(path).rows:
-                name, several = row.get("file_name"), row.get("captions")
-                known = [row.get(key) for key in ("caption", "text", "prompt")]
-                known += several if isinstance(several, list) else [several]
-                caption = next((text for text in known if isinstance(text, str)), None)
-                if isinstance(name, str) and caption is not None:
-                    captions[(table.relative_to(self._folder) / name).as_posix()] = caption
-        return captions
-
-    def _caption(self, key: str, path: Path) -> tuple[str | None, str | None]:
-        if key in self._captions:
-            return self._captions[key], None
-        beside = path.with_suffix(".txt")
-        if not beside.is_file():
-            return None, None
-        try:
-            return read_text(beside).strip(), None
-        except DataError as error:
-            return None, f"no caption: {error}"
+    def words(self, start: int, stop: int) -> Iterator[Raw]:
+        """What the pictures are called."""
+        for name in self.ids[start:stop]:
+            words, note = self._words.words(name)
+            yield Raw(name, None, tuple(words.captions), None, note, words.label, self._words.repeats_of(name))
 
 
-def read_file(path: Path, key: str, caption: str | None = None, note: str | None = None) -> Raw:
-    """The content of one picture file; what cannot be read is a problem of this picture."""
-    try:
-        size = path.stat().st_size
-        if size > _MAX_FILE_BYTES:
-            return Raw(key, None, caption, f"the file has {size:,} bytes, more than the limit of {_MAX_FILE_BYTES:,}")
-        return Raw(key, path.read_bytes(), caption, None, note)
-    except OSError as error:
-        return Raw(key, None, caption, f"the file cannot be read ({error.strerror or error})")
-
-
-def is_table(path: Path) -> bool:
-    """Whether the file's name says that it is a table of pictures: parquet, or what `datasets.save_to_disk` writes."""
-    return path.suffix.lower() in (".parquet", ".pq", ".arrow")
-
-
-def table_files(folder: Path) -> list[Path]:
-    """All tables below a folder, sorted by path."""
-    return scan(folder)[1]
-
-
-def scan(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Picture files and tables (parquet, Arrow) below a folder, each sorted by path; hidden files and folders are left out.
-
-    Links to folders are followed, each real folder once.
-    """
-    pictures: list[Path] = []
-    tables: list[Path] = []
-    visited: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        real = os.path.realpath(root)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        for name in files:
-            path = Path(root, name)
-            if name.startswith(".") or not path.is_file():
-                continue
-            if path.suffix.lower() in SUFFIXES:
-                pictures.append(path)
-            elif is_table(path):
-                tables.append(path)
-
-    def key(path: Path) -> str:
-        return path.relative_to(folder).as_posix()
-
-    return sorted(pictures, key=key), sorted(tables, key=key)
-
-
-def row_ids(count: int) -> list[str]:
-    """Zero-padded row numbers, at least six digits."""
-    width = max(6, len(str(max(count - 1, 0))))
-    return [f"{i:0{width}d}" for i in range(count)]
-
-
-def require_unique(source: ImageSource) -> None:
-    """Raise DataError naming the ids that occur more than once."""
-    check_unique(source.ids, source.name, "leave the id column out to number the rows")
+def suffix_list() -> str:
+    """The suffixes of pictures that are read, for messages."""
+    return ", ".join(sorted(suffixes()))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from diffmem.data.decode import MAX_PIXELS, SUFFIXES
+from diffmem.data.captions import Captions
+from diffmem.data.decode import MAX_PIXELS, Decoded
 from diffmem.data.fingerprint import hash_items
 from diffmem.data.hub_dataset import hub_tables, is_hub_dataset
-from diffmem.data.image_sources import FolderSource, ImageSource, MemorySource, Raw, require_unique, scan
+from diffmem.data.image_sources import ImageSource, Raw
+from diffmem.data.notes import count, named, say
+from diffmem.data.opening import open_memory, open_path, open_tables
 from diffmem.data.views import View, views_of
 from diffmem.errors import DataError, UsageError
 
@@ -31,6 +33,9 @@ class ImageItem:
         note: what the conversion to RGB or L changed, if anything.
         digest: content hash of the encoded bytes (of mode and pixels for pictures in memory).
         original: the picture before the conversion, where alpha, an EXIF turn or 16 bits made a difference; see `views`.
+        captions: all its captions, the first one first.
+        label: its class, or None.
+        repeats: how often sd-scripts shows it per epoch (`10_sks dog`), otherwise 1.
     """
 
     id: str
@@ -40,6 +45,9 @@ class ImageItem:
     note: str | None = None
     digest: str = ""
     original: Image.Image | None = field(default=None, repr=False, compare=False)
+    captions: tuple[str, ...] = ()
+    label: str | None = None
+    repeats: int = 1
 
     def views(self, side: int | None = None) -> tuple[View, ...]:
         """The picture as training scripts may have seen it, as it lies first; none where there is no image.
@@ -58,16 +66,38 @@ class ImageSet:
         path: the folder or file that `load_images` was given, None for pictures in memory.
         column: the parquet column that was asked for.
         max_pixels: larger pictures are refused from their header.
+        captions: where captions were asked to be read from.
+
+    Attributes:
+        problems: why the pictures that could not be decoded so far could not, by id; said once all have been looked at.
     """
 
     def __init__(
-        self, source: ImageSource, path: Path | None = None, column: str | None = None, max_pixels: int = MAX_PIXELS
+        self,
+        source: ImageSource,
+        path: Path | None = None,
+        column: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+        captions: Captions | None = None,
     ) -> None:
         self._source = source
         self.path = path
         self.column = column
         self.max_pixels = max_pixels
+        self.captions = captions
         self.name = source.name
+        self.problems: dict[str, str] = {}
+        self._told = False
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on files that are not read, captions without a picture and the like."""
+        return list(self._source.notes)
+
+    def require_captions(self) -> None:
+        """Raise DataError where captions are ambiguous: for whoever uses them, others need none."""
+        if self._source.caption_problem is not None:
+            raise DataError(self._source.caption_problem)
 
     @property
     def ids(self) -> Sequence[str]:
@@ -82,8 +112,29 @@ class ImageSet:
 
     def items(self, start: int = 0, stop: int | None = None) -> Iterator[ImageItem]:
         """The pictures at positions start … stop − 1."""
-        for raw in self._source.read(start, len(self) if stop is None else min(stop, len(self))):
-            yield self._item(raw)
+        stop = len(self) if stop is None else min(stop, len(self))
+        for raw in self._source.read(start, stop):
+            item = self._item(raw)
+            if item.image is None:
+                self.problems[item.id] = item.problem or "no picture"
+            yield item
+        if stop == len(self):
+            self._tell()
+
+    def words(self) -> Iterator[ImageItem]:
+        """All items without their pictures: captions, labels and repeats alone."""
+        for raw in self._source.words(0, len(self)):
+            yield _item_of(raw, Decoded(None))
+
+    def _tell(self) -> None:
+        """Say, once, which pictures could not be decoded."""
+        if not self.problems or self._told:
+            return
+        self._told = True
+        shown = [f"{key} ({problem})" for key, problem in self.problems.items()]
+        say(
+            f"{len(shown):,} of {count(len(self), 'picture')} of {self.name} cannot be read and are left out: {named(shown)}"
+        )
 
     def batches(self, size: int) -> Iterator[list[ImageItem]]:
         """Consecutive pictures, `size` at a time; the last batch may be shorter."""
@@ -120,84 +171,62 @@ class ImageSet:
         return {key: i for i, key in enumerate(self._source.ids)}
 
     def _item(self, raw: Raw) -> ImageItem:
-        decoded = raw.decode(self.max_pixels)
-        note = "; ".join(part for part in (raw.note, decoded.note) if part) or None
-        return ImageItem(raw.id, decoded.image, raw.caption, decoded.problem, note, raw.digest, decoded.original)
+        return _item_of(raw, raw.decode(self.max_pixels))
+
+
+def _item_of(raw: Raw, decoded: Decoded) -> ImageItem:
+    note = "; ".join(part for part in (raw.note, decoded.note) if part) or None
+    return ImageItem(
+        raw.id, decoded.image, raw.caption, decoded.problem, note, raw.digest, decoded.original,
+        raw.captions, raw.label, raw.repeats,
+    )  # fmt: skip
 
 
 def load_images(
-    source: str | Path | Sequence[Any] | Mapping[str, Any] | np.ndarray[Any, Any] | ImageSet,
+    source: Any,
     column: str | None = None,
     max_pixels: int = MAX_PIXELS,
+    captions: Captions | None = None,
+    id_column: str | None = None,
 ) -> ImageSet:
-    """Open an image set; nothing is decoded yet.
+    """Open an image set; nothing is decoded yet. What is there and is not read is said by the logger `diffmem.data`.
 
     Args:
-        source: a folder of pictures (searched recursively, sorted by path; captions from `metadata.jsonl` or .txt files
-            beside them), one picture, a parquet file or a folder of them (images as struct{bytes, path} or bytes), what
-            `datasets.save_to_disk` has written, a data set of the Hugging Face hub (hf:OWNER/NAME/CONFIG/SPLIT), or a
-            Python sequence, or mapping of ids, of PIL images, arrays [H, W(, C)] (uint8, or float in [0, 1]) or paths,
-            or one array [N, H, W(, C)].
-        column: the table's column of the pictures; by default found by its name and type.
+        source: a folder of pictures (searched recursively, sorted by path), one picture, a zip or tar archive or a folder
+            of them (WebDataset), a parquet file or a folder of them (images as struct{bytes, path} or bytes), what
+            `datasets.save_to_disk` has written, a data set of the Hugging Face hub (hf:OWNER/NAME/CONFIG/SPLIT), a
+            pattern of tables (data/train-*.parquet), or pictures in memory: one PIL image, array or torch tensor, a batch
+            [N, H, W, C] or [N, C, H, W], a sequence, or a mapping of ids, of these or of paths. Arrays have 1, 3 or 4
+            channels first or last, uint8 or floating point in [0, 1] or [-1, 1].
+        column: the table's column of the pictures, or of the file names in metadata; by default found by name and type.
         max_pixels: pictures of more pixels become problems, decided from their header.
+        captions: where captions are read from, see `diffmem.data.captions`; by default wherever there are any.
+        id_column: the table's column of the ids; "" numbers the rows.
 
     Returns:
         The set. Pictures that cannot be decoded are items with `problem` set.
 
     Raises:
-        DataError: nothing there, no pictures, pictures and parquet files mixed, duplicate ids.
+        DataError: nothing there, no pictures, pictures and tables of pictures mixed, several splits.
     """
     if isinstance(source, ImageSet):
         return source
     if isinstance(source, (str, Path)) and is_hub_dataset(source):
         tables = hub_tables(source)
-        images = ImageSet(_tables(tables, column), tables[0].parent, column, max_pixels)
+        images = ImageSet(open_tables(tables, column, id_column), tables[0].parent, column, max_pixels)
         images.name = str(source)
     elif isinstance(source, (str, Path)):
         path = Path(source)
-        images = ImageSet(_open(path, column), path, column, max_pixels)
-    elif isinstance(source, np.ndarray) and source.ndim in (3, 4):
-        images = ImageSet(MemorySource(list(source)), None, None, max_pixels)
-    elif isinstance(source, (Sequence, Mapping)) and not isinstance(source, (bytes, bytearray)):
-        images = ImageSet(MemorySource(source), None, None, max_pixels)
+        images = ImageSet(open_path(path, column, captions, id_column), path, column, max_pixels, captions)
     else:
-        raise UsageError(
-            f"Images from a {type(source).__name__}; expected a folder, a file, a sequence, a mapping or [N, H, W, C]."
-        )
+        images = ImageSet(open_memory(source), None, None, max_pixels)
     if len(images) == 0:
         raise DataError(f"{images.name} holds no images.")
-    require_unique(images._source)
+    for note in images.notes:
+        say(note)
     return images
 
 
-def _open(path: Path, column: str | None) -> ImageSource:
-    if path.is_file():
-        if path.suffix.lower() in SUFFIXES:
-            return FolderSource(path.parent, [path])
-        return _tables([path], column)
-    if not path.is_dir():
-        raise DataError(
-            f"'{path}' does not exist; expected a folder of images, an image, a parquet file, or hf:OWNER/NAME of a data set."
-        )
-    if (path / "dataset_dict.json").exists():  # what the datasets library writes for several
-        splits = sorted(child.name for child in path.iterdir() if child.is_dir())
-        raise DataError(
-            f"'{path}' holds a dataset of several splits ({', '.join(splits)}); name one: {path / splits[-1]}."
-        )
-    pictures, tables = scan(path)
-    if pictures and tables:
-        raise DataError(
-            f"'{path}' holds {len(pictures)} images and {len(tables)} tables of images; name the folder or file to use."
-        )
-    if tables:
-        return _tables(tables, column)
-    if not pictures:
-        raise DataError(f"'{path}' holds no images ({', '.join(sorted(SUFFIXES))}) and no parquet files.")
-    return FolderSource(path, pictures)
-
-
-def _tables(files: list[Path], column: str | None) -> ImageSource:
-    # Imported here: sets in memory and folders need no pyarrow.
-    from diffmem.data.table_images import TableSource
-
-    return TableSource(files, column)
+def as_images(source: Any) -> ImageSet:
+    """Whatever a function takes as images, as an image set: everything that `load_images` takes, with its defaults."""
+    return load_images(source)

@@ -3,96 +3,128 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from diffmem.data.columns import batches, count_rows, read_columns, schema_of
-from diffmem.data.image_sources import ImageSource, Raw, read_file, row_ids
+from diffmem.data.arrays import read_path
+from diffmem.data.columns import batches, class_names, count_rows, read_columns, schema_of
+from diffmem.data.ids import row_ids, unique_ids
+from diffmem.data.image_sources import ImageSource, Raw
+from diffmem.data.metadata import LABEL_COLUMNS, caption_columns, label_of, texts_of
+from diffmem.data.notes import count, printable
 from diffmem.data.tables import find_column
 from diffmem.errors import DataError
 
-IMAGE_COLUMNS = ("image", "img", "picture", "png", "jpg", "jpeg", "bytes", "image_bytes")
-ID_COLUMNS = ("id", "image_id", "index")
-CAPTION_COLUMNS = ("caption", "text", "prompt")
-SEVERAL = "captions"
-"""A list of captions per picture, of which the first is the picture's caption."""
+IMAGE_COLUMNS = ("image", "img", "picture", "png", "jpg", "jpeg", "webp", "bytes", "image_bytes")
+ID_COLUMNS = ("id", "image_id", "index", "key")
 _ROWS_AT_ONCE = 32
 
 
 class TableSource(ImageSource):
     """Pictures in the rows of one or more parquet or Arrow files, read a few rows at a time.
 
-    Ids come from a column `id`, `image_id` or `index`, otherwise they are row numbers over all files.
+    Ids come from a column `id`, `image_id`, `index` or `key`, otherwise they are row numbers over all files; those that
+    occur again get `#2`, `#3`, ... behind them.
+
+    Args:
+        files: of one table.
+        column: of the pictures; by default found by its name and type.
+        id_column: of the ids; "" numbers the rows.
 
     Raises:
         DataError: an unreadable file, no column of pictures, files with different columns, a missing id.
     """
 
-    def __init__(self, files: Sequence[Path], column: str | None = None) -> None:
-        self.name = (
+    def __init__(self, files: Sequence[Path], column: str | None = None, id_column: str | None = None) -> None:
+        self.name = printable(
             str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} {files[0].suffix[1:]} files)"
         )
         self._files = list(files)
         schemas = [schema_of(path) for path in self._files]
         first = schemas[0]
         self._column = _image_column(first, column, self.name)
-        strings = [
-            field.name for field in first if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-        ]
-        self._caption = find_column(strings, CAPTION_COLUMNS, None, "captions", self.name)
-        if self._caption is None and SEVERAL in first.names and pa.types.is_list(first.field(SEVERAL).type):
-            self._caption = SEVERAL
-        self._id = find_column(first.names, ID_COLUMNS, None, "ids", self.name)
-        self._columns = [name for name in (self._column, self._caption) if name is not None]
+        strings = [field.name for field in first if _is_text(field.type)]
+        self._captions = caption_columns(strings)
+        self._labels = [name for name in first.names if name.lower() in LABEL_COLUMNS]
+        self._id = None if id_column == "" else find_column(first.names, ID_COLUMNS, id_column, "ids", self.name)
+        self._columns = list(dict.fromkeys([self._column, *self._captions, *self._labels]))
+        self._classes = class_names(first)
         for path, schema in zip(self._files, schemas, strict=True):
             lacking = [name for name in (*self._columns, self._id) if name is not None and name not in schema.names]
             if lacking:
                 raise DataError(f"'{path}' lacks the columns {', '.join(lacking)} that '{self._files[0]}' has.")
         counts = [count_rows(path) for path in self._files]
         self._starts = [0, *accumulate(counts)]
-        self.ids = row_ids(self._starts[-1]) if self._id is None else self._read_ids(self._id)
+        self.ids, self.notes = row_ids(self._starts[-1]), []
+        if self._id is not None:
+            self.ids, self.notes = unique_ids(self._read_ids(self._id), self.name)
+        others = [field.name for field in first if is_picture(field.type) and field.name != self._column]
+        if others:
+            self.notes.append(
+                f"{count(len(others), 'column')} of pictures of {self.name} not read ({', '.join(others)}): pictures are those "
+                f"of {self._column}"
+            )
+        if len(self._captions) > 1:
+            self.notes.append(
+                f"captions of {self.name} are read from the column {self._captions[0]}, and where that has none from "
+                f"{', '.join(self._captions[1:])}"
+            )
 
     def read(self, start: int, stop: int) -> Iterator[Raw]:
         """The pictures at positions start … stop − 1; only the row groups that hold them are opened."""
+        return self._rows(start, stop, self._columns)
+
+    def words(self, start: int, stop: int) -> Iterator[Raw]:
+        """What the pictures are called; their bytes are not read."""
+        return self._rows(start, stop, [name for name in self._columns if name != self._column])
+
+    def _rows(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[Raw]:
         for number, path in enumerate(self._files):
             low, high = max(start, self._starts[number]), min(stop, self._starts[number + 1])
-            if low < high:
-                yield from self._read_file(path, self._starts[number], low, high)
+            if low >= high:
+                continue
+            if not columns:
+                yield from (Raw(self.ids[i], None) for i in range(low, high))
+                continue
+            offset = self._starts[number]
+            for row, batch in batches(path, low - offset, high - offset, columns, _ROWS_AT_ONCE):
+                first = offset + row
+                for i in range(max(low - first, 0), min(high - first, batch.num_rows)):
+                    yield self._raw(batch, i, self.ids[first + i], path, columns)
 
-    def _read_file(self, path: Path, offset: int, start: int, stop: int) -> Iterator[Raw]:
-        for row, batch in batches(path, start - offset, stop - offset, self._columns, _ROWS_AT_ONCE):
-            first = offset + row
-            for i in range(max(start - first, 0), min(stop - first, batch.num_rows)):
-                yield self._raw(batch, i, self.ids[first + i], path)
-
-    def _raw(self, batch: Any, row: int, key: str, path: Path) -> Raw:
-        caption = None if self._caption is None else batch.column(self._caption)[row].as_py()
-        if isinstance(caption, list):
-            caption = next((text for text in caption if isinstance(text, str)), None)
+    def _raw(self, batch: Any, row: int, key: str, path: Path, columns: Sequence[str]) -> Raw:
+        values = {name: batch.column(name)[row].as_py() for name in columns if name != self._column}
+        for name, classes in self._classes.items():
+            number = values.get(name)
+            if isinstance(number, int) and 0 <= number < len(classes):
+                values[name] = classes[number]
+        captions, label = tuple(texts_of(values, self._captions)), label_of(values, self._labels)
+        if self._column not in columns:
+            return Raw(key, None, captions, label=label)
         cell = batch.column(self._column)[row].as_py()
         if not isinstance(cell, dict):
-            return Raw(key, cell, caption)
+            return Raw(key, cell, captions, label=label)
         if cell.get("bytes"):
-            return Raw(key, cell["bytes"], caption)
+            return Raw(key, cell["bytes"], captions, label=label)
         if not cell.get("path"):
-            return Raw(key, None, caption)
+            return Raw(key, None, captions, label=label)
         beside = (path.parent / cell["path"]).resolve()
         if not beside.is_relative_to(path.parent.resolve()):
             # A table from elsewhere must not make the audit open any file of the machine.
-            return Raw(
-                key, None, caption, f"the image lies outside the folder of the {path.suffix[1:]} file: {cell['path']}"
-            )
-        return read_file(beside, key, caption)
+            problem = f"the image lies outside the folder of the {path.suffix[1:]} file: {printable(cell['path'])}"
+            return Raw(key, None, captions, problem, label=label)
+        return replace(read_path(beside, key), captions=captions, label=label)
 
     def _read_ids(self, column: str) -> list[str]:
         ids: list[str] = []
         for path in self._files:
             for row in read_columns(path, [column]):
                 value = row[column]
-                text = "" if value is None else str(value).strip()
+                text = "" if value is None else printable(str(value)).strip()
                 if not text:
                     raise DataError(
                         f"'{path}', row {len(ids) + 1}: no id in column '{column}'; fill it or drop the column."
@@ -102,7 +134,7 @@ class TableSource(ImageSource):
 
 
 def _image_column(schema: Any, asked: str | None, name: str) -> str:
-    able: list[str] = [field.name for field in schema if _is_picture(field.type)]
+    able: list[str] = [field.name for field in schema if is_picture(field.type)]
     if asked is not None:
         found = find_column(schema.names, (), asked, "images", name)
         if found is None or found not in able:
@@ -119,7 +151,19 @@ def _image_column(schema: Any, asked: str | None, name: str) -> str:
     return found
 
 
-def _is_picture(kind: Any) -> bool:
+def has_pictures(path: Path) -> bool:
+    """Whether a table has a column that may hold pictures. Raises DataError where it cannot be read."""
+    return any(is_picture(field.type) for field in schema_of(path))
+
+
+def _is_text(kind: Any) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def is_picture(kind: Any) -> bool:
+    """Whether a column of this type may hold pictures: bytes, or struct{bytes, path}."""
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _is_picture(field.type) for field in kind)
+        return any(field.name == "bytes" and is_picture(field.type) for field in kind)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

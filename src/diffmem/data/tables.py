@@ -36,7 +36,11 @@ def read_csv(path: Path, wanted: Iterable[str], encoding: str | None = None) -> 
     Raises:
         DataError: broken quoting, a row with more fields than the header, a repeated column name, no header.
     """
-    text = read_text(path, encoding)
+    return parse_csv(read_text(path, encoding), f"'{path}'", wanted)
+
+
+def parse_csv(text: str, where: str, wanted: Iterable[str]) -> Table:
+    """As `read_csv`, of text; `where` is what a message calls it."""
     delimiter = _delimiter(text, set(wanted))
     limit = csv.field_size_limit()
     csv.field_size_limit(max(limit, len(text) + 1))
@@ -44,24 +48,24 @@ def read_csv(path: Path, wanted: Iterable[str], encoding: str | None = None) -> 
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header = next(reader, None)
         if not header:
-            raise DataError(f"'{path}' has no header line; the first line must name the columns.")
+            raise DataError(f"{where} has no header line; the first line must name the columns.")
         names = [name.strip() for name in header]
         twice = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
         if twice is not None:
-            raise DataError(f"'{path}' has two columns called '{twice}'; rename one.")
+            raise DataError(f"{where} has two columns called '{twice}'; rename one.")
         rows = []
         for fields in reader:
             if not fields:
                 continue
             if len(fields) > len(names):
                 raise DataError(
-                    f"'{path}', row ending at line {reader.line_num}: {len(fields)} fields under {len(names)} columns "
+                    f"{where}, row ending at line {reader.line_num}: {len(fields)} fields under {len(names)} columns "
                     f"(delimiter {delimiter!r}); put texts that hold the delimiter into double quotes."
                 )
             rows.append(dict(zip(names, [*fields, *[None] * (len(names) - len(fields))], strict=True)))
     except csv.Error as error:
         raise DataError(
-            f"'{path}', near line {reader.line_num}: broken quoting ({error}); a double quote inside a quoted text "
+            f"{where}, near line {reader.line_num}: broken quoting ({error}); a double quote inside a quoted text "
             "has to be doubled."
         ) from error
     finally:
@@ -75,16 +79,21 @@ def read_jsonl(path: Path, encoding: str | None = None) -> Table:
     Raises:
         DataError: a line that is blank (but for those at the end), no JSON, or neither an object nor a string.
     """
+    return parse_jsonl(read_text(path, encoding), f"'{path}'")
+
+
+def parse_jsonl(text: str, where: str) -> Table:
+    """As `read_jsonl`, of text; `where` is what a message calls it."""
     rows: list[dict[str, Any]] = []
     columns: dict[str, None] = {}
-    for number, line in enumerate(split_lines(read_text(path, encoding)), start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"'{path}', line {number}: no JSON ({error}); each line must be one object.") from error
+            raise DataError(f"{where}, line {number}: no JSON ({error}); each line must be one object.") from error
         row = {"prompt": value} if isinstance(value, str) else value
         if not isinstance(row, dict):
-            raise DataError(f"'{path}', line {number}: a {type(value).__name__}; each line must be one JSON object.")
+            raise DataError(f"{where}, line {number}: a {type(value).__name__}; each line must be one JSON object.")
         columns.update(dict.fromkeys(row))
         rows.append(row)
     return Table(tuple(columns), tuple(rows))
@@ -96,15 +105,26 @@ def read_parquet(path: Path) -> Table:
     Raises:
         DataError: no parquet file.
     """
+    return _parse_parquet(path, f"'{path}'")
+
+
+def parse_parquet(data: bytes, where: str) -> Table:
+    """As `read_parquet`, of bytes; `where` is what a message calls them."""
+    import pyarrow as pa
+
+    return _parse_parquet(pa.BufferReader(data), where)
+
+
+def _parse_parquet(source: Any, where: str) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(path)
-        kept = [field.name for field in schema if not _holds_bytes(field.type, pa)]
-        rows = pq.read_table(path, columns=kept).to_pylist()
+        with pq.ParquetFile(source) as file:
+            kept = [field.name for field in file.schema_arrow if not _holds_bytes(field.type, pa)]
+            rows = file.read(columns=kept).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"Cannot read '{path}' as parquet: {error}.") from error
+        raise DataError(f"Cannot read {where} as parquet: {error}.") from error
     return Table(tuple(kept), tuple(rows))
 
 
@@ -143,21 +163,3 @@ def find_column(columns: Sequence[str], wanted: Sequence[str], asked: str | None
             raise DataError(f"{name} has no column '{asked}' for the {what}; it has: {', '.join(columns) or 'none'}.")
         return found
     return next((folded[want] for want in wanted if want in folded), None)
-
-
-def check_unique(ids: Sequence[str], name: str, remedy: str) -> None:
-    """Raise DataError naming the first repeated ids and their rows (counted from 1) if any id occurs twice."""
-    seen: dict[str, int] = {}
-    repeated: dict[str, list[int]] = {}
-    for i, item in enumerate(ids, start=1):
-        if item in seen:
-            repeated.setdefault(item, [seen[item]]).append(i)
-        else:
-            seen[item] = i
-    if not repeated:
-        return
-    shown = [
-        f"'{item}' (rows {', '.join(map(str, rows[:4]))}{', …' if len(rows) > 4 else ''})"
-        for item, rows in list(repeated.items())[:5]
-    ]
-    raise DataError(f"{name} has {len(repeated)} duplicate ids: {', '.join(shown)}; ids must be unique, or {remedy}.")

@@ -31,6 +31,11 @@ def read_text(path: Path, encoding: str | None = None) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot read '{path}': {error.strerror or error}.") from error
+    return decode_text(data, f"'{path}'", encoding)
+
+
+def decode_text(data: bytes, where: str, encoding: str | None = None) -> str:
+    """As `read_text`, of bytes; `where` is what a message calls them."""
     marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
     chosen = encoding or marked or "utf-8"
     try:
@@ -45,15 +50,14 @@ def read_text(path: Path, encoding: str | None = None) -> str:
             else f"check that the file really is {encoding}"
         )
         raise DataError(
-            f"'{path}' is not {chosen} text: byte 0x{data[error.start]:02x} at offset {error.start} "
-            f"(line {line}); {remedy}."
+            f"{where} is not {chosen} text: byte 0x{data[error.start]:02x} at offset {error.start} (line {line}); {remedy}."
         ) from error
     except UnicodeError as error:
-        raise DataError(f"'{path}' is not {chosen} text: {error}; name its encoding with --encoding.") from error
+        raise DataError(f"{where} is not {chosen} text: {error}; name its encoding with --encoding.") from error
     if "\0" in text:
-        where = text.index("\0")
+        at = text.index("\0")
         raise DataError(
-            f"'{path}' holds a NUL character at position {where}, so it is no {chosen} text; a file in UTF-16 "
+            f"{where} holds a NUL character at position {at}, so it is no {chosen} text; a file in UTF-16 "
             "without a byte-order mark looks like this: try --encoding utf-16-le."
         )
     return text.removeprefix("\ufeff")

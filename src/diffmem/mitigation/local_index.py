@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffmem.data.images import load_images
+from diffmem.data.images import as_images
 from diffmem.errors import DataError
 from diffmem.models.denoiser import Denoiser
 
@@ -51,7 +51,7 @@ class LocalIndex:
         with torch.no_grad():  # what the decoder gives is what the encoder takes
             form = denoiser.decode(torch.zeros(1, *denoiser.sample_shape)).shape[1:]
         found, captions = [], []
-        for items in load_images(images).batches(batch):
+        for items in as_images(images).batches(batch):
             read = [(item.image, item.caption) for item in items if item.image is not None]
             captions += [caption for _, caption in read]
             if read:

@@ -16,7 +16,7 @@ import torch
 
 from diffmem.copies.calibration import CopyThreshold
 from diffmem.copies.index import CopyIndex
-from diffmem.data.prompts import PromptList, load_prompts
+from diffmem.data.prompts import PromptList, as_prompts
 from diffmem.errors import DataError, IncompatibleRun, UsageError
 from diffmem.evaluation.calibration import ScoreThreshold
 from diffmem.mitigation.base import Mitigation
@@ -156,7 +156,7 @@ class Guard:
         """
         if regime not in REGIMES:
             raise UsageError(f"There is no regime '{regime}'; available: {', '.join(REGIMES)}.")
-        listed = prompts if isinstance(prompts, PromptList) else load_prompts(prompts)
+        listed = as_prompts(prompts)
         target = target_of(pipe)
         if regime == "generation":
             if draws not in (None, 1):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffmem.copies.degenerate import is_degenerate
 from diffmem.data.png import png_bytes
-from diffmem.data.prompts import Prompt, PromptList, load_prompts
+from diffmem.data.prompts import Prompt, PromptList, as_prompts
 from diffmem.errors import DiffmemError
 from diffmem.keys import row_key
 from diffmem.models.generation import Sampling
@@ -75,7 +75,7 @@ def generate(
         retry_errors: make images again that ended in an error.
         silent: no progress on stderr.
     """
-    prompt_list = prompts if isinstance(prompts, PromptList) else load_prompts(prompts)
+    prompt_list = as_prompts(prompts)
     settings = settings or Generation()
     fingerprints = {"model": target.fingerprint, "prompts": prompt_list.fingerprint}
     run = RunDirectory(out, {"generate": settings.model_dump(mode="json")}, fingerprints)

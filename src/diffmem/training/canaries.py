@@ -17,7 +17,7 @@ from diffmem.copies.index import CopyIndex
 from diffmem.copies.neighbors import top_k
 from diffmem.data.canaries import Canary, Registration, pixel_hash
 from diffmem.data.canary_pictures import draw_picture, known_phrases, phrases
-from diffmem.data.images import ImageSet, load_images
+from diffmem.data.images import ImageSet, as_images
 from diffmem.errors import UsageError
 from diffmem.randomness import seed_of
 from diffmem.stages.match.stage import build_index
@@ -65,7 +65,7 @@ def draw_canaries(dataset: ImageSet | str | Path, plan: CanaryPlan, silent: bool
     """
     if min(plan.counts) < 1 or len(set(plan.counts)) < len(plan.counts):
         raise UsageError(f"Counts {', '.join(map(str, plan.counts))}; expected different numbers of at least 1.")
-    images = load_images(dataset)
+    images = as_images(dataset)
     size, mode = size_and_mode(images)
     descriptor = make_descriptor("l2-tiled", images)
     apart = 1.5 * (1 - descriptor.copy_similarity) if plan.apart is None else plan.apart

@@ -91,7 +91,9 @@ class Trainer:
         # accelerate makes one group of several processes on CPUs only where it is told to use them.
         self.accelerator = Accelerator(mixed_precision=plan.optimizer.precision, cpu=on_cpu(device))
         self.silent = silent or not self.accelerator.is_main_process
-        self.data = data if data is not None else load_training_set(plan.data.images, plan.data.limit)
+        self.data = (
+            data if data is not None else load_training_set(plan.data.images, plan.data.limit, plan.data.caption_files)
+        )
         self.notes = left_out(self.data)
         # Before anything is trained: a registration in the data folder, and whether its pictures are what is in there.
         self.canaries = registered_in(plan.data.images, self.data)
@@ -139,7 +141,8 @@ class Trainer:
             draw = CaptionDraw(captions, several, plan.data, plan.changes, tokenizer)
         elif plan.data.captions != "none":
             raise UsageError("This model takes no prompts; set data.captions = 'none'.")
-        order = Order(weights(ids, plan.duplication, plan.seed), plan.seed)
+        shown = zip(weights(ids, plan.duplication, plan.seed), self.data.images, strict=True)
+        order = Order([weight * image.repeats for weight, image in shown], plan.seed)
         return Samples(plan, self.denoiser, order, Latents(self.denoiser, self.data, plan.data.flip), draw)
 
     def _build_optimizer(self) -> None:

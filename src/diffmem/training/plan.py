@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from diffmem.errors import DataError, UsageError
 
@@ -46,6 +46,17 @@ class DataPlan(Section):
     flip: bool = Field(False, description="mirror each image with probability 1/2")
     caption_drop: float = Field(0.1, ge=0, le=1, description="share of samples without a caption, for guidance")
     limit: int | None = Field(None, ge=1, description="only the first so many images")
+    caption_files: Literal["metadata", "caption", "txt", "json", "folder"] | None = Field(
+        None, description="where the images' own captions are read from; default: wherever there are any, if they agree"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the newer key where it is not set, so that older plans keep their hashes."""
+        values: dict[str, Any] = plain(self)
+        if values.get("caption_files") is None:
+            values.pop("caption_files", None)
+        return values
 
 
 class DuplicationPlan(Section):

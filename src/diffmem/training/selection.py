@@ -25,6 +25,7 @@ def unique_images(data: TrainingSet) -> tuple[TrainingSet, int]:
         TrainingImage(
             images[0].id, images[0].image,
             tuple(dict.fromkeys(caption for image in images for caption in image.captions)), images[0].label,
+            images[0].repeats,
         )
         for images in members.values()
     )  # fmt: skip

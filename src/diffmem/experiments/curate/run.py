@@ -12,7 +12,7 @@ from diffmem.copies.curation import Candidate, Proposal, Rule, propose
 from diffmem.copies.descriptors import make_descriptor
 from diffmem.copies.duplicates import DuplicateGroups
 from diffmem.copies.index import CopyIndex
-from diffmem.data.images import ImageSet, load_images
+from diffmem.data.images import ImageSet, as_images
 from diffmem.errors import DataError
 from diffmem.experiments.curate.write import Format, write_dataset, write_table
 from diffmem.report.measures.summary import is_membership
@@ -85,7 +85,8 @@ def curate(
     """
     folder, target = Path(run), Path(out)
     read_manifest(folder)
-    source = load_images(images)
+    source = as_images(images)
+    source.require_captions()
     label, measured, heldout = _evidence(folder, score)
     groups, problems, names = _groups(source, descriptor, descriptor_options or {}, cut, silent)
     candidates = list(_candidates(source, folder, measured, groups, names, problems))

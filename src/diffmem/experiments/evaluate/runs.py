@@ -60,7 +60,11 @@ def labels_of(folder: Path, prompts: Mapping[str, dict[str, Any]], how: Labels) 
     """Prompt id -> {"label", "tier", ...}, from the prompt list or from the run's own generations."""
     labels = measured_labels(folder) if how == "measured" else given_labels(prompts)
     if not any(entry["label"] is True for entry in labels.values()):
-        hint = "measure them (--labels measured)" if how == "given" else "give a list with labels (--labels given)"
+        hint = (
+            "measure them (--labels measured), or name the list's column when it is read (audit --labels COLUMN)"
+            if how == "given"
+            else "give a list with labels (--labels given)"
+        )
         raise DataError(f"No prompt of '{folder}' is labelled memorized, so nothing can be evaluated: {hint}.")
     return labels
 

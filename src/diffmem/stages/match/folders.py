@@ -14,7 +14,7 @@ from diffmem.copies.degenerate import is_degenerate
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
 from diffmem.copies.rule import Verdict
-from diffmem.data.images import ImageSet
+from diffmem.data.images import as_images
 from diffmem.evaluation.estimate import Estimate
 from diffmem.runs.progress import Progress
 from diffmem.stages.match.stage import BATCH, Matching
@@ -53,17 +53,18 @@ class FolderMatches:
 
 
 def match_images(
-    images: ImageSet, index: CopyIndex, settings: Matching, heldout: ImageSet | None = None, silent: bool = True
+    images: Any, index: CopyIndex, settings: Matching, heldout: Any = None, silent: bool = True
 ) -> FolderMatches:
     """Find the nearest training image of every image of a set; rows are sorted, most alike first.
 
     Args:
-        images: to be judged.
+        images: to be judged, whatever `as_images` takes.
         index: the training set; `index.use_search` says how it is searched.
         settings: statistic and nominal rate.
         heldout: images that no training has seen, for the threshold.
         silent: no progress on stderr.
     """
+    images, heldout = as_images(images), None if heldout is None else as_images(heldout)
     threshold = calibrate(index, heldout, settings.false_positives, 1, settings.statistic)
     result = FolderMatches(threshold)
     checked: list[np.ndarray] = []

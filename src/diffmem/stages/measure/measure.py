@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from diffmem.data.images import ImageSet, load_images
+from diffmem.data.images import ImageSet, as_images
 from diffmem.errors import UsageError
 from diffmem.models.target import Target
 from diffmem.runs.directory import RunDirectory
@@ -84,8 +84,11 @@ def measure(
         "strict": strict_size, "limit": limit, "seed": seed,
         "by_caption": denoiser.conditional and condition == "caption",
     }  # fmt: skip
-    sets = [MeasuredSet(load_images(images), form, trained, groups=groups, duplicates=duplicates, only=only, **options)]
+    given = as_images(images)
+    if options["by_caption"]:
+        given.require_captions()
+    sets = [MeasuredSet(given, form, trained, groups=groups, duplicates=duplicates, only=only, **options)]
     if heldout is not None:
-        sets.append(MeasuredSet(load_images(heldout), form, False, prefix=HELD_OUT, groups=None, **options))
+        sets.append(MeasuredSet(as_images(heldout), form, False, prefix=HELD_OUT, groups=None, **options))
     run = RunDirectory(out, {"measure": settings.model_dump(mode="json")}, {"model": target.fingerprint})
     return Measurer(target, sets, parsed, settings, run).measure(shard, retry_errors, silent)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from diffmem.data.prompts import Prompt, PromptList, load_prompts
+from diffmem.data.prompts import Prompt, PromptList, as_prompts
 from diffmem.errors import ScoreRefused
 from diffmem.keys import row_key
 from diffmem.models.conditioning import Conditioning
@@ -106,7 +106,7 @@ def score(
     Returns:
         A ScoreResult; rows are in its run directory. Cost: see ScoreResult.nfe.
     """
-    prompt_list = prompts if isinstance(prompts, PromptList) else load_prompts(prompts)
+    prompt_list = as_prompts(prompts)
     settings = Scoring(
         scores=tuple(s.label if isinstance(s, Score) else s for s in scores),
         draws=draws if noises is None else len(noises), seed=seed, noise=noise, micro_batch=micro_batch,

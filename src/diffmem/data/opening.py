@@ -1,0 +1,151 @@
+"""Which source a path or an object in memory stands for: pictures, tables, archives, arrays; never two at once."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from diffmem.data.archives import is_archive, open_archive, open_archives
+from diffmem.data.arrays import MemorySource, is_tensor, split_array
+from diffmem.data.captions import SPLITS, Captions, Files
+from diffmem.data.image_sources import FileSource, ImageSource, suffix_list
+from diffmem.data.notes import printable
+from diffmem.data.survey import Survey, is_table, survey, unread_notes
+from diffmem.data.trees import FolderTree, Tree
+from diffmem.errors import DataError, UsageError
+
+
+def open_path(path: Path, column: str | None, captions: Captions | None, id_column: str | None) -> ImageSource:
+    """The source for a folder, file or pattern; arguments as of `load_images`.
+
+    Raises:
+        DataError: nothing there that is read, or more than one thing.
+    """
+    try:
+        if path.is_file():
+            return _open_file(path, column, captions, id_column)
+        if not path.is_dir():
+            tables = sorted(path.parent.glob(path.name)) if "*" in path.name else []
+            if tables and all(is_table(table) for table in tables):
+                return open_tables(tables, column, id_column)
+            raise DataError(
+                f"'{path}' does not exist; expected a folder of images, an image, an archive, a parquet file, or "
+                "hf:OWNER/NAME of a data set."
+            )
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{path}' cannot be opened ({getattr(error, 'strerror', None) or error}).") from error
+    if (path / "dataset_dict.json").exists():  # what the datasets library writes for several
+        _refuse_splits(path, sorted(child.name for child in path.iterdir() if child.is_dir()))
+    tree = FolderTree(path)
+    return _open_tree(path, tree, survey(tree), column, captions, id_column)
+
+
+def _open_file(path: Path, column: str | None, captions: Captions | None, id_column: str | None) -> ImageSource:
+    if is_archive(path):
+        tree = open_archive(path)
+        return _open_tree(path, tree, survey(tree), column, captions, id_column)
+    if is_table(path):
+        return open_tables([path], column, id_column)
+    tree = FolderTree(
+        path.parent, [child for child in path.parent.glob(f"{glob.escape(path.stem)}*") if child.is_file()]
+    )
+    found = survey(tree)
+    name = printable(path.name)
+    if name not in found.files.pictures:
+        why = dict(found.unread).get(name, "no picture, table or archive that is read")
+        raise DataError(f"'{path}' cannot be read as images: {why}; expected one of {suffix_list()}.")
+    kept = Files([name], beside={name: found.files.beside.get(name, {})})
+    source = FileSource(tree, Survey(kept, sniffed=[n for n in found.sniffed if n == name]), captions, column)
+    source.name = printable(str(path.parent))
+    return source
+
+
+def _open_tree(
+    path: Path, tree: Tree, found: Survey, column: str | None, captions: Captions | None, id_column: str | None
+) -> ImageSource:
+    """The source for what lies in a folder or archive: its pictures, or its tables, or the archives in it."""
+    pictures = found.files.pictures
+    if pictures:
+        _refuse_splits(path, _splits(name.split("/")[0] for name in pictures if "/" in name))
+        tables = [name for name in found.tables if _holds_pictures(tree, name)]
+        if tables:
+            raise DataError(
+                f"'{path}' holds {len(pictures)} images and {len(tables)} tables of images; name the folder or file to use."
+            )
+        found.unread += [(name, "a table without pictures") for name in found.tables]
+        found.unread += [(name, "an archive among pictures; unpack it, or name it alone") for name in found.archives]
+        return FileSource(tree, found, captions, column)
+    local = {name: place for name in tree.files if (place := tree.local(name)) is not None}
+    tables = [name for name in (*found.tables, *found.files.metadata) if name in local and _holds_pictures(tree, name)]
+    if tables:
+        _refuse_splits(path, _splits(re.split(r"[-._/]", name.removeprefix("data/"))[0] for name in tables))
+        source = open_tables([local[name] for name in sorted(tables)], column, id_column)
+        rest = [(name, "a table without pictures") for name in found.tables if name not in tables]
+        rest += [(name, "an archive beside tables") for name in found.archives]
+        unread = [*found.unread, *rest]
+        source.notes = [*source.notes, *unread_notes(tree.name, len(tree.files) + len(tree.left_out), unread)]
+        return source
+    if found.archives and len(local) == len(tree.files):
+        _refuse_splits(path, _splits(re.split(r"[-._/]", name)[0] for name in found.archives))
+        inside = open_archives(tree.name, {name: local[name] for name in found.archives})
+        inside.left_out += [(name, reason) for name, reason in found.unread]
+        return _open_tree(path, inside, survey(inside), column, captions, id_column)
+    if found.tables:
+        return open_tables(
+            [local[name] for name in found.tables if name in local], column, id_column
+        )  # says what they lack
+    said = "; ".join(unread_notes(tree.name, len(tree.files) + len(tree.left_out), found.unread))
+    raise DataError(
+        f"'{path}' holds no images ({suffix_list()}), no parquet files and no archives of images. {said}".strip()
+    )
+
+
+def open_memory(source: Any) -> ImageSource:
+    """The source for pictures in memory. Raises UsageError for what is none."""
+    if isinstance(source, Image.Image):
+        return MemorySource([source])
+    if isinstance(source, np.ndarray) or is_tensor(source):
+        return MemorySource(split_array(source))
+    if isinstance(source, (Sequence, Mapping)) and not isinstance(source, (bytes, bytearray)):
+        return MemorySource(source)
+    raise UsageError(
+        f"Images from a {type(source).__name__}; expected a folder, a file, a PIL "
+        "image, an array or tensor, or a sequence or mapping of them (of a Dataset or DataFrame: its column of images)."
+    )
+
+
+def _holds_pictures(tree: Tree, name: str) -> bool:
+    from diffmem.data.table_images import has_pictures
+
+    place = tree.local(name)
+    if place is None or not is_table(place):
+        return False
+    return has_pictures(place)
+
+
+def _splits(names: Iterable[str]) -> list[str]:
+    """The splits of a data set among names, where there is more than one."""
+    known = dict.fromkeys(name for name in names if name.lower() in SPLITS)
+    return sorted(known) if len({name.lower()[:2] for name in known}) > 1 else []
+
+
+def _refuse_splits(path: Path, splits: Sequence[str]) -> None:
+    if splits:
+        raise DataError(
+            f"'{path}' holds a dataset of several splits ({', '.join(splits)}); name one: {path / splits[-1]} "
+            f"(tables by a pattern, {path / splits[-1]}-*.parquet)."
+        )
+
+
+def open_tables(files: list[Path], column: str | None, id_column: str | None) -> ImageSource:
+    """The source for the files of one table."""
+    # Imported here: sets in memory and folders need no pyarrow.
+    from diffmem.data.table_images import TableSource
+
+    return TableSource(files, column, id_column)
