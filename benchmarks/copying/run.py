@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 
 from diffmem.experiments.lab.compare import pooled
-from diffmem.experiments.lab.page import write_page
 from diffmem.experiments.lab.plan import LabPlan
-from diffmem.experiments.lab.run import Lab
+from diffmem.experiments.lab.run import run_lab
 from diffmem.experiments.lab.view import name_of
 from diffmem.runs.directory import parse_shard
 from diffmem.runs.provenance import provenance
@@ -38,15 +37,14 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     plan = load_plan(HERE / "plan.toml", LabPlan)
-    lab = Lab(plan, options.work, "cpu", False)
-    result = lab.run(parse_shard(options.shard))
-    write_page(lab, result)
+    result = run_lab(plan, options.work, part=parse_shard(options.shard), device="cpu", silent=False)
+    print(result.report())
     if options.shard is not None:
         return
-    names = list(dict.fromkeys(name_of(row) for row in result.rows))
+    names = list(dict.fromkeys(name_of(row) for row in result.summary.rows))
     cells = []
     for name in names:
-        mine = [row for row in result.rows if name_of(row) == name]
+        mine = [row for row in result.summary.rows if name_of(row) == name]
         sound = [row for row in mine if row["status"] == "ok"]
         entry = {"cell": name, "seeds": [row["seed"] for row in sound], "images": sum(r["n_images"] for r in sound)}
         entry |= {column: rounded(pooled(sound, lambda row, c=column: row.get(c)), column) for column in COLUMNS}
@@ -59,13 +57,13 @@ def main():
             if key != "seeds"
         }
         | {"seeds": {seed: round(value, 4) for seed, value in row["seeds"].items()}}
-        for row in oriented(result.contrasts, (first, BASE))
+        for row in oriented(result.summary.contrasts, (first, BASE))
     ]
     report = {
         "what": "fine-tunes of the bundled digits model on 160 digits it has not seen; every cell asked for 320 images under "
         "the captions of the same images; low and high: Student's 95 % interval over training seeds",
-        "steps": plan.train.optimizer.steps, "cells": cells, "contrasts": against, "missing": result.missing,
-        "training_seconds": round(sum({r["training_seconds"] for r in result.rows if r["training_seconds"]})),
+        "steps": plan.train.optimizer.steps, "cells": cells, "contrasts": against, "missing": result.summary.missing,
+        "training_seconds": round(sum({r["training_seconds"] for r in result.summary.rows if r["training_seconds"]})),
         "provenance": provenance().model_dump(mode="json"),
     }  # fmt: skip
     (HERE / "result.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")

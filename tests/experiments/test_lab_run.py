@@ -8,8 +8,10 @@ import pytest
 
 from diffmem.cli.app import main
 from diffmem.errors import IncompatibleRun, IncompleteRun
+from diffmem.experiments import _arm
+from diffmem.experiments._experiment import run_experiment
+from diffmem.experiments._run import open_run
 from diffmem.experiments.lab import run as room
-from diffmem.experiments.lab.page import write_page
 from diffmem.experiments.lab.run import Lab, run_lab
 from tests.experiments.test_lab_plan import plan_of
 
@@ -41,16 +43,19 @@ def lab(tmp_path_factory):
 
 def test_every_cell_has_its_row(lab):
     folder, result = lab
-    assert [list(row)[:10] for row in result.rows] == [KEYS] * 6
-    assert all(row["status"] == "ok" and row["n_images"] == 14 for row in result.rows)
-    assert all(0 <= row["share_copied"] <= 1 and row["share_copied_low"] <= row["share_copied"] for row in result.rows)
-    assert result.missing == 0
+    assert [list(row)[:10] for row in result.summary.rows] == [KEYS] * 6
+    assert all(row["status"] == "ok" and row["n_images"] == 14 for row in result.summary.rows)
+    assert all(
+        0 <= row["share_copied"] <= 1 and row["share_copied_low"] <= row["share_copied"] for row in result.summary.rows
+    )
+    assert result.summary.missing == 0
     # An inference-time mitigation is no training of its own.
     assert len(list((folder / "trainings").iterdir())) == 4
     assert not list((folder / "trainings").rglob("checkpoint.pt"))
     # Pairs of six cells, three measures each.
-    assert len(result.contrasts) == 15 * 3
-    assert json.loads((folder / "rows.json").read_text())["rows"] == result.rows
+    assert len(result.summary.contrasts) == 15 * 3
+    assert tuple(json.loads((folder / "summary.json").read_text())["rows"]) == result.summary.rows
+    assert open_run(folder).summary == result.summary
 
 
 def test_all_cells_are_asked_about_the_same_images_in_the_same_order(lab):
@@ -67,37 +72,40 @@ def test_all_cells_are_asked_about_the_same_images_in_the_same_order(lab):
 def test_done_cells_are_not_computed_again_and_cells_can_be_added(lab, monkeypatch):
     folder, before = lab
     monkeypatch.setattr(room, "trained", lambda *_: pytest.fail("a training was opened again"))
-    assert run_lab(small(), folder, device="cpu").rows == before.rows
+    assert run_lab(small(), folder, device="cpu").summary.rows == before.summary.rows
     monkeypatch.undo()
     more = small(grid=GRID | {"mitigation": [*GRID["mitigation"], "word-repetition:count=2"]})
     after = run_lab(more, folder, device="cpu")
-    assert len(after.rows) == 8
-    assert [row for row in after.rows if row["mitigation"] != "word-repetition:count=2"] == before.rows
+    assert len(after.summary.rows) == 8
+    assert (
+        tuple(row for row in after.summary.rows if row["mitigation"] != "word-repetition:count=2")
+        == before.summary.rows
+    )
 
 
 def test_stopped_and_sharded_labs_give_the_rows_of_a_whole_one(lab, tmp_path, monkeypatch):
     _, whole = lab
-    generate, calls = room.generate_and_match, []
+    generate, calls = _arm.generate_stage, []
 
-    def stopping(*arguments):
+    def stopping(*arguments, **more):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return generate(*arguments)
+        return generate(*arguments, **more)
 
-    monkeypatch.setattr(room, "generate_and_match", stopping)
+    monkeypatch.setattr(_arm, "generate_stage", stopping)
     with pytest.raises(KeyboardInterrupt):
         run_lab(small(), tmp_path, part=(0, 2), device="cpu")
     monkeypatch.undo()
     part = run_lab(small(), tmp_path, part=(0, 2), device="cpu")
-    assert 0 < part.missing < 6
+    assert 0 < part.summary.missing < 6
     rest = run_lab(small(), tmp_path, device="cpu")
-    assert rest.missing == 0
+    assert rest.summary.missing == 0
 
     def figures(rows):
         return [{k: v for k, v in row.items() if k != "training_seconds"} for row in rows]
 
-    assert figures(rest.rows) == figures(whole.rows)
+    assert figures(rest.summary.rows) == figures(whole.summary.rows)
 
 
 def test_cells_that_cannot_be_done_are_rows_and_the_others_go_on(tmp_path):
@@ -106,15 +114,15 @@ def test_cells_that_cannot_be_done_are_rows_and_the_others_go_on(tmp_path):
     lab = Lab(plan, tmp_path, "cpu", True)
     fitted = lab.data.images
     object.__setattr__(lab.data, "images", tuple(type(i)(i.id, i.image, (), i.label) for i in fitted))
-    result = lab.run(None)
-    by = {(row["captions"], row["mitigation"]): row for row in result.rows}
+    result = run_experiment(lab, tmp_path)
+    by = {(row["captions"], row["mitigation"]): row for row in result.summary.rows}
     assert by[("none", "none")]["status"] == "ok"
     assert by[("none", "none")]["alignment"] is None
     broken = by[("instance", "prss")]
     assert broken["status"] == "error"
     assert "lack a caption" in broken["reason"]
     assert broken["share_copied"] is None
-    page = write_page(lab, result).read_text()
+    page = result.report().read_text()
     assert "lack a caption" in page
 
 
@@ -135,13 +143,12 @@ def test_a_folder_of_another_lab_is_refused(lab):
 
 def test_page_loads_nothing_and_shows_every_cell(lab):
     folder, result = lab
-    work = Lab(small(), folder, "cpu", True)
-    page = write_page(work, result).read_text()
+    page = open_run(folder).report().read_text()
     assert "default-src &#39;none&#39;" in page
     assert "<script" not in page
-    for row in result.rows:
+    for row in result.summary.rows:
         assert f"{row['duplication']} / {row['captions']} / {row['mitigation']}" in page
-    hidden = write_page(work, result, "hash").read_text()
+    hidden = open_run(folder).report("hash").read_text()
     assert hidden.count("data:image") == 0 < page.count("data:image")
 
 
@@ -171,7 +178,7 @@ def test_adapters_and_unconditional_models(tmp_path, model, captions):
     plan = small(
         train=train, grid={"captions": [captions]}, measure={}, generate={"images": 6, "sampling": {"steps": 2}}
     )
-    (row,) = run_lab(plan, tmp_path, device="cpu").rows
+    (row,) = run_lab(plan, tmp_path, device="cpu").summary.rows
     assert (row["status"], row["n_images"], row["alignment"]) == ("ok", 6, None), row["reason"]
     assert list((tmp_path / "trainings").glob("*/lora" if "method" in model else "*/model"))
-    assert run_lab(plan, tmp_path, device="cpu").rows == [row]
+    assert run_lab(plan, tmp_path, device="cpu").summary.rows == (row,)

@@ -9,11 +9,22 @@ from diffmem.experiments import _run
 from tests.faults.planted import fault, printed_json, run
 from tests.fixtures.runs_0_1_0.make import copied
 
-TODAY = ("lab",)
+TODAY: tuple[str, ...] = ()
 VERBS = [
     *(
         pytest.param(verb, id=verb)
-        for verb in ("score", "generate", "audit", "mitigate", "measure", "against", "extract", "match", "canaries")
+        for verb in (
+            "score",
+            "generate",
+            "audit",
+            "mitigate",
+            "measure",
+            "against",
+            "extract",
+            "match",
+            "canaries",
+            "lab",
+        )
     ),
     *(pytest.param(verb, id=verb, marks=fault(8)) for verb in TODAY),
 ]

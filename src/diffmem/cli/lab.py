@@ -30,12 +30,11 @@ def lab(
     Args:
         plan: a TOML file, or the name of a plan that ships: digits, gpu.
     """
-    from diffmem.cli.output import emit_json, emit_table, note
+    from diffmem.cli.output import emit_json, emit_table
+    from diffmem.cli.show import print_run
     from diffmem.experiments.lab.cell import training_name
-    from diffmem.experiments.lab.page import write_page
     from diffmem.experiments.lab.plan import LabPlan, cells_of
-    from diffmem.experiments.lab.run import Lab
-    from diffmem.experiments.lab.tables import paper_tables
+    from diffmem.experiments.lab.run import run_lab
     from diffmem.runs.directory import parse_shard
     from diffmem.training.plan import load_plan
 
@@ -52,27 +51,15 @@ def lab(
         emit_table(listed, json=json, title=f"{len(cells)} cells, {trainings} trainings")
         return 0
     folder = need(out, "--out", "a lab needs a folder")
-    work = Lab(settings, folder, device, quiet or json)
-    result = work.run(parse_shard(shard))
-    page = write_page(work, result, redact)
+    run = run_lab(settings, folder, part=parse_shard(shard), device=device, silent=quiet or json)
+    page = run.report(redact)
     if json:
-        emit_json(result.rows)
+        summary: Any = run.summary
+        emit_json(summary.rows)
         return 0
-    emit_table([{name: row[name] for name in _SHOWN} for row in result.rows], title=f"{len(result.rows)} cells")
-    for title, lines in paper_tables(result.rows).items():
-        emit_table(lines, title=f"{title}, means over training seeds")
-    for text in result.notes:
-        note(text)
-    if result.missing:
-        note(f"{result.missing} cells are not done yet; the same command without --shard goes on")
+    print_run(run.summary)
     print(f"report: {page}")
     return 0
-
-
-_SHOWN = (
-    "duplication", "captions", "mitigation", "seed", "n_images", "similarity_mean", "similarity_p95", "share_copied",
-    "alignment", "quality", "status",
-)  # fmt: skip
 
 
 def _file(plan: str) -> Path:

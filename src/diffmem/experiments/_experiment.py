@@ -51,11 +51,13 @@ class Experiment(ABC, Generic[S]):
         reference: what images are compared with; None: they are not matched.
         judge: of text alignment, or None.
         describes: whether arms are compared by their images' descriptors.
+        summarize_at_end: whether the summary may change after the last arm, or there may be no arm to make.
         refusals: errors that end one arm and not the experiment.
     """
 
     refusals: ClassVar[tuple[type[DiffmemError], ...]] = (MitigationRefused,)
     describes: ClassVar[bool] = True
+    summarize_at_end: ClassVar[bool] = False
     reference: Reference | None = None
     judge: TextAlignment | None = None
 
@@ -112,6 +114,11 @@ def run_experiment(experiment: Experiment[S], out: str | Path | None, options: O
             )
             summary = experiment.summarize(results, places)
             summary.write(folder)
+    if experiment.summarize_at_end and folder is not None:
+        if directory is None:
+            directory = RunDirectory(folder, *experiment.identity())
+        summary = experiment.summarize(results, ())
+        summary.write(folder)
     if summary is None or folder is None:
         raise ValueError("an experiment needs at least one arm")
     return Run(folder, summary.verb, summary, results, directory)

@@ -49,6 +49,7 @@ VERBS: Registry[Verb] = Registry(
         "robustness": "diffmem.experiments.robustness.page:VERB",
         "against": "diffmem.experiments.against.page:VERB",
         "extract": "diffmem.experiments.extract.page:VERB",
+        "lab": "diffmem.experiments.lab.page:VERB",
         "canaries": "diffmem.experiments.canaries.page:VERB",
         "match": "diffmem.experiments.match.page:VERB",
         "audit": "diffmem.experiments.audit.page:VERB",

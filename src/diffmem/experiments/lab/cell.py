@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from diffmem.copies.index import CopyIndex
-from diffmem.data.images import ImageSet
 from diffmem.data.prompts import Prompt
+from diffmem.experiments._arm import Arm, Hook
 from diffmem.experiments.lab.plan import Cell, GenerateSection, LabPlan
 from diffmem.keys import row_key
 from diffmem.models.bundled import bundled_path
 from diffmem.models.target import Target
 from diffmem.randomness import generator
-from diffmem.runs.directory import RunDirectory, record_model
-from diffmem.stages.generate import Generation, generate_stage
-from diffmem.stages.match.stage import Matching, match_stage
+from diffmem.stages.generate import Generation
 from diffmem.training.captions import captions_of
 from diffmem.training.data import TrainingSet
 from diffmem.training.loop import LOG, train
@@ -90,44 +86,24 @@ def seconds_of(folder: Path) -> float:
     return float(json.loads((folder / LOG).read_text())["seconds"])
 
 
-@dataclass(frozen=True)
-class Made:
-    """A cell's run directory and what was asked for, in order."""
-
-    run: RunDirectory
-    asked: list[Asked]
-
-
-def generate_and_match(
-    cell: Cell, plan: LabPlan, target: Target, data: TrainingSet, index: CopyIndex, heldout: ImageSet | None,
-    folder: Path, silent: bool,
-) -> Made:  # fmt: skip
-    """The cell's images with its inference-time mitigations, matched with the training set; what is there is kept."""
+def asked_of(cell: Cell, plan: LabPlan, target: Target, data: TrainingSet) -> list[Asked]:
+    """The images that a cell is to make, under the captions that its training showed."""
     tokenizer = getattr(target.pipeline, "tokenizer", None)
-    captions = captions_of(data, cell.training.data, tokenizer, cell.seed)
-    asked = prompted(data, captions, plan.generate)
+    return prompted(data, captions_of(data, cell.training.data, tokenizer, cell.seed), plan.generate)
+
+
+def cell_arm(
+    cell: Cell, plan: LabPlan, target: Target, asked: Sequence[Asked], place: str, data: TrainingSet, after: Hook
+) -> Arm:
+    """The cell as an arm: its images with its inference-time mitigations; `after` measures them."""
     settings = Generation(
         draws=max(one.draw for one in asked) + 1, seed=plan.generate.seed, batch=plan.generate.batch,
         sampling=plan.generate.sampling,
     )  # fmt: skip
-    matching = Matching(
-        descriptor=plan.measure.descriptor, statistic=plan.measure.statistic,
-        false_positives=plan.measure.false_positives,
-    )  # fmt: skip
     labels = [one.label for one in cell.treatment.inference]
-    run = RunDirectory(
-        folder,
-        {"generate": settings.model_dump(mode="json"), "match": matching.model_dump(mode="json"),
-         "lab": {"mitigation": labels}},
-        {"model": target.fingerprint, "training": data.fingerprint},
+    return Arm(
+        f"{cell.name}, seed {cell.seed}", lambda: target, list({one.prompt.id: one.prompt for one in asked}.values()),
+        settings, place, {"lab": {"mitigation": labels}}, cell.treatment.inference,
+        work=[(one.prompt, one.draw) for one in asked], judged_together=1, fingerprints={"training": data.fingerprint},
+        after=after,
     )  # fmt: skip
-    record_model(target, run.path)
-    prompts = list({one.prompt.id: one.prompt for one in asked}.values())
-    with ExitStack() as stack:
-        for mitigation in cell.treatment.inference:
-            stack.enter_context(mitigation.apply(target))
-        generate_stage(
-            target, prompts, settings, run, silent=silent, work=[(one.prompt, one.draw) for one in asked]
-        )  # fmt: skip
-    match_stage(run, matching, index, heldout, 1, silent=silent)
-    return Made(run, asked)

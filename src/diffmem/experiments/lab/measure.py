@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from diffmem.data.png import decode_png
 from diffmem.evaluation.estimate import Bootstrap, Estimate
 from diffmem.evaluation.frechet import BLOCKS, frechet_interval
 from diffmem.evaluation.text_alignment import TextAlignment
-from diffmem.experiments.lab.cell import Made
+from diffmem.experiments.lab.cell import Asked
 from diffmem.runs.facts import read_fact
 from diffmem.runs.store import RunStore
 from diffmem.stages.match.stage import called
@@ -61,11 +62,14 @@ def described(images: ImageSet | None, index: CopyIndex) -> np.ndarray | None:
     return np.asarray(index.describe(pictures), np.float64) if pictures else None
 
 
-def measured(made: Made, reference: Reference, repeated: frozenset[str], seed: int = 0) -> dict[str, Any]:
+def measured(
+    run: Path, asked_for: Sequence[Asked], reference: Reference, repeated: frozenset[str], seed: int = 0
+) -> dict[str, Any]:
     """All figures of a cell.
 
     Args:
-        made: the cell's run, generated and matched.
+        run: the cell's run directory, generated and matched.
+        asked_for: what it was asked for, in order.
         reference: what to read it against.
         repeated: training images that were seen more often than others.
         seed: of resampling.
@@ -73,15 +77,15 @@ def measured(made: Made, reference: Reference, repeated: frozenset[str], seed: i
     Returns:
         {"images": one row per image asked for, in order; "figures": name -> Estimate as values; "set_aside", "quality"}.
     """
-    store = RunStore(made.run.path)
-    matches = called(made.run)
+    store = RunStore(run)
+    matches = called(run)
     places = {(row["prompt_id"], row["draw"]): row for row in store.read("images", _COLUMNS).to_pylist()}
-    fact = read_fact(made.run.path, "copies")
+    fact = read_fact(run, "copies")
     assert fact is not None  # written by the matching stage
     threshold = fact["threshold"]
     rows: list[dict[str, Any]] = []
     pictures: list[Image.Image] = []
-    for asked in made.asked:
+    for asked in asked_for:
         image = places[(asked.prompt.id, asked.draw)]
         found = matches.get(bytes(image["key"]))
         row: dict[str, Any] = {"asked": asked.image_id, "text": asked.text, "draw": asked.draw}

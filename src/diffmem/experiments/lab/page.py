@@ -1,104 +1,98 @@
-"""What a lab's page shows, gathered from its folder."""
+"""The page of a copying lab: what was varied, what was copied, what it cost; one HTML file that loads nothing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from diffmem.copies.index import CopyIndex
-from diffmem.data.png import decode_png
-from diffmem.experiments.lab.plan import Cell
-from diffmem.experiments.lab.run import FIGURES, Lab, LabResult
-from diffmem.experiments.lab.view import LabView, ShownPair, write_lab_page
-from diffmem.report.redaction import Redaction, embed
-from diffmem.report.verdict import STATISTICS
-from diffmem.runs.store import RunStore
+from PIL import Image
 
-PAIRS = 4
+from diffmem.errors import DataError
+from diffmem.experiments._run import Verb, open_run
+from diffmem.experiments.lab.charts import cells_chart, tradeoff_chart
+from diffmem.experiments.lab.summary import LabSummary
+from diffmem.experiments.lab.view import cells_of_rows, headline, name_of
+from diffmem.report import prose
+from diffmem.report.page import write_page
+from diffmem.report.redaction import Embedded, Redaction, embed
+from diffmem.runs.manifest import FILE as MANIFEST
+from diffmem.runs.manifest import read_manifest
+from diffmem.runs.summary import ArmPlace
+
+PAGE = "lab.html"
+CONTRASTS = 60
+"""Rows of the table of differences; all of them are in summary.json."""
 
 
-def write_page(lab: Lab, result: LabResult, redact: Redaction = "none") -> Path:
-    """Write the page of a lab as far as it has come."""
-    plan = lab.plan
-    shown: dict[str, list[ShownPair]] = {}
-    for cell in lab.cells:
-        file = lab.place(cell) / FIGURES
-        if cell.name not in shown and file.exists():
-            report = json.loads(file.read_text())
-            if report["status"] == "ok":
-                shown[cell.name] = _pairs(lab.place(cell), report, lab.reference.index, redact)
-    reference = lab.cells[0].name
-    view = LabView(
-        plan.name, _facts(lab, result), result.rows, [row for row in result.contrasts if row["second"] == reference],
-        shown, _limits(lab, result),
+@dataclass(frozen=True)
+class ShownPair:
+    """A generated image and the training image that it is nearest to; None where a picture is not shown."""
+
+    generated: Embedded | None
+    training: Embedded | None
+    caption: str
+    similarity: float
+    copied: bool
+
+
+def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
+    """Write `lab.html` from the lab's folder alone, and give its path."""
+    run = open_run(folder)
+    summary = run.summary
+    if not isinstance(summary, LabSummary):
+        raise DataError(f"'{folder}' is a run of {run.verb}, not of lab.")
+    rows: list[dict[str, Any]] = list(summary.rows)
+    cells = cells_of_rows(rows)
+    points = [
+        (cell["number"], cell["means"]["share_copied"], cell["means"]["alignment"])
+        for cell in cells
+        if cell["means"]["share_copied"] is not None and cell["means"]["alignment"] is not None
+    ]
+    first = name_of(rows[0]) if rows else ""
+    contrasts = [row for row in summary.contrasts if row["second"] == first]
+    pairs: dict[str, list[ShownPair]] = {}
+    for pair in summary.pairs:
+        caption = f"sha256:{prose.text_hash(pair.caption)}" if hash_prompts else pair.caption
+        generated, training = (_picture(folder, name, redact) for name in (pair.generated, pair.training))
+        shown = ShownPair(generated, training, caption, pair.similarity, pair.copied)
+        pairs.setdefault(pair.cell, []).append(shown)
+    return write_page(
+        folder / PAGE if out is None else out, files(__package__) / "page.html", title=f"Copying lab: {summary.name}",
+        kicker=f"Copying lab, {summary.name}", headline=summary.headline, limits=[*summary.limits, *summary.notes],
+        facts=summary.facts, shown_pairs=pairs, cells=cells, failed=[row for row in rows if row["status"] != "ok"],
+        name_of=name_of, copied=cells_chart(cells, "share_copied", "share of images that are copies", True),
+        similarity=cells_chart(cells, "similarity_mean", "mean similarity with the nearest training image", False),
+        tradeoff=tradeoff_chart(points, "share of images that are copies", "text alignment") if len(points) > 1 else "",
+        contrasts=contrasts[:CONTRASTS], hidden=max(0, len(contrasts) - CONTRASTS),
     )  # fmt: skip
-    return write_lab_page(lab.folder, view)
 
 
-def _pairs(place: Path, report: Mapping[str, Any], index: CopyIndex, redact: Redaction) -> list[ShownPair]:
-    rows = sorted(
-        (row for row in report["images"] if row["status"] == "ok"),
-        key=lambda row: (row["copied"], row["similarity"]), reverse=True,
-    )[:PAIRS]  # fmt: skip
-    wanted = {(row["text"], row["draw"]) for row in rows}
-    png: dict[tuple[str, int], bytes] = {}
-    store = RunStore(place)
-    texts = {row["prompt_id"]: row["text"] for row in store.read("prompts", ["prompt_id", "text"]).to_pylist()}
-    for table in store.stream("images", ["prompt_id", "draw", "png"]):
-        for image in table.to_pylist():
-            key = (texts[image["prompt_id"]], image["draw"])
-            if key in wanted and image["png"] is not None:
-                png[key] = image["png"]
-    found = []
-    for row in rows:
-        training = index.image(row["train_id"]).image
-        found.append(
-            ShownPair(
-                embed(decode_png(png[(row["text"], row["draw"])]), redact),
-                None if training is None else embed(training, redact), row["text"], row["similarity"], row["copied"],
-            )
-        )  # fmt: skip
-    return found
+def _picture(folder: Path, name: str | None, redact: Redaction) -> Embedded | None:
+    if name is None or not (folder / name).exists():
+        return None
+    with Image.open(folder / name) as picture:
+        return embed(picture.convert("RGB"), redact)
 
 
-def _facts(lab: Lab, result: LabResult) -> list[tuple[str, str]]:
-    plan = lab.plan
-    seconds = {row["training_seconds"] for row in result.rows if row["training_seconds"] is not None}
-    threshold = next((t for t in (_threshold(lab, cell) for cell in lab.cells) if t is not None), None)
-    facts = [
-        ("Training images", f"{len(lab.data):,}"),
-        ("Model", f"{plan.train.model.base}, {plan.train.model.method}, {plan.train.optimizer.steps:,} steps"),
-        ("Seeds", ", ".join(map(str, plan.seeds))),
-        ("Cells", f"{len(result.rows)} done, {result.missing} missing"),
-        ("Training time", f"{sum(seconds):,.0f} s over {len(seconds)} trainings"),
-    ]
-    if threshold is not None:
-        rate = f"{threshold['nominal_fpr']:.1%} false positives per image"
-        called = rate if threshold["calibrated"] else "customary threshold, not calibrated"
-        facts.append(("A copy", f"by the {STATISTICS[threshold['statistic']]} of {plan.measure.descriptor}; {called}"))
-    facts.append(("Quality", next((row["quality_is"] for row in result.rows if row["quality_is"]), "not measured")))
-    return facts
+def recognise(folder: Path) -> LabSummary | None:
+    """The summary of a lab of 0.1.0: `rows.json` beside `lab.json`; it kept no pictures of the pairs."""
+    plan, rows = folder / "lab.json", folder / "rows.json"
+    if not plan.exists() or not rows.exists():
+        return None
+    written = json.loads(plan.read_text(encoding="utf-8"))
+    found = json.loads(rows.read_text(encoding="utf-8"))
+    places = sorted(p for p in (folder / "cells").glob("*/") if (p / MANIFEST).exists())
+    version = read_manifest(places[0]).diffmem_version if places else "0.1.0"
+    return LabSummary(
+        headline=headline(cells_of_rows(found["rows"])), diffmem=version, name=written["plan"]["name"],
+        arms=tuple(ArmPlace(name=place.name, place=f"cells/{place.name}") for place in places),
+        facts=(("Training images", f"{written['images']:,}"),), rows=tuple(found["rows"]),
+        contrasts=tuple(found["contrasts"]), missing=found["missing"], plan=written["plan"],
+        notes=(*found["notes"], "This lab was made by diffmem 0.1.0: its rows are shown as they were."),
+    )  # fmt: skip
 
 
-def _threshold(lab: Lab, cell: Cell) -> dict[str, Any] | None:
-    file = lab.place(cell) / FIGURES
-    found: dict[str, Any] | None = json.loads(file.read_text()).get("threshold") if file.exists() else None
-    return found
-
-
-def _limits(lab: Lab, result: LabResult) -> list[str]:
-    limits = [
-        "Every figure is of these images, this model and this length of training: a lab on other data may order the cells "
-        "otherwise.",
-        "Every cell is asked under its own captions; alignment compares cells of the same captions only.",
-    ]
-    if len(lab.plan.seeds) < 3:
-        limits.append(
-            f"{len(lab.plan.seeds)} training seed{'s' * (len(lab.plan.seeds) > 1)}: differences between trainings are hardly "
-            "or not at all in the intervals; three or more tell."
-        )
-    if lab.reference.judge is None:
-        limits.append("Nothing judged text alignment (measure.text_alignment).")
-    return limits + list(result.notes)
+VERB = Verb("lab", LabSummary, write, recognise)

@@ -3,49 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from diffmem.atomic import write_atomic
 from diffmem.copies.descriptors import make_descriptor
-from diffmem.data.images import ImageSet, load_images
+from diffmem.data.images import load_images
+from diffmem.data.png import png_bytes
 from diffmem.errors import DiffmemError, IncompatibleRun, IncompleteRun, MitigationRefused
-from diffmem.evaluation.text_alignment import parse_alignment
-from diffmem.experiments.lab.cell import generate_and_match, seconds_of, trained, training_name
+from diffmem.evaluation.text_alignment import TextAlignment, parse_alignment
+from diffmem.experiments import _arm
+from diffmem.experiments._arm import Arm, Hook, Options
+from diffmem.experiments._experiment import Experiment, Results, run_experiment
+from diffmem.experiments._run import Run
+from diffmem.experiments.lab.cell import Asked, asked_of, cell_arm, seconds_of, trained, training_name
 from diffmem.experiments.lab.compare import contrasts
 from diffmem.experiments.lab.measure import Reference, described, measured
 from diffmem.experiments.lab.plan import Cell, LabPlan, cells_of
 from diffmem.experiments.lab.sources import opened
+from diffmem.experiments.lab.summary import CellPair, LabSummary
+from diffmem.experiments.lab.view import cells_of_rows, headline
 from diffmem.keys import row_key
-from diffmem.runs.provenance import provenance
-from diffmem.stages.match.stage import build_index
+from diffmem.models.target import Target
+from diffmem.report.verdict import STATISTICS
+from diffmem.runs.directory import RunDirectory
+from diffmem.runs.manifest import FILE as MANIFEST
+from diffmem.runs.store import RunStore
+from diffmem.runs.summary import ArmPlace
+from diffmem.stages.match.stage import Matching, build_index
 from diffmem.training.data import TrainingSet, load_training_set
 from diffmem.training.duplication import repeated
 
-PLAN, ROWS, FIGURES = "lab.json", "rows.json", "figures.json"
+OLD_PLAN, FIGURES, PICTURES = "lab.json", "figures.json", "pairs"
+"""The plan of 0.1.0; the figures of a cell, in its folder; the pictures of the most similar pairs."""
+PAIRS = 4
 COLUMNS = ("similarity_mean", "similarity_p95", "share_copied", "alignment", "quality")
 FURTHER = ("share_above", "share_own", "share_copied_repeated", "share_copied_once", "recall", "frechet")
-
-
-@dataclass
-class LabResult:
-    """A lab, as far as it has come.
-
-    Attributes:
-        folder: where everything is.
-        rows: one per cell and seed, in the order of the plan; see `row_of`.
-        contrasts: every pair of cells; see `diffmem.experiments.lab.compare.Contrast`.
-        missing: cells that are not done (another part of the work, or stopped).
-        notes: what a reader must know.
-    """
-
-    folder: Path
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    contrasts: list[dict[str, Any]] = field(default_factory=list)
-    missing: int = 0
-    notes: list[str] = field(default_factory=list)
 
 
 def run_lab(
@@ -55,7 +49,7 @@ def run_lab(
     part: tuple[int, int] | None = None,
     device: str | None = None,
     silent: bool = True,
-) -> LabResult:
+) -> Run:
     """Train, generate, measure and compare every cell of a plan; the same call goes on where an earlier one stopped.
 
     Args:
@@ -67,7 +61,8 @@ def run_lab(
         silent: no progress on stderr.
 
     Returns:
-        Rows and contrasts of all cells that are done. A cell that cannot be done is a row with its reason.
+        The run: `run.summary.rows` and `.contrasts` of all cells that are done. A cell that cannot be
+        done is a row with its reason.
 
     Raises:
         IncompleteRun: stopped, or a full disk; everything done is kept.
@@ -76,115 +71,224 @@ def run_lab(
 
     Cost: the trainings, and per cell `generate.images` generated images (steps x 2 NFE each under guidance).
     """
-    return Lab(plan, Path(out), device, silent).run(part)
+    lab = Lab(plan, Path(out), device, silent)
+    lab.part = part or (0, 1)
+    return run_experiment(lab, out, Options(silent=silent))
 
 
-class Lab:
-    """One lab at work."""
+class Lab(Experiment[LabSummary]):
+    """One lab at work: the cells are its arms, each with the model that its training gives.
+
+    Attributes:
+        part: (i, n): only the trainings of this part.
+    """
+
+    describes: ClassVar[bool] = False
+    summarize_at_end: ClassVar[bool] = True
+    refusals: ClassVar[tuple[type[DiffmemError], ...]] = (DiffmemError,)
 
     def __init__(self, plan: LabPlan, folder: Path, device: str | None, silent: bool) -> None:
         self.plan, self.folder, self.device, self.silent = plan, folder, device, silent
+        self.part = (0, 1)
         self.cells = cells_of(plan)
+        self.problems: dict[Path, DiffmemError] = {}
         folder.mkdir(parents=True, exist_ok=True)
         source, heldout = opened(plan.train.data.images, plan.measure.heldout, folder)
         self.data: TrainingSet = load_training_set(source, plan.train.data.limit)
-        self.heldout: ImageSet | None = None if heldout is None else load_images(heldout)
-        self._record()
+        self._refuse_another_lab()
+        held = None if heldout is None else load_images(heldout)
         pictures = load_images({image.id: image.image for image in self.data.images})
         descriptor = make_descriptor(plan.measure.descriptor, pictures, **plan.measure.descriptor_options)
         index = build_index(pictures, descriptor, None, silent)
-        judge = None if plan.measure.text_alignment is None else parse_alignment(plan.measure.text_alignment)
-        self.reference = Reference(index, described(self.heldout, index), judge)
+        matching = Matching(
+            descriptor=plan.measure.descriptor, statistic=plan.measure.statistic,
+            false_positives=plan.measure.false_positives,
+        )  # fmt: skip
+        self.reference = _arm.Reference(index, held, matching)
+        self.alignment: TextAlignment | None = None
+        if plan.measure.text_alignment is not None:
+            self.alignment = parse_alignment(plan.measure.text_alignment)
+        self.against = Reference(index, described(held, index), self.alignment)
 
-    def _record(self) -> None:
-        """Refuse a folder that holds a lab of other data or other shared settings; seeds and cells may be added."""
+    def _facts(self) -> dict[str, str]:
+        """Hashes of what all cells share: settings outside of the grid, and the training images."""
         shared = self.plan.model_dump(mode="json", include={"train", "generate", "measure"})
         shared["train"].pop("checkpoint_every")
         shared["generate"].pop("batch")
-        facts = {"shared": row_key(shared=shared).hex(), "data": self.data.fingerprint}
-        file = self.folder / PLAN
-        if file.exists():
-            there = json.loads(file.read_text())
-            differing = [name for name, value in facts.items() if there["facts"].get(name) != value]
-            if differing:
-                what = {"shared": "settings outside of the grid", "data": "training images"}
-                raise IncompatibleRun(
-                    f"'{self.folder}' holds another lab (its {' and '.join(what[d] for d in differing)} differ): give "
-                    "another --out. Seeds, the grid and further cells may change."
-                )
-        settings = {
-            "facts": facts, "plan": self.plan.model_dump(mode="json"), "images": len(self.data),
-            "unreadable": dict(self.data.unreadable), "provenance": provenance().model_dump(mode="json"),
-        }  # fmt: skip
-        write_atomic(file, json.dumps(settings, indent=1).encode())
+        return {"shared": row_key(shared=shared).hex(), "data": self.data.fingerprint}
 
-    def run(self, part: tuple[int, int] | None) -> LabResult:
-        """Work on what is missing, then put together what there is."""
-        trainings = list(dict.fromkeys(training_name(cell.training) for cell in self.cells))
-        index, count = part or (0, 1)
-        mine = [cell for cell in self.cells if trainings.index(training_name(cell.training)) % count == index]
-        for number, cell in enumerate(mine, start=1):
-            self._say(f"cell {number} of {len(mine)}: {cell.name}, seed {cell.seed}")
-            self._finish(cell)
-        result = LabResult(self.folder)
-        cells: dict[str, dict[int, list[dict[str, Any]]]] = {}
-        for cell in self.cells:
-            report = self._report(cell)
-            if report is None:
-                result.missing += 1
-                continue
-            result.rows.append(row_of(cell, report))
-            if report["status"] == "ok":
-                cells.setdefault(cell.name, {})[cell.seed] = report["images"]
-        result.contrasts = contrasts(cells)
-        if self.data.unreadable:
-            result.notes.append(f"{len(self.data.unreadable)} training pictures could not be read")
-        content = {"rows": result.rows, "contrasts": result.contrasts, "missing": result.missing, "notes": result.notes}
-        write_atomic(self.folder / ROWS, json.dumps(content, indent=1, allow_nan=False).encode())
-        return result
+    def _refuse_another_lab(self) -> None:
+        """Before anything is trained; a lab of 0.1.0 kept its facts in lab.json."""
+        file = self.folder / (MANIFEST if (self.folder / MANIFEST).exists() else OLD_PLAN)
+        if not file.exists():
+            return
+        written = json.loads(file.read_text(encoding="utf-8"))
+        there = written["facts"] if file.name == OLD_PLAN else written["plan"].get("lab", {})
+        what = {"shared": "settings outside of the grid", "data": "training images"}
+        differing = [what[name] for name, value in self._facts().items() if there.get(name) != value]
+        if differing:
+            raise IncompatibleRun(
+                f"'{self.folder}' holds another lab (its {' and '.join(differing)} differ): give another --out. Seeds, the "
+                "grid and further cells may change."
+            )
+
+    def identity(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """Seeds and cells may be added; the data and the settings outside of the grid may not change."""
+        return {"lab": self._facts()}, {"training": self.data.fingerprint}
 
     def place(self, cell: Cell) -> Path:
         """The folder of a cell."""
         labels = [one.label for one in cell.treatment.inference]
         return self.folder / "cells" / f"{training_name(cell.training)}-{row_key(inference=labels).hex()[:8]}"
 
-    def _finish(self, cell: Cell) -> None:
-        place = self.place(cell)
-        there = self._report(cell)
-        if there is not None and there["status"] == "ok":
-            return
-        training = self.folder / "trainings" / training_name(cell.training)
-        try:
-            target = trained(cell, training, self.data, self.device, self.silent)
-            made = generate_and_match(
-                cell, self.plan, target, self.data, self.reference.index, self.heldout, place, self.silent
-            )
+    def arms(self, results: Results) -> Iterator[Arm]:
+        """The cells of this part that are not done, each trained when its turn comes."""
+        trainings = list(dict.fromkeys(training_name(cell.training) for cell in self.cells))
+        index, count = self.part
+        for cell in self.cells:
+            if trainings.index(training_name(cell.training)) % count != index or self._report(cell) is not None:
+                continue
+            training = self.folder / "trainings" / training_name(cell.training)
+            try:
+                target = trained(cell, training, self.data, self.device, self.silent)
+                asked = asked_of(cell, self.plan, target, self.data)
+            except (IncompleteRun, IncompatibleRun):
+                raise
+            except DiffmemError as problem:
+                # One cell that cannot be trained (too few captions) is a row, not the end.
+                self.problems[self.place(cell)] = problem
+                continue
+            place = str(self.place(cell).relative_to(self.folder))
+            yield cell_arm(cell, self.plan, target, asked, place, self.data, self._measuring(cell, asked, training))
+
+    def _measuring(self, cell: Cell, asked: list[Asked], training: Path) -> Hook:
+        def measure(run: RunDirectory, _: Target) -> None:
             more = repeated([i.id for i in self.data.images], cell.training.duplication, cell.seed)
-            report = measured(made, self.reference, frozenset(self.data.images[i].id for i in more))
+            report = measured(run.path, asked, self.against, frozenset(self.data.images[i].id for i in more))
             report |= {"status": "ok", "reason": None, "training": str(training.relative_to(self.folder))}
             report["training_seconds"] = seconds_of(training)
-        except (IncompleteRun, IncompatibleRun):
-            raise
-        except DiffmemError as problem:
-            # One cell that cannot be done (a mitigation that refuses the model, too few captions) is a row, not the end.
-            status = "refused" if isinstance(problem, MitigationRefused) else "error"
-            report = {"status": status, "reason": str(problem), "images": [], "figures": {}, "quality": None}
-            self._say(f"{status}: {problem}")
-        place.mkdir(parents=True, exist_ok=True)
-        write_atomic(place / FIGURES, json.dumps(report, indent=1).encode())
+            write_atomic(run.path / FIGURES, json.dumps(report, indent=1).encode())
+
+        return measure
 
     def _report(self, cell: Cell) -> dict[str, Any] | None:
+        """The figures of a cell that is done."""
         file = self.place(cell) / FIGURES
         if not file.exists():
             return None
         report: dict[str, Any] = json.loads(file.read_text())
-        return report
+        return report if report["status"] == "ok" else None
 
-    def _say(self, text: str) -> None:
-        if not self.silent:
-            import sys
+    def summarize(self, results: Results, arms: tuple[ArmPlace, ...]) -> LabSummary:
+        """Every cell that is done, by whichever command, and why others are not."""
+        failed = {self.folder / one.arm.place: one for one in results.values() if one.status != "ok"}
+        rows: list[dict[str, Any]] = []
+        cells: dict[str, dict[int, list[dict[str, Any]]]] = {}
+        done: list[ArmPlace] = []
+        missing = 0
+        for cell in self.cells:
+            place, report = self.place(cell), self._report(cell)
+            if report is not None:
+                cells.setdefault(cell.name, {})[cell.seed] = report["images"]
+                name = f"{cell.name}, seed {cell.seed}"
+                done.append(ArmPlace(name=name, place=str(place.relative_to(self.folder))))
+            elif place in self.problems:
+                problem = self.problems[place]
+                report = _without_figures(
+                    "refused" if isinstance(problem, MitigationRefused) else "error", str(problem)
+                )
+            elif place in failed:
+                report = _without_figures(failed[place].status, str(failed[place].reason))
+            else:
+                missing += 1
+                continue
+            rows.append(row_of(cell, report))
+        return LabSummary(
+            headline=headline(cells_of_rows(rows)), arms=tuple(done), name=self.plan.name, facts=self._shown_facts(rows, missing),
+            rows=tuple(rows), contrasts=tuple(contrasts(cells)), missing=missing, pairs=tuple(self._pairs()),
+            plan=self.plan.model_dump(mode="json"), notes=self._notes(missing), limits=self._limits(),
+        )  # fmt: skip
 
-            print(f"diffmem: {text}", file=sys.stderr, flush=True)
+    def _notes(self, missing: int) -> tuple[str, ...]:
+        notes = []
+        if self.data.unreadable:
+            notes.append(f"{len(self.data.unreadable)} training pictures could not be read")
+        if missing:
+            notes.append(f"{missing} cells are not done yet; the same command without --shard goes on")
+        return tuple(notes)
+
+    def _limits(self) -> tuple[str, ...]:
+        limits = [
+            "Every figure is of these images, this model and this length of training: a lab on other data may order the cells "
+            "otherwise.",
+            "Every cell is asked under its own captions; alignment compares cells of the same captions only.",
+        ]
+        if len(self.plan.seeds) < 3:
+            limits.append(
+                f"{len(self.plan.seeds)} training seed{'s' * (len(self.plan.seeds) > 1)}: differences between trainings are "
+                "hardly or not at all in the intervals; three or more tell."
+            )
+        if self.alignment is None:
+            limits.append("Nothing judged text alignment (measure.text_alignment).")
+        return tuple(limits)
+
+    def _shown_facts(self, rows: list[dict[str, Any]], missing: int) -> tuple[tuple[str, str], ...]:
+        plan = self.plan
+        seconds = {row["training_seconds"] for row in rows if row["training_seconds"] is not None}
+        facts = [
+            ("Training images", f"{len(self.data):,}"),
+            ("Model", f"{plan.train.model.base}, {plan.train.model.method}, {plan.train.optimizer.steps:,} steps"),
+            ("Seeds", ", ".join(map(str, plan.seeds))),
+            ("Cells", f"{len(rows)} done, {missing} missing"),
+            ("Training time", f"{sum(seconds):,.0f} s over {len(seconds)} trainings"),
+        ]
+        threshold = next((r["threshold"] for cell in self.cells if (r := self._report(cell)) is not None), None)
+        if threshold is not None:
+            rate = f"{threshold['nominal_fpr']:.1%} false positives per image"
+            called = rate if threshold["calibrated"] else "customary threshold, not calibrated"
+            facts.append(
+                ("A copy", f"by the {STATISTICS[threshold['statistic']]} of {plan.measure.descriptor}; {called}")
+            )
+        facts.append(("Quality", next((row["quality_is"] for row in rows if row["quality_is"]), "not measured")))
+        return tuple(facts)
+
+    def _pairs(self) -> Iterator[CellPair]:
+        """The most similar pairs of each cell's first seed, their pictures kept beside the summary."""
+        seen: set[str] = set()
+        for number, cell in enumerate(self.cells):
+            report = self._report(cell)
+            if report is None or cell.name in seen:
+                continue
+            seen.add(cell.name)
+            sound = (row for row in report["images"] if row["status"] == "ok")
+            rows = sorted(sound, key=lambda row: (row["copied"], row["similarity"]), reverse=True)[:PAIRS]
+            png = _generated(self.place(cell), {(row["text"], row["draw"]) for row in rows})
+            for place, row in enumerate(rows):
+                names = [f"{PICTURES}/{number:03d}-{place}-{kind}.png" for kind in ("generated", "training")]
+                write_atomic(self.folder / names[0], png[(row["text"], row["draw"])])
+                training = self.against.index.image(row["train_id"]).image
+                if training is not None:
+                    write_atomic(self.folder / names[1], png_bytes(training))
+                yield CellPair(
+                    cell=cell.name, generated=names[0], training=None if training is None else names[1], caption=row["text"],
+                    similarity=row["similarity"], copied=row["copied"],
+                )  # fmt: skip
+
+
+def _generated(place: Path, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
+    store = RunStore(place)
+    texts = {row["prompt_id"]: row["text"] for row in store.read("prompts", ["prompt_id", "text"]).to_pylist()}
+    png: dict[tuple[str, int], bytes] = {}
+    for table in store.stream("images", ["prompt_id", "draw", "png"]):
+        for image in table.to_pylist():
+            key = (texts[image["prompt_id"]], image["draw"])
+            if key in wanted and image["png"] is not None:
+                png[key] = image["png"]
+    return png
+
+
+def _without_figures(status: str, reason: str) -> dict[str, Any]:
+    return {"status": status, "reason": reason, "images": [], "figures": {}, "quality": None}
 
 
 def row_of(cell: Cell, report: Mapping[str, Any]) -> dict[str, Any]:

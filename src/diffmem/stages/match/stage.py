@@ -122,15 +122,15 @@ def match_stage(
     return result
 
 
-def called(run: RunDirectory) -> dict[bytes, tuple[dict[str, Any], bool]]:
+def called(run: Path) -> dict[bytes, tuple[dict[str, Any], bool]]:
     """Every matched image of a run: its nearest training image (a row of "matches"), and whether it is called a copy."""
-    fact = read_fact(run.path, "copies")
+    fact = read_fact(run, "copies")
     if fact is None or fact["threshold"] is None:
         return {}
     rule = CopyRule.of_fact(fact["threshold"])
     rows = (
         row
-        for table in asked_rows(run.path, "matches", schema_of("matches").names)
+        for table in asked_rows(run, "matches", schema_of("matches").names)
         for row in table.to_pylist()
         if row["rank"] == 1
     )
