@@ -91,7 +91,7 @@ def test_audit_and_show(folders, capsys, tmp_path):
         (["match", "MADE", "--train", "EMPTY"], 2, "no image"),
         (["match", "MADE", "--train", "TRAIN", "--false-positives", "2"], 2, "between 0 and 1"),
         (["match", "MADE", "--train", "TRAIN", "--descriptor", "sscd2"], 2, "Did you mean 'sscd'"),
-        (["match", "MADE", "--train", "TRAIN", "--weights", "w.pt"], 2, "needs no weights"),
+        (["match", "MADE", "--train", "TRAIN", "--weights", "w.pt"], 2, "--weights belongs to"),
         (["index", "TRAIN"], 2, "--out is missing"),
         (["audit", "MODEL", "x"], 2, "--out is missing"),
         (["audit", "MODEL", "x", "--heldout", "TRAIN", "--out", "r"], 2, "training set too"),

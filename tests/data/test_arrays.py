@@ -31,7 +31,7 @@ CHW = np.ascontiguousarray(UNIT.transpose(0, 3, 1, 2))
         torch.from_numpy(PIXELS),
         [Image.fromarray(pixels) for pixels in PIXELS],
     ],
-    ids=str,
+    ids=None,
 )
 def test_all_layouts_and_ranges_are_the_same_pictures(given):
     found = [np.asarray(item.image) for item in as_images(given)]
@@ -84,7 +84,7 @@ def test_a_bright_picture_among_signed_ones_has_their_range(caplog):
         (3, "from a int"),
         (b"bytes", "from a bytes"),
     ],
-    ids=str,
+    ids=None,
 )
 def test_what_cannot_be_meant_is_refused(given, words):
     with pytest.raises(UsageError, match=words):

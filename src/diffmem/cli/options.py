@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -181,17 +182,22 @@ class DescriptorOptions:
 
     def options(self, allow_pickle: bool = False) -> dict[str, Any]:
         """Options of the descriptor's class; those that it does not have are refused."""
-        given: dict[str, Any] = {"weights": self.weights, "sha256": self.weights_sha256, "preset": self.preset}
-        scripted = self.descriptor in ("sscd", "inception")
-        if self.weights_sha256 and not scripted:
-            raise UsageError(f"--weights-sha256 belongs to sscd and inception, not to {self.descriptor}.")
-        if self.preset and self.descriptor != "sscd":
-            raise UsageError(f"--preset belongs to sscd, not to {self.descriptor}.")
-        if self.descriptor == "l2-tiled" and self.weights:
-            raise UsageError("l2-tiled needs no weights; leave --weights out or choose another --descriptor.")
-        if scripted and allow_pickle:
-            given["allow_pickle"] = True
-        return {name: value for name, value in given.items() if value is not None}
+        from diffmem.copies.descriptors import DESCRIPTORS
+
+        given = {"weights": self.weights, "sha256": self.weights_sha256, "preset": self.preset}
+        names = {"weights": "--weights", "sha256": "--weights-sha256", "preset": "--preset"}
+        taken = _parameters(DESCRIPTORS.get(self.descriptor))
+        for key, value in given.items():
+            if value and key not in taken:
+                owners = [name for name in DESCRIPTORS if key in _parameters(DESCRIPTORS.get(name))]
+                raise UsageError(f"{names[key]} belongs to {', '.join(owners)}, not to {self.descriptor}.")
+        values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        return values | ({"allow_pickle": True} if allow_pickle and "allow_pickle" in taken else {})
+
+
+def _parameters(cls: type[Any]) -> set[str]:
+    """What a descriptor's constructor takes."""
+    return set(inspect.signature(cls.__init__).parameters)
 
 
 @dataclass(frozen=True)

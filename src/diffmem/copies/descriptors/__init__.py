@@ -21,6 +21,9 @@ DESCRIPTORS: Registry[type[Descriptor]] = Registry(
     },
 )
 
+DEFAULT_DESCRIPTOR = "l2-tiled"
+"""What compares images unless asked otherwise; it needs no weights."""
+
 
 def make_descriptor(name: str, images: ImageSet | None = None, **options: Any) -> Descriptor:
     """The descriptor called `name`, fitted to the images that it is to describe where that matters.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -40,6 +40,11 @@ class Descriptor(ABC):
     def for_images(cls, images: ImageSet | None, **options: Any) -> Self:
         """This descriptor for a set of images; most do not depend on it."""
         return cls(**options)
+
+    @classmethod
+    def options_again(cls, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that make this descriptor again from its recipe in an index; `given` are the user's (weights)."""
+        return dict(given)
 
     @property
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -57,6 +57,11 @@ class L2Tiled(Descriptor):
                 f"l2-tiled with side {side}; expected a multiple of its {tiles_per_side(side)} tiles per side."
             )
         self.side, self.channels = side, channels
+
+    @classmethod
+    def options_again(cls, recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Side and channels, as they were fitted."""
+        return {key: recipe[key] for key in ("side", "channels")}
 
     @classmethod
     def for_images(cls, images: ImageSet | None, **options: Any) -> Self:

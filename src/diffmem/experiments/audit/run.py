@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from diffmem.copies.descriptors import make_descriptor
+from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet
 from diffmem.data.prompts import PromptList, load_prompts
@@ -60,7 +60,7 @@ def audit(
     seed: int = 0,
     noise: Literal["bank", "per-prompt"] = "bank",
     sampling: Sampling | None = None,
-    descriptor: str = "l2-tiled",
+    descriptor: str = DEFAULT_DESCRIPTOR,
     descriptor_options: Mapping[str, Any] | None = None,
     matching: Matching | None = None,
     micro_batch: int = 64,
@@ -130,7 +130,7 @@ def audit_experiment(
     seed: int = 0,
     noise: Literal["bank", "per-prompt"] = "bank",
     sampling: Sampling | None = None,
-    descriptor: str = "l2-tiled",
+    descriptor: str = DEFAULT_DESCRIPTOR,
     descriptor_options: Mapping[str, Any] | None = None,
     matching: Matching | None = None,
     micro_batch: int = 64,

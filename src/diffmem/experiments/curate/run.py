@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffmem.copies.curation import Candidate, Proposal, Rule, propose
-from diffmem.copies.descriptors import make_descriptor
+from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
 from diffmem.copies.duplicates import DuplicateGroups
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet, as_images
@@ -56,7 +56,7 @@ def curate(
     *,
     score: str | None = None,
     rule: Rule | None = None,
-    descriptor: str = "l2-tiled",
+    descriptor: str = DEFAULT_DESCRIPTOR,
     descriptor_options: Mapping[str, Any] | None = None,
     cut: float | None = None,
     write: bool = False,

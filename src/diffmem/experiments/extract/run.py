@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffmem.copies.descriptors import make_descriptor
+from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.extraction import CLIQUE, Extraction, extract, false_edges
 from diffmem.data.images import ImageSet, load_images
@@ -43,7 +43,7 @@ def extract_images(
     train: ImageSet | str | Path | None = None,
     *,
     out: str | Path | None = None,
-    descriptor: str = "l2-tiled",
+    descriptor: str = DEFAULT_DESCRIPTOR,
     descriptor_options: Mapping[str, Any] | None = None,
     edge: float | None = None,
     smallest: int = CLIQUE,

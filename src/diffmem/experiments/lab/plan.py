@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
+from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR
 from diffmem.copies.statistics import Statistic
 from diffmem.errors import UsageError
 from diffmem.experiments.lab.factors import Duplication, Treatment, parse_duplication, parse_treatment
@@ -41,7 +42,7 @@ class MeasureSection(Section):
     """How copies are decided and the rest is measured."""
 
     heldout: str | None = Field(None, description="images that no training sees; for the threshold and the quality")
-    descriptor: str = "l2-tiled"
+    descriptor: str = DEFAULT_DESCRIPTOR
     descriptor_options: dict[str, Any] = Field(default_factory=dict)
     statistic: Statistic | None = None
     false_positives: float = Field(0.01, gt=0, lt=1)

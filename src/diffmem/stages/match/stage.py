@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffmem.copies.agreement import agreement
 from diffmem.copies.calibration import CopyThreshold, calibrate
-from diffmem.copies.descriptors import make_descriptor
+from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, DESCRIPTORS, make_descriptor
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
@@ -41,7 +41,7 @@ class Matching(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    descriptor: str = "l2-tiled"
+    descriptor: str = DEFAULT_DESCRIPTOR
     statistic: Statistic | None = Field(None, description="default: the descriptor's own")
     false_positives: float = Field(0.01, gt=0, lt=1, description="nominal false-positive rate per prompt")
 
@@ -77,8 +77,8 @@ def open_index(folder: Path, options: Mapping[str, Any] | None = None) -> CopyIn
         options: of the descriptor's class (weights, ...); l2-tiled takes its own from the index.
     """
     about = CopyIndex.load(folder).about
-    fitted = {key: about["recipe"][key] for key in ("side", "channels")} if about["name"] == "l2-tiled" else options
-    return CopyIndex.load(folder, make_descriptor(about["name"], **(fitted or {})))
+    again = DESCRIPTORS.get(about["name"]).options_again(about["recipe"], options or {})
+    return CopyIndex.load(folder, make_descriptor(about["name"], **again))
 
 
 def match_stage(
