@@ -1,6 +1,8 @@
 """Every error that diffmem raises on purpose, with the exit code that the command line gives it.
 
-Exit codes: 0 done, 1 a gate tripped, 2 usage, 3 incomplete (the same command resumes), 4 incompatible run.
+Exit codes: 0 done, whatever the finding; 1 a gate tripped or the check of the model failed; 2 input or an option refused;
+3 incomplete (the same command resumes), or nothing could be judged; 4 the run, threshold or index belongs to another model,
+plan or training set; 70 a defect of diffmem.
 """
 
 from __future__ import annotations
@@ -42,6 +44,12 @@ class MitigationRefused(DiffmemError):
 
 class IncompleteRun(DiffmemError):
     """Work stopped before its end; everything computed is kept and the same command goes on."""
+
+    exit_code = 3
+
+
+class NothingJudged(DiffmemError):
+    """The work is done and gave no value to judge by; no gate passes on it."""
 
     exit_code = 3
 

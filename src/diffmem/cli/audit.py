@@ -67,7 +67,7 @@ def audit(
         typed: prompts typed here, instead of --prompts FILE.
     """
     from diffmem.cli.estimates import add, estimate_generation, estimate_scoring, print_estimate
-    from diffmem.cli.gates import check_gates, parse_gate
+    from diffmem.cli.gates import conclude, parse_gate
     from diffmem.cli.output import emit_json, note
     from diffmem.cli.show import print_run, print_summary
     from diffmem.experiments.audit.run import audit as run_audit
@@ -140,8 +140,7 @@ def audit(
             print_run(run.summary)
             note(f"the comparison is {run.path / PAGE}")
         note(f"the report is {folder_of / FILE}")
-    check_gates(fail_if, summary)
-    return 0
+    return conclude(run.summary, fail_if, summary)
 
 
 def stage_notes(made: Made | None) -> list[str]:

@@ -114,6 +114,7 @@ def measure(
         model: pipeline folder, hub id, or a run of diffmem train with its model/ in it.
     """
     from diffmem.cli.estimates import estimate_generation, print_estimate
+    from diffmem.cli.gates import conclude
     from diffmem.cli.output import emit_json, note
     from diffmem.cli.show import print_run
     from diffmem.data.canaries import read_registration
@@ -144,12 +145,12 @@ def measure(
     summary: Any = run.summary
     if work.json:
         emit_json(summary.as_dict() | {"page": str(page)})
-        return 0
+        return conclude(run.summary)
     print_run(summary)
     for text in summary.explanations():
         note(text)
     note(f"the page is {page}")
-    return 0
+    return conclude(run.summary)
 
 
 def _recorded(model: Path, loras: Sequence[str]) -> str | None:

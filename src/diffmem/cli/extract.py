@@ -42,6 +42,7 @@ def extract(
         typed: prompts typed here, instead of --prompts FILE.
     """
     from diffmem.cli.estimates import estimate_generation, print_estimate
+    from diffmem.cli.gates import conclude
     from diffmem.cli.output import emit_json, note
     from diffmem.cli.show import print_run
     from diffmem.experiments.extract.run import extract_images
@@ -65,10 +66,10 @@ def extract(
     summary: Any = run.summary
     if work.json:
         emit_json(summary.as_dict())
-        return 0
+        return conclude(run.summary)
     print_run(summary)
     note(summary.edges_in_words())
     if summary.extractions:
         note(f"pictures and proofs are in {run.path / 'extracted'}; each proof is enough to make its image again")
     print(f"report: {page}")
-    return 0
+    return conclude(run.summary)

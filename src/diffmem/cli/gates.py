@@ -6,9 +6,12 @@ import difflib
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffmem.errors import GateTripped, UsageError
+from diffmem.errors import GateTripped, NothingJudged, UsageError
+
+if TYPE_CHECKING:
+    from diffmem.runs.summary import Summary
 
 _CONDITION = re.compile(r"^\s*([\w.]+)\s*(>=|<=|==|!=|>|<)\s*([-+]?[\d.]+(?:e[-+]?\d+)?)\s*$", re.IGNORECASE)
 _OPERATORS = {
@@ -23,6 +26,24 @@ def parse_gate(text: str) -> tuple[str, str, float]:
     if found is None:
         raise UsageError(f'--fail-if takes NAME>NUMBER (also >=, <, <=, ==, !=), such as "copies>0", but got {text!r}.')
     return found[1], found[2], float(found[3])
+
+
+def conclude(summary: Summary, gates: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> int:
+    """How a verb ends: 0, or an error where nothing could be judged (exit code 3) or a gate tripped (1).
+
+    Args:
+        summary: of the run.
+        gates: conditions, see `check_gates`.
+        values: what the gates read, in place of the summary itself.
+
+    Raises:
+        NothingJudged: the run gave no value at all. GateTripped, UsageError: see `check_gates`.
+    """
+    reason = summary.nothing_judged()
+    if reason is not None:
+        raise NothingJudged(f"Nothing could be judged: {reason}")
+    check_gates(gates, summary.as_dict() if values is None else values)
+    return 0
 
 
 def check_gates(gates: Sequence[str], summary: Mapping[str, Any]) -> None:

@@ -30,6 +30,7 @@ def lab(
     Args:
         plan: a TOML file, or the name of a plan that ships: digits, gpu.
     """
+    from diffmem.cli.gates import conclude
     from diffmem.cli.output import emit_json, emit_table
     from diffmem.cli.show import print_run
     from diffmem.experiments.lab.cell import training_name
@@ -56,10 +57,10 @@ def lab(
     if json:
         summary: Any = run.summary
         emit_json(summary.rows)
-        return 0
+        return conclude(run.summary)
     print_run(run.summary)
     print(f"report: {page}")
-    return 0
+    return conclude(run.summary)
 
 
 def _file(plan: str) -> Path:

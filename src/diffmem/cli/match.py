@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import DescriptorOptions
-from diffmem.errors import UsageError
+from diffmem.errors import NothingJudged, UsageError
 
 if TYPE_CHECKING:
     from diffmem.copies.index import CopyIndex
+    from diffmem.stages.match.folders import FolderMatches
 
 
 COPIES = DescriptorOptions()
@@ -102,7 +103,7 @@ def match(
     if json:
         extra = {} if measured is None else {"metrics": measured.as_dict()}
         emit_json(found.as_dict() | extra)
-        return 0
+        return _conclude(called, undecided, found)
     emit_table(found.rows[:top], title=f"{called} of {len(found.rows)} images are called copies; most alike first")
     if undecided:
         note(f"{undecided} images cannot be judged: the statistic '{found.threshold.statistic}' is undefined for them")
@@ -123,6 +124,15 @@ def match(
     note(_threshold_text(found.threshold.calibrated, found.threshold.note, false_positives))
     if page is not None:
         note(f"the page is {page}")
+    return _conclude(called, undecided, found)
+
+
+def _conclude(called: int, undecided: int, found: FolderMatches) -> int:
+    if called == 0 and undecided == len(found.rows):
+        reason = next(
+            (row["reason"] for row in found.set_aside), f"the statistic '{found.threshold.statistic}' is undefined"
+        )
+        raise NothingJudged(f"None of the images could be judged: {reason}.")
     return 0
 
 

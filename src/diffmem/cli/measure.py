@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import CaptionOption, ModelOptions, WorkOptions, need
-from diffmem.errors import UsageError
+from diffmem.errors import NothingJudged, UsageError
 
 if TYPE_CHECKING:
     from diffmem.scores.image.base import ImageScore
@@ -77,8 +77,13 @@ def measure(
         silent=work.quiet or work.json,
     )  # fmt: skip
     summary = summarize_measures(result.run.path)
+    reasons = [*result.refused.values(), *(one["reason"] for one in summary.get("scores", ()) if one["reason"])]
+    empty = not any(one["images"] for one in summary.get("scores", ()))
+    nothing = f"No image has a value of any score: {next(iter(reasons), 'nothing was measured')}" if empty else ""
     if work.json:
         emit_json(_as_json(result, summary))
+        if nothing:
+            raise NothingJudged(nothing)
         return 0
     for label, reason in result.refused.items():
         note(f"{label} did not run: {reason}")
@@ -87,6 +92,8 @@ def measure(
     from diffmem.cli.measures_output import print_measures
 
     print_measures(summary, top)
+    if nothing:
+        raise NothingJudged(nothing)
     if out is not None:
         note(f"the rows are in {out}; diffmem report {out} writes the report")
     return 0

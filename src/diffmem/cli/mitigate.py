@@ -60,6 +60,7 @@ def mitigate(
         model: pipeline folder, hub id, or testbed:digits.
         typed: prompts typed here, instead of --prompts FILE.
     """
+    from diffmem.cli.gates import conclude
     from diffmem.cli.match import open_or_build_index
     from diffmem.cli.output import emit_json, emit_table, note
     from diffmem.cli.show import print_run
@@ -107,10 +108,10 @@ def mitigate(
     summary: Any = run.summary
     if work.json:
         emit_json(summary.rows)
-        return 0
+        return conclude(run.summary)
     for row in summary.rows:
         if row["status"] == "refused":
             note(f"{row['setting']} was refused: {row['reason']}")
     print_run(summary)
     print(f"report: {page}")
-    return 0
+    return conclude(run.summary)

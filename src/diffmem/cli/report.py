@@ -29,7 +29,7 @@ def report(
     Args:
         run: the folder given to --out of the run.
     """
-    from diffmem.cli.gates import check_gates, parse_gate
+    from diffmem.cli.gates import conclude, parse_gate
     from diffmem.experiments._run import open_run
 
     for gate in fail_if:
@@ -40,6 +40,4 @@ def report(
     path = opened.report(chosen, hash_prompts=hash_prompts, out=out)
     pictures = {"none": "pictures as they are", "blur": "pictures blurred", "hash": "no pictures"}[chosen]
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {pictures})")
-    if fail_if:
-        check_gates(fail_if, opened.summary.as_dict())
-    return 0
+    return conclude(opened.summary, fail_if) if fail_if else 0

@@ -59,6 +59,7 @@ def robustness(
         model: pipeline folder, hub id, or testbed:digits.
         typed: prompts typed here, instead of --prompts FILE.
     """
+    from diffmem.cli.gates import conclude
     from diffmem.cli.match import open_or_build_index
     from diffmem.cli.output import emit_json, emit_table, note
     from diffmem.cli.show import print_run
@@ -101,14 +102,14 @@ def robustness(
     page = None if out is None else run.report(redact)
     if work.json:
         emit_json(summary.rows)
-        return 0
+        return conclude(run.summary)
     print_run(summary)
     reasons = (f"{row['method']}, {row['setting']}: {row['reason']}" for row in summary.rows if row["reason"])
     for reason in dict.fromkeys(reasons):
         note(reason)
     if page is not None:
         print(f"report: {page}")
-    return 0
+    return conclude(run.summary)
 
 
 def _plan(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import ModelOptions, PromptOptions, WorkOptions
-from diffmem.errors import UsageError
+from diffmem.errors import NothingJudged, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -99,6 +99,9 @@ def score(
         note(
             f"{result.nfe.total:.0f} network evaluations. The numbers are uncalibrated: compare them within one model."
         )
+    if not any(result.values(label) for label in result.labels):
+        reasons = (*result.refused.values(), *(str(row["problem"]) for row in rows if row.get("problem")))
+        raise NothingJudged(f"No prompt has a value of any score: {next(iter(reasons), 'see the rows of the run')}")
     return 0
 
 

@@ -25,7 +25,7 @@ def show(
     Args:
         run: the folder given to --out.
     """
-    from diffmem.cli.gates import check_gates, parse_gate
+    from diffmem.cli.gates import conclude, parse_gate
     from diffmem.cli.output import emit_json
     from diffmem.experiments._run import open_run
 
@@ -40,8 +40,7 @@ def show(
     else:
         print(f"Run      {opened.path}, {opened.verb}")
         print_run(opened.summary)
-    check_gates(fail_if, values)
-    return 0
+    return conclude(opened.summary, fail_if) if fail_if else 0
 
 
 def print_run(summary: Summary) -> None:

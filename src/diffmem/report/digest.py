@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from diffmem.report.columns import (
 )  # fmt: skip
 from diffmem.report.intervals import Separation, read_labelled, separation
 from diffmem.report.matches import Matches, PerPrompt, judge, read_match_rows
+from diffmem.report.measures.shape import MeasuresDigest
 from diffmem.report.measures.summary import read_measures
 from diffmem.report.methods import used_methods
 from diffmem.report.pairs import Again, choose, galleries
@@ -122,7 +123,7 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
         checks=checks(check, manifest, counted, described, images, copies),
         methods=used_methods(list(scores), copies, measures) if methods else (),
         limits=limits(copies, images, measures, bool(prompts.listed)),
-        against=read_fact(folder, "against"),
+        against=read_fact(folder, "against"), nothing=_nothing(fact, copies, images, described, measures),
     )  # fmt: skip
 
 
@@ -131,6 +132,30 @@ def write_digest(run_path: Path, digest: Digest) -> Path:
     path = digest.write(run_path)
     write_atomic(run_path / FILE, path.read_bytes())
     return path
+
+
+def _nothing(
+    fact: dict[str, Any] | None,
+    copies: CopiesDigest | None,
+    images: ImageCounts | None,
+    scores: Sequence[ScoreDigest],
+    measures: MeasuresDigest | None,
+) -> str | None:
+    """Why no value says anything of the model; None where one does."""
+    if fact is not None and images is not None and (copies is None or not copies.prompts_matched):
+        whole = images.made + images.errors
+        return (
+            f"none of the {whole:,} generated images could be compared with a training image; {images.errors:,} failed, "
+            f"{images.degenerate:,} are black or constant."
+        )
+    if images is not None and images.made:
+        return None
+    if not scores and measures is None:
+        return None
+    if any(score.prompts for score in scores) or (measures and any(score.images for score in measures.scores)):
+        return None
+    reasons = [score.reason for score in scores] + [score.reason for score in (measures.scores if measures else ())]
+    return f"no score has a value: {next((reason for reason in reasons if reason), 'every row is an error')}"
 
 
 def _score(

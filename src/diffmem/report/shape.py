@@ -292,3 +292,8 @@ class Digest(Summary):
     checks: tuple[Check, ...]
     methods: tuple[Method, ...]
     against: dict[str, str] | None = None
+    nothing: str | None = None
+
+    def nothing_judged(self) -> str | None:
+        """Where images were to be matched, none could be; else no prompt and no image has a value."""
+        return self.nothing

@@ -68,6 +68,10 @@ class Summary(BaseModel):
     notes: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
 
+    def nothing_judged(self) -> str | None:
+        """Why there is no value at all to judge by; None where there is one. A run without a value never passes a gate."""
+        return None
+
     def tables(self) -> list[ShownTable]:
         """What `diffmem show` prints below the headline."""
         return []

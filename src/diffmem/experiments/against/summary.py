@@ -62,6 +62,12 @@ class AgainstSummary(Summary):
     differences: tuple[Row, ...]
     leaks: tuple[Leak, ...]
 
+    def nothing_judged(self) -> str | None:
+        """A training set was searched, and no prompt has images of both models that could be compared with it."""
+        if self.prompts is not None and not sum(self.prompts.values()):
+            return "no prompt has images of both models that could be compared with the training images."
+        return None
+
     def tables(self) -> list[ShownTable]:
         """The differences, and the prompts that are copied."""
         columns = ["what", "first", "second", "difference", "low", "high", "prompts"]

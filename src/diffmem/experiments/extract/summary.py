@@ -37,6 +37,10 @@ class ExtractSummary(Summary):
     false_edges: Row
     train_images: int | None = None
 
+    def nothing_judged(self) -> str | None:
+        """No generated image could be compared with another."""
+        return None if self.prompts else "no generated image could be compared: all failed, or are black or constant."
+
     def tables(self) -> list[ShownTable]:
         """One row per extraction; a seed is a name, not a quantity: no separators in it."""
         rows: list[dict[str, Any]] = [

@@ -51,6 +51,11 @@ class LabSummary(Summary):
     pairs: tuple[CellPair, ...] = ()
     plan: Row | None = None
 
+    def nothing_judged(self) -> str | None:
+        """No cell that was tried is done."""
+        reasons = [str(row["reason"]) for row in self.rows if row["status"] != "ok"]
+        return f"no cell could be done: {reasons[0]}" if self.rows and len(reasons) == len(self.rows) else None
+
     def tables(self) -> list[ShownTable]:
         """The cells, and the paper's tables that this grid has cells for."""
         cells = [{name: row.get(name) for name in SHOWN} for row in self.rows]

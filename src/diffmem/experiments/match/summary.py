@@ -35,6 +35,12 @@ class MatchSummary(Summary):
     metrics: Row
     pairs: tuple[int, ...] = ()
 
+    def nothing_judged(self) -> str | None:
+        """No image could be compared, or the statistic is undefined for all."""
+        if any(row["copy"] is not None for row in self.matches):
+            return None
+        return f"{len(self.set_aside)} images were set aside, and for {len(self.matches)} the statistic is undefined."
+
     def tables(self) -> list[ShownTable]:
         """The most similar pairs."""
         return [ShownTable("Most alike first", self.matches[:SHOWN])]

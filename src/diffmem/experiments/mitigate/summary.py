@@ -32,6 +32,12 @@ class MitigateSummary(Summary):
     alignment: str | None
     rows: tuple[Row, ...]
 
+    def nothing_judged(self) -> str | None:
+        """No image without mitigation could be compared with a training image."""
+        if self.rows and self.rows[0].get("copied_before") is None:
+            return "no image without mitigation could be compared with a training image."
+        return None
+
     def tables(self) -> list[ShownTable]:
         """One row per setting."""
         shown = [{key: row.get(key) for key in SHOWN} for row in self.rows]

@@ -42,7 +42,7 @@ def _as_cell(number: int, row: dict[str, Any]) -> dict[str, Any]:
     share = {
         "copied": row["copied_after"], "copied_low": row["copied_after_low"], "copied_high": row["copied_after_high"],
     }  # fmt: skip
-    return {"number": number, "name": f"{row['kind']}: {row['setting']}", "rows": [share]}
+    return {"number": number, "name": prose.shorten(f"{row['kind']}: {row['setting']}", 34), "rows": [share]}
 
 
 def recognise(folder: Path) -> RobustnessSummary | None:

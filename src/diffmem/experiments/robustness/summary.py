@@ -32,6 +32,12 @@ class RobustnessSummary(Summary):
     prompts: tuple[str, ...]
     rows: tuple[Row, ...]
 
+    def nothing_judged(self) -> str | None:
+        """Under no condition could an image be compared with a training image."""
+        if all(row.get("copied_before") is None for row in self.rows):
+            return "under no condition could an image without mitigation be compared with a training image."
+        return None
+
     def tables(self) -> list[ShownTable]:
         """One row per mitigation and condition."""
         shown = [{key: row.get(key) for key in SHOWN} for row in self.rows]
@@ -52,4 +58,7 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{method} leaves most copies under {worst['kind']}, {worst['setting']}: "
             f"{prose.percent(worst['copied_after'])}, of {prose.percent(worst['copied_before'])} without it"
         )
-    return "; ".join(parts) + "." if parts else "No mitigation was tried."
+    if not parts:
+        return "No mitigation was tried."
+    more = f"; {len(parts) - 2} more mitigations below" if len(parts) > 2 else ""
+    return "; ".join(parts[:2]) + more + "."
