@@ -333,3 +333,38 @@ def test_parquet_of_img2dataset(tmp_path, caplog):
     items = list(load_images(tmp_path / "00000.parquet"))
     assert [item.id for item in items] == ["000000", "000001"] and items[1].problem
     assert "1 of 2 pictures" in caplog.text
+
+
+def test_another_column_and_encoding_of_captions_can_be_named(tmp_path):
+    pictures(tmp_path, "1.png", "2.png")
+    (tmp_path / "metadata.csv").write_bytes(
+        "file_name,additional_feature\n1.png,caf\u00e9\n2.png,tea\n".encode("latin-1")
+    )
+    with pytest.raises(DataError, match="--encoding latin-1"):
+        load_prompts(tmp_path)
+    with pytest.raises(DataError, match="no column of captions"):
+        load_prompts(tmp_path, encoding="latin-1")
+    assert texts(tmp_path, encoding="latin-1", column="additional_feature") == ["café", "tea"]
+    with pytest.raises(DataError, match="no column 'nope'"):
+        load_prompts(tmp_path, encoding="latin-1", column="nope")
+    table = pa.table({"image": [b"1"], "alt": ["a dog"]})
+    pq.write_table(table, tmp_path / "metadata.csv.parquet")
+    assert [i.caption for i in load_images(tmp_path / "metadata.csv.parquet", caption_column="alt")] == ["a dog"]
+    with pytest.raises(UsageError, match="is a table"):
+        load_images(tmp_path / "metadata.csv.parquet", captions="txt")
+
+
+def test_caption_files_that_cannot_be_read_are_named(tmp_path, caplog):
+    pictures(tmp_path, "1.png", "2.png")
+    (tmp_path / "1.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    (tmp_path / "2.txt").write_text("tea")
+    assert texts(tmp_path) == ["tea"]
+    assert "1 caption file" in caplog.text and "1.txt" in caplog.text and "latin-1" in caplog.text
+    assert texts(tmp_path, encoding="latin-1") == ["café", "tea"]
+
+
+def test_annotations_of_other_tools_are_no_captions_nor_classes(tmp_path):
+    pictures(tmp_path, "1.png")
+    (tmp_path / "1.json").write_text(json.dumps({"shapes": [{"label": "dog"}], "label": ["dog"], "imagePath": "1.png"}))
+    (image,) = load_training_set(tmp_path).images
+    assert image.captions == () and image.label is None

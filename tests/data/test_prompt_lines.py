@@ -99,3 +99,22 @@ def test_options_of_folders_and_lists_do_not_mix(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UsageError, match="holds pictures"):
         load_prompts(tmp_path / "folder", labels="label")
+
+
+class Frame:
+    """As a pandas data frame gives its rows."""
+
+    columns = ("prompt", "n")
+
+    def to_dict(self, how):
+        return [{"prompt": "a", "n": 1}, {"prompt": "b", "n": 2}] if how == "records" else {}
+
+
+def test_prompts_of_frames_tables_arrays_and_iterators():
+    import numpy as np
+    import pyarrow as pa
+
+    table = pa.table({"prompt": ["a", "b"], "n": [1, 2]})
+    for source in (Frame(), table, np.array(["a", "b"]), iter(["a", "b"]), ("a", "b")):
+        assert [p.text for p in as_prompts(source)] == ["a", "b"], type(source)
+    assert as_prompts(Frame())[1].extra == as_prompts(table)[1].extra == {"n": 2}

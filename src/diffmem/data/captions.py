@@ -30,6 +30,23 @@ _SHARD = re.compile(r"\d{5,}|.+\.(tar|zip)", re.IGNORECASE)
 _MOST_BYTES = 1 << 20
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How captions are to be read.
+
+    Attributes:
+        kind: of captions; None: whatever there is, as long as no two kinds differ about a picture.
+        file_column: of the file names in metadata that has several.
+        caption_column: of the captions in metadata and tables; None: by its name.
+        encoding: of text files; None: the byte-order mark decides, then UTF-8.
+    """
+
+    kind: Captions | None = None
+    file_column: str | None = None
+    caption_column: str | None = None
+    encoding: str | None = None
+
+
 @dataclass
 class Files:
     """The files of a tree by what they are for.
@@ -53,8 +70,7 @@ class CaptionReader:
     Args:
         tree: the files.
         files: by what they are for.
-        kind: of captions to read; None: whatever there is, as long as no two kinds differ about a picture.
-        column: of the file names in metadata that has several.
+        reading: which captions, and how.
 
     Attributes:
         notes: sentences about what was found, and what has no counterpart.
@@ -64,17 +80,21 @@ class CaptionReader:
         UsageError: no such kind.
     """
 
-    def __init__(self, tree: Tree, files: Files, kind: Captions | None, column: str | None) -> None:
+    def __init__(self, tree: Tree, files: Files, reading: Reading) -> None:
+        kind = reading.kind
         if kind is not None and kind not in KINDS:
             raise UsageError(f"There are no captions of the kind '{kind}'; expected one of {', '.join(KINDS)}.")
-        self.tree, self.files, self.kind = tree, files, kind
+        self.tree, self.files, self.kind, self.encoding = tree, files, kind, reading.encoding
         self.notes: list[str] = []
         self.problem: str | None = None
         self.repeats = _repeats(files.pictures)
         self._metadata = Metadata()
         if (files.metadata or files.trained) and kind in (None, "metadata"):
             try:
-                self._metadata = read_metadata(tree, files.pictures, files.metadata, files.trained, column)
+                self._metadata = read_metadata(
+                    tree, files.pictures, files.metadata, files.trained, reading.file_column, reading.caption_column,
+                    reading.encoding,
+                )  # fmt: skip
             except DataError as error:
                 self.problem = str(error)
         self._folder_labels = _labels(files.pictures) if not files.metadata and not self.repeats else {}
@@ -135,7 +155,7 @@ class CaptionReader:
         try:
             if (size := self.tree.size(name)) > _MOST_BYTES:
                 raise DataError(f"'{name}' has {size:,} bytes, more than a caption's {_MOST_BYTES:,}.")
-            return decode_text(self.tree.read(name), f"'{name}'")
+            return decode_text(self.tree.read(name), f"'{name}'", self.encoding)
         except OSError as error:
             raise DataError(f"'{name}' cannot be read ({error.strerror or error}).") from error
 

@@ -11,7 +11,9 @@ from diffmem.data.prompts import Prompt, PromptList
 from diffmem.errors import DataError
 
 
-def folder_prompts(path: Path, captions: Captions | None = None) -> PromptList:
+def folder_prompts(
+    path: Path, captions: Captions | None = None, column: str | None = None, encoding: str | None = None
+) -> PromptList:
     """Every distinct caption of the pictures of a folder, archive or folder of parquet files, in the pictures' order.
 
     A prompt's id is its picture's (`name`, and `name#2`, ... for further captions); captions of one picture are a group.
@@ -20,11 +22,13 @@ def folder_prompts(path: Path, captions: Captions | None = None) -> PromptList:
     Args:
         path: where the pictures lie.
         captions: where their captions are read from, see `diffmem.data.captions`.
+        column: of the captions in metadata or tables; by default found by its name.
+        encoding: of captions in text files.
 
     Raises:
         DataError: no pictures, no captions, or captions of two kinds that differ.
     """
-    images = load_images(path, captions=captions)
+    images = load_images(path, captions=captions, caption_column=column, encoding=encoding)
     images.require_captions()
     found: dict[str, Prompt] = {}
     silent: list[str] = []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffmem.data.captions import CaptionReader, Captions
+from diffmem.data.captions import CaptionReader, Reading
 from diffmem.data.decode import Decoded, decode_array, decode_bytes, decode_image
 from diffmem.data.fingerprint import hash_array, hash_bytes
 from diffmem.data.formats import suffixes
@@ -91,10 +91,10 @@ class FileSource(ImageSource):
     Ids are their relative names, with forward slashes.
     """
 
-    def __init__(self, tree: Tree, found: Survey, captions: Captions | None = None, column: str | None = None) -> None:
+    def __init__(self, tree: Tree, found: Survey, reading: Reading) -> None:
         self.name, self._tree = tree.name, tree
         self.ids = found.files.pictures
-        self._words = CaptionReader(tree, found.files, captions, column)
+        self._words = CaptionReader(tree, found.files, reading)
         self.caption_problem = self._words.problem
         self.notes = [
             *unread_notes(tree.name, len(tree.files) + len(tree.left_out), found.unread), *self._words.notes

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from diffmem.data.captions import Captions
+from diffmem.data.captions import Captions, Reading
 from diffmem.data.decode import MAX_PIXELS, Decoded
 from diffmem.data.fingerprint import hash_items
 from diffmem.data.hub_dataset import hub_tables, is_hub_dataset
@@ -188,6 +188,8 @@ def load_images(
     max_pixels: int = MAX_PIXELS,
     captions: Captions | None = None,
     id_column: str | None = None,
+    caption_column: str | None = None,
+    encoding: str | None = None,
 ) -> ImageSet:
     """Open an image set; nothing is decoded yet. What is there and is not read is said by the logger `diffmem.data`.
 
@@ -202,6 +204,8 @@ def load_images(
         max_pixels: pictures of more pixels become problems, decided from their header.
         captions: where captions are read from, see `diffmem.data.captions`; by default wherever there are any.
         id_column: the table's column of the ids; "" numbers the rows.
+        caption_column: the column of the captions in metadata or the table; by default found by its name.
+        encoding: of captions in text files; by default the byte-order mark decides, then UTF-8.
 
     Returns:
         The set. Pictures that cannot be decoded are items with `problem` set.
@@ -211,13 +215,14 @@ def load_images(
     """
     if isinstance(source, ImageSet):
         return source
+    reading = Reading(captions, column, caption_column, encoding)
     if isinstance(source, (str, Path)) and is_hub_dataset(source):
         tables = hub_tables(source)
-        images = ImageSet(open_tables(tables, column, id_column), tables[0].parent, column, max_pixels)
+        images = ImageSet(open_tables(tables, column, id_column, reading), tables[0].parent, column, max_pixels)
         images.name = str(source)
     elif isinstance(source, (str, Path)):
         path = Path(source)
-        images = ImageSet(open_path(path, column, captions, id_column), path, column, max_pixels, captions)
+        images = ImageSet(open_path(path, column, reading, id_column), path, column, max_pixels, captions)
     else:
         images = ImageSet(open_memory(source), None, None, max_pixels)
     if len(images) == 0:

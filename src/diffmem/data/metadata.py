@@ -56,8 +56,9 @@ class Metadata:
 
 
 def read_metadata(
-    tree: Tree, pictures: Sequence[str], tables: Sequence[str], trained: Sequence[str], column: str | None
-) -> Metadata:
+    tree: Tree, pictures: Sequence[str], tables: Sequence[str], trained: Sequence[str], column: str | None = None,
+    caption_column: str | None = None, encoding: str | None = None,
+) -> Metadata:  # fmt: skip
     """The words that metadata files give to pictures.
 
     Args:
@@ -66,6 +67,8 @@ def read_metadata(
         tables: names of metadata.csv, .jsonl, .parquet.
         trained: names of sd-scripts' fine-tuning metadata.
         column: of the file names, where a table has several (`image_file_name`, `mask_file_name`).
+        caption_column: of the captions; None: by its name.
+        encoding: of text files; None: the byte-order mark decides, then UTF-8.
 
     Raises:
         DataError: a table that cannot be read, has no column of file names, or several and none was named; none of its
@@ -79,9 +82,9 @@ def read_metadata(
             f"{tree.name} holds metadata of several kinds ({named(list(tables))}); keep one kind, for they may differ."
         )
     for name in tables:
-        _read_table(tree, name, known, column, found)
+        _read_table(tree, name, known, (column, caption_column, encoding), found)
     for name in trained:
-        _read_trained(tree, name, known, found)
+        _read_trained(tree, name, known, encoding, found)
     if found.tables:
         lacking = [name for name in pictures if name not in found.words]
         if lacking:
@@ -113,11 +116,14 @@ def texts_of(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
 
 def label_of(row: Mapping[str, Any], columns: Iterable[str] = LABEL_COLUMNS) -> str | None:
     """The class that a row names, or None."""
-    return next((str(row[name]) for name in columns if row.get(name) not in (None, "")), None)
+    return next((str(row[name]) for name in columns if isinstance(row.get(name), (str, int)) and row[name] != ""), None)
 
 
-def caption_columns(columns: Sequence[str]) -> list[str]:
-    """The columns that captions are read from, first choice first."""
+def caption_columns(columns: Sequence[str], asked: str | None = None, name: str = "") -> list[str]:
+    """The columns that captions are read from, first choice first; the one asked for alone. Raises DataError if not there."""
+    if asked is not None:
+        found = find_column(columns, (), asked, "captions", name)
+        return [] if found is None else [found]
     folded = {column.lower(): column for column in reversed(columns)}
     return [folded[name] for name in (*SEVERAL, *CAPTION_COLUMNS) if name in folded]
 
@@ -173,8 +179,11 @@ class _Names:
         return None
 
 
-def _read_table(tree: Tree, name: str, known: _Names, asked: str | None, found: Metadata) -> None:
-    table = _parse(tree, name)
+def _read_table(
+    tree: Tree, name: str, known: _Names, how: tuple[str | None, str | None, str | None], found: Metadata
+) -> None:
+    asked, caption_column, encoding = how
+    table = _parse(tree, name, encoding)
     files = _file_columns(table.columns)
     where = f"'{name}' of {tree.name}"
     if asked is not None and asked in table.columns:
@@ -188,7 +197,8 @@ def _read_table(tree: Tree, name: str, known: _Names, asked: str | None, found: 
         raise DataError(
             f"{where} has several columns of file names ({', '.join(files)}); name the one to read (column)."
         )
-    columns, labels = caption_columns(table.columns), [c for c in table.columns if c.lower() in LABEL_COLUMNS]
+    columns = caption_columns(table.columns, caption_column, where)
+    labels = [name for name in table.columns if name.lower() in LABEL_COLUMNS]
     folder = posixpath.dirname(name)
     missing: list[str] = []
     nameless = 0
@@ -233,7 +243,8 @@ def _said(
         )
     if not columns:
         notes.append(
-            f"{where} has no column of captions ({', '.join((*CAPTION_COLUMNS, SEVERAL[0]))}); it has: {', '.join(table.columns)}"
+            f"{where} has no column of captions ({', '.join((*CAPTION_COLUMNS, SEVERAL[0]))}; --column names another); it has: "
+            f"{', '.join(table.columns)}"
         )
     return notes
 
@@ -243,8 +254,8 @@ def _differ(row: Mapping[str, Any], one: str, two: str) -> bool:
     return bool(a and b and not set(b) <= set(a))
 
 
-def _read_trained(tree: Tree, name: str, known: _Names, found: Metadata) -> None:
-    entries = json.loads(decode_text(tree.read(name), f"'{name}'"))
+def _read_trained(tree: Tree, name: str, known: _Names, encoding: str | None, found: Metadata) -> None:
+    entries = json.loads(decode_text(tree.read(name), f"'{name}'", encoding))
     missing = []
     folder = posixpath.dirname(name)
     for key, entry in entries.items():
@@ -266,7 +277,7 @@ def _read_trained(tree: Tree, name: str, known: _Names, found: Metadata) -> None
         )
 
 
-def _parse(tree: Tree, name: str) -> Table:
+def _parse(tree: Tree, name: str, encoding: str | None) -> Table:
     where = f"'{name}' of {tree.name}"
     try:
         data = tree.read(name)
@@ -274,7 +285,7 @@ def _parse(tree: Tree, name: str) -> Table:
         raise DataError(f"Cannot read {where}: {error.strerror or error}.") from error
     if name.lower().endswith(".parquet"):
         return parse_parquet(data, where)
-    text = decode_text(data, where)
+    text = decode_text(data, where, encoding)
     return parse_csv(text, where, [_FILE]) if name.lower().endswith(".csv") else parse_jsonl(text, where)
 
 

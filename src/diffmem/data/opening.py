@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffmem.data.archives import is_archive, open_archive, open_archives
 from diffmem.data.arrays import MemorySource, is_tensor, split_array
-from diffmem.data.captions import SPLITS, Captions, Files
+from diffmem.data.captions import SPLITS, Files, Reading
 from diffmem.data.image_sources import FileSource, ImageSource, suffix_list
 from diffmem.data.notes import printable
 from diffmem.data.survey import Survey, is_table, survey, unread_notes
@@ -21,7 +21,7 @@ from diffmem.data.trees import FolderTree, Tree
 from diffmem.errors import DataError, UsageError
 
 
-def open_path(path: Path, column: str | None, captions: Captions | None, id_column: str | None) -> ImageSource:
+def open_path(path: Path, column: str | None, reading: Reading, id_column: str | None) -> ImageSource:
     """The source for a folder, file or pattern; arguments as of `load_images`.
 
     Raises:
@@ -29,11 +29,11 @@ def open_path(path: Path, column: str | None, captions: Captions | None, id_colu
     """
     try:
         if path.is_file():
-            return _open_file(path, column, captions, id_column)
+            return _open_file(path, column, reading, id_column)
         if not path.is_dir():
             tables = sorted(path.parent.glob(path.name)) if "*" in path.name else []
             if tables and all(is_table(table) for table in tables):
-                return open_tables(tables, column, id_column)
+                return open_tables(tables, column, id_column, reading)
             raise DataError(
                 f"'{path}' does not exist; expected a folder of images, an image, an archive, a parquet file, or "
                 "hf:OWNER/NAME of a data set."
@@ -43,15 +43,15 @@ def open_path(path: Path, column: str | None, captions: Captions | None, id_colu
     if (path / "dataset_dict.json").exists():  # what the datasets library writes for several
         _refuse_splits(path, sorted(child.name for child in path.iterdir() if child.is_dir()))
     tree = FolderTree(path)
-    return _open_tree(path, tree, survey(tree), column, captions, id_column)
+    return _open_tree(path, tree, survey(tree), column, reading, id_column)
 
 
-def _open_file(path: Path, column: str | None, captions: Captions | None, id_column: str | None) -> ImageSource:
+def _open_file(path: Path, column: str | None, reading: Reading, id_column: str | None) -> ImageSource:
     if is_archive(path):
         tree = open_archive(path)
-        return _open_tree(path, tree, survey(tree), column, captions, id_column)
+        return _open_tree(path, tree, survey(tree), column, reading, id_column)
     if is_table(path):
-        return open_tables([path], column, id_column)
+        return open_tables([path], column, id_column, reading)
     tree = FolderTree(
         path.parent, [child for child in path.parent.glob(f"{glob.escape(path.stem)}*") if child.is_file()]
     )
@@ -61,13 +61,13 @@ def _open_file(path: Path, column: str | None, captions: Captions | None, id_col
         why = dict(found.unread).get(name, "no picture, table or archive that is read")
         raise DataError(f"'{path}' cannot be read as images: {why}; expected one of {suffix_list()}.")
     kept = Files([name], beside={name: found.files.beside.get(name, {})})
-    source = FileSource(tree, Survey(kept, sniffed=[n for n in found.sniffed if n == name]), captions, column)
+    source = FileSource(tree, Survey(kept, sniffed=[n for n in found.sniffed if n == name]), reading)
     source.name = printable(str(path.parent))
     return source
 
 
 def _open_tree(
-    path: Path, tree: Tree, found: Survey, column: str | None, captions: Captions | None, id_column: str | None
+    path: Path, tree: Tree, found: Survey, column: str | None, reading: Reading, id_column: str | None
 ) -> ImageSource:
     """The source for what lies in a folder or archive: its pictures, or its tables, or the archives in it."""
     pictures = found.files.pictures
@@ -80,12 +80,12 @@ def _open_tree(
             )
         found.unread += [(name, "a table without pictures") for name in found.tables]
         found.unread += [(name, "an archive among pictures; unpack it, or name it alone") for name in found.archives]
-        return FileSource(tree, found, captions, column)
+        return FileSource(tree, found, reading)
     local = {name: place for name in tree.files if (place := tree.local(name)) is not None}
     tables = [name for name in (*found.tables, *found.files.metadata) if name in local and _holds_pictures(tree, name)]
     if tables:
         _refuse_splits(path, _splits(re.split(r"[-._/]", name.removeprefix("data/"))[0] for name in tables))
-        source = open_tables([local[name] for name in sorted(tables)], column, id_column)
+        source = open_tables([local[name] for name in sorted(tables)], column, id_column, reading)
         rest = [(name, "a table without pictures") for name in found.tables if name not in tables]
         rest += [(name, "an archive beside tables") for name in found.archives]
         unread = [*found.unread, *rest]
@@ -95,7 +95,7 @@ def _open_tree(
         _refuse_splits(path, _splits(re.split(r"[-._/]", name)[0] for name in found.archives))
         inside = open_archives(tree.name, {name: local[name] for name in found.archives})
         inside.left_out += [(name, reason) for name, reason in found.unread]
-        return _open_tree(path, inside, survey(inside), column, captions, id_column)
+        return _open_tree(path, inside, survey(inside), column, reading, id_column)
     if found.tables:
         return open_tables(
             [local[name] for name in found.tables if name in local], column, id_column
@@ -110,6 +110,12 @@ def open_memory(source: Any) -> ImageSource:
     """The source for pictures in memory. Raises UsageError for what is none."""
     if isinstance(source, Image.Image):
         return MemorySource([source])
+    if (
+        not isinstance(source, (np.ndarray, Sequence, Mapping))
+        and hasattr(source, "__array__")
+        and hasattr(source, "shape")
+    ):
+        source = source if is_tensor(source) else np.asarray(source)  # JAX, TensorFlow, CuPy on the host
     if isinstance(source, np.ndarray) or is_tensor(source):
         return MemorySource(split_array(source))
     if isinstance(source, (Sequence, Mapping)) and not isinstance(source, (bytes, bytearray)):
@@ -143,9 +149,9 @@ def _refuse_splits(path: Path, splits: Sequence[str]) -> None:
         )
 
 
-def open_tables(files: list[Path], column: str | None, id_column: str | None) -> ImageSource:
+def open_tables(files: list[Path], column: str | None, id_column: str | None, reading: Reading) -> ImageSource:
     """The source for the files of one table."""
     # Imported here: sets in memory and folders need no pyarrow.
     from diffmem.data.table_images import TableSource
 
-    return TableSource(files, column, id_column)
+    return TableSource(files, column, id_column, reading)

@@ -22,6 +22,7 @@ from diffmem.errors import DataError, UsageError
 
 PROMPT_COLUMNS = ("caption", "prompt", "text")
 ID_COLUMNS = ("id", "prompt_id", "index")
+_LABELS = ("memorized", "memorised", "is_memorized", "label", "labels", "target")
 _TRUE = {"true", "1", "1.0", "yes"}
 _FALSE = {"false", "0", "0.0", "no"}
 _NULL = {"", "null", "none", "nan", "na"}
@@ -120,8 +121,8 @@ def load_prompts(
         if folder or path.suffix.lower() in (".zip", ".tar"):
             from diffmem.data.folder_prompts import folder_prompts
 
-            _refuse_for_folders(path, column=column, labels=labels)
-            return folder_prompts(path, captions)
+            _refuse_for_folders(path, id=id_column, labels=labels)
+            return folder_prompts(path, captions, column, encoding)
         if not file:
             raise DataError(
                 f"'{printable(str(path))}' does not exist; expected a prompt list (.txt, .csv, .tsv, .json, .jsonl or "
@@ -129,6 +130,8 @@ def load_prompts(
             )
         table, notes = _read(path, column, encoding)
         name = str(path)
+    elif (rows := _rows_elsewhere(source)) is not None:
+        table, name = _rows_of(rows), f"a {type(source).__name__}"
     elif isinstance(source, Sequence) and not isinstance(source, (bytes, bytearray)):
         if source and all(isinstance(item, Prompt) for item in source):
             return PromptList(tuple(source), "a Python sequence")
@@ -150,6 +153,17 @@ def load_prompts(
 def as_prompts(source: Any) -> PromptList:
     """Whatever a function takes as prompts, as a list: everything that `load_prompts` takes, with its defaults."""
     return load_prompts(source)
+
+
+def _rows_elsewhere(source: Any) -> list[Any] | None:
+    """Rows or texts of a data frame, an Arrow table, a data set or an array of strings; None for anything else."""
+    if isinstance(source, (list, tuple)):
+        return None
+    for name, arguments in (("to_dict", ("records",)), ("to_pylist", ()), ("to_list", ()), ("tolist", ())):
+        if callable(getattr(source, name, None)) and (name != "to_dict" or hasattr(source, "columns")):
+            rows = getattr(source, name)(*arguments)
+            return rows if isinstance(rows, list) else None
+    return list(source) if isinstance(source, Iterator) else None
 
 
 def _kind(path: Path) -> tuple[bool, bool]:
@@ -252,7 +266,7 @@ def _from_table(
         notes.append(
             f"{len(unusable):,} of {count(len(prompts), 'prompt')} of {name} cannot be used: {named(unusable, 3)}"
         )
-    if label is None and (unread := find_column(table.columns, ("label",), None, "labels", name)) is not None:
+    if label is None and (unread := find_column(table.columns, _LABELS, None, "labels", name)) is not None:
         notes.append(
             f"the column '{unread}' of {name} is not read; if it says which prompts are memorized, ask for it: --labels {unread}"
         )

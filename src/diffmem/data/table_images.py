@@ -11,13 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from diffmem.data.arrays import read_path
+from diffmem.data.captions import Reading
 from diffmem.data.columns import batches, class_names, count_rows, read_columns, schema_of
 from diffmem.data.ids import row_ids, unique_ids
 from diffmem.data.image_sources import ImageSource, Raw
 from diffmem.data.metadata import LABEL_COLUMNS, caption_columns, label_of, texts_of
 from diffmem.data.notes import count, printable
 from diffmem.data.tables import find_column
-from diffmem.errors import DataError
+from diffmem.errors import DataError, UsageError
 
 IMAGE_COLUMNS = ("image", "img", "picture", "png", "jpg", "jpeg", "webp", "bytes", "image_bytes")
 ID_COLUMNS = ("id", "image_id", "index", "key")
@@ -34,12 +35,19 @@ class TableSource(ImageSource):
         files: of one table.
         column: of the pictures; by default found by its name and type.
         id_column: of the ids; "" numbers the rows.
+        reading: how captions are read; a table has those of its columns only.
 
     Raises:
         DataError: an unreadable file, no column of pictures, files with different columns, a missing id.
     """
 
-    def __init__(self, files: Sequence[Path], column: str | None = None, id_column: str | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        column: str | None = None,
+        id_column: str | None = None,
+        reading: Reading | None = None,
+    ) -> None:
         self.name = printable(
             str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} {files[0].suffix[1:]} files)"
         )
@@ -48,7 +56,10 @@ class TableSource(ImageSource):
         first = schemas[0]
         self._column = _image_column(first, column, self.name)
         strings = [field.name for field in first if _is_text(field.type)]
-        self._captions = caption_columns(strings)
+        how = reading or Reading()
+        if how.kind not in (None, "metadata"):
+            raise UsageError(f"{self.name} is a table: its captions are in its columns, not in .{how.kind} files.")
+        self._captions = caption_columns(strings, how.caption_column, self.name)
         self._labels = [name for name in first.names if name.lower() in LABEL_COLUMNS]
         self._id = None if id_column == "" else find_column(first.names, ID_COLUMNS, id_column, "ids", self.name)
         self._columns = list(dict.fromkeys([self._column, *self._captions, *self._labels]))
