@@ -96,10 +96,9 @@ def _open_tree(
         inside = open_archives(tree.name, {name: local[name] for name in found.archives})
         inside.left_out += [(name, reason) for name, reason in found.unread]
         return _open_tree(path, inside, survey(inside), column, reading, id_column)
-    if found.tables:
-        return open_tables(
-            [local[name] for name in found.tables if name in local], column, id_column
-        )  # says what they lack
+    if found.tables:  # opening them says what they lack
+        named = [local[name] for name in found.tables if name in local]
+        return open_tables(named, column, id_column, reading)
     said = "; ".join(unread_notes(tree.name, len(tree.files) + len(tree.left_out), found.unread))
     raise DataError(
         f"'{path}' holds no images ({suffix_list()}), no parquet files and no archives of images. {said}".strip()
