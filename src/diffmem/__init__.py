@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from diffmem.experiments.audit.run import audit
     from diffmem.experiments.canaries.run import measure_canaries
     from diffmem.experiments.curate.run import curate
-    from diffmem.experiments.evaluate.runs import compare_runs, evaluate_run
+    from diffmem.experiments.evaluate.compare import compare_runs
+    from diffmem.experiments.evaluate.runs import evaluate as evaluate_run
     from diffmem.experiments.extract.run import extract_images
     from diffmem.experiments.lab.plan import LabPlan
     from diffmem.experiments.lab.run import run_lab
@@ -45,9 +46,9 @@ _PUBLIC = {
     "TrainPlan": "diffmem.training.plan",
     "audit": "diffmem.experiments.audit.run",
     "audit_lora": "diffmem.experiments.against.run",
-    "compare_runs": "diffmem.experiments.evaluate.runs",
+    "compare_runs": "diffmem.experiments.evaluate.compare",
     "curate": "diffmem.experiments.curate.run",
-    "evaluate_run": "diffmem.experiments.evaluate.runs",
+    "evaluate_run": "diffmem.experiments.evaluate.runs:evaluate",
     "extract_images": "diffmem.experiments.extract.run",
     "generate": "diffmem.stages.generate",
     "guard": "diffmem.serving.guard",
@@ -101,7 +102,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'diffmem' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    module, _, attribute = _PUBLIC[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
     globals()[name] = value
     return value
 

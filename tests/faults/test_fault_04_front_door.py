@@ -14,7 +14,6 @@ from tests.fixtures.runs_0_1_0.make import HERE
 from tests.tiny import tiny_ddpm, tiny_sd
 
 
-@fault(4)
 def test_fault_04_compare_runs_takes_text():
     folder = str(HERE / "audit")
     assert dm.compare_runs(folder, folder)

@@ -9,33 +9,36 @@ from cyclopts import Parameter
 
 
 def compare(
-    first: Path,
-    second: Path,
+    before: Path,
+    after: Path,
     *,
     labels: Annotated[
-        Literal["given", "measured"], Parameter(help="those of the prompt list, or what the first run's images copy")
+        Literal["given", "measured"], Parameter(help="those of the prompt list, or what the images of BEFORE copy")
     ] = "given",
     rate: Annotated[float, Parameter(help="false-positive rate")] = 0.01,
     seed: Annotated[int, Parameter(help="of the resampling")] = 0,
+    despite_settings: Annotated[
+        bool,
+        Parameter(negative="", help="compare although seeds, sampling, images per prompt or training images differ"),
+    ] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Paired differences of two runs on the same prompts: copies, and the AUROC of every score that both have.
+    """Paired differences of two runs on the same prompts, AFTER minus BEFORE: copies, and the AUROC of their common scores.
 
     Args:
-        first: a run directory, for example of the base model.
-        second: another, for example of the fine-tune, made with the same prompts and seed.
+        before: a run directory, for example of the base model.
+        after: another, for example of the fine-tune, made with the same prompts and settings.
     """
     from diffmem.cli.output import emit_table, note
-    from diffmem.experiments.evaluate.runs import compare_runs
-    from diffmem.runs.manifest import read_manifest
+    from diffmem.experiments.evaluate.compare import compare as compare_pairs
 
-    seeds = [_seeds(read_manifest(run).plan) for run in (first, second)]
-    if seeds[0] != seeds[1]:
-        note(f"the runs were made with other seeds ({seeds[0]} and {seeds[1]}): differences hold their noise too")
-    rows = compare_runs(first, second, labels, rate, seed)
-    emit_table(rows, json=json, title=f"{first} minus {second}, 95 % intervals")
+    found = compare_pairs(before, after, labels, rate, seed, despite_settings=despite_settings)
+    if found.models[0] != found.models[1]:
+        note(f"different models: {found.models[0]} before, {found.models[1]} after")
+    for text in found.unlike:
+        note(f"unlike settings: {text}")
+    for what, reason in found.missing.items():
+        note(f"{what} cannot be compared: {reason}")
+    if found.rows or json:
+        emit_table(found.rows, json=json, title=f"{after} minus {before}, 95 % intervals")
     return 0
-
-
-def _seeds(plan: dict) -> dict:  # type: ignore[type-arg]
-    return {name: part["seed"] for name, part in plan.items() if isinstance(part, dict) and "seed" in part}

@@ -32,7 +32,8 @@ def evaluate(
     from diffmem.atomic import write_atomic
     from diffmem.cli.output import emit_table, note
     from diffmem.experiments.evaluate.labels import measured_labels
-    from diffmem.experiments.evaluate.runs import evaluate_run, read_scores
+    from diffmem.experiments.evaluate.runs import evaluate as evaluate_run
+    from diffmem.experiments.evaluate.runs import read_scores
 
     if not 0 < rate < 1:
         raise UsageError(f"--rate is {rate}; expected a rate between 0 and 1.")

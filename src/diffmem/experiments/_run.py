@@ -182,3 +182,8 @@ def open_run(path: str | Path) -> Run:
 def as_run(source: Run | str | Path) -> Run:
     """A run from its folder; a Run is returned as it is."""
     return source if isinstance(source, Run) else open_run(source)
+
+
+def folder_of(source: Run | str | Path) -> Path:
+    """The folder of a run, for what reads its rows alone."""
+    return source.path if isinstance(source, Run) else Path(source)

@@ -23,7 +23,8 @@ from diffmem.experiments._experiment import Experiment, Results, run_experiment
 from diffmem.experiments._run import Run
 from diffmem.experiments.against.summary import BASE, TUNED, AgainstSummary, Leak, Where, headline
 from diffmem.experiments.audit.run import AuditExperiment, audit_experiment
-from diffmem.experiments.evaluate.runs import RunScores, compare_runs, prompt_groups, read_scores
+from diffmem.experiments.evaluate.compare import compare_runs
+from diffmem.experiments.evaluate.runs import RunScores, prompt_groups, read_scores
 from diffmem.models.lora import Loras
 from diffmem.models.target import Target
 from diffmem.report.html import write_report

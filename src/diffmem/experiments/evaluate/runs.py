@@ -1,20 +1,20 @@
-"""How well a run's scores find what is memorized: on given or measured labels, with intervals, two runs paired."""
+"""How well a run's scores find what is memorized: on given or measured labels, with intervals."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from diffmem.errors import DataError, UsageError
+from diffmem.errors import DataError
 from diffmem.evaluation.bootstrap import auroc_interval, tpr_interval
-from diffmem.evaluation.paired import compare_paired, mean_difference
 from diffmem.evaluation.roc import tpr_at_fpr
 from diffmem.evaluation.text_groups import near_duplicate_groups
+from diffmem.experiments._run import Run, folder_of
 from diffmem.experiments.evaluate.labels import given_labels, measured_labels
 from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore
@@ -35,8 +35,9 @@ class RunScores:
     values: dict[str, dict[str, np.ndarray]]
 
 
-def read_scores(folder: Path) -> RunScores:
+def read_scores(run: Run | str | Path) -> RunScores:
     """All values of a run, per draw; rows with errors are absent."""
+    folder = folder_of(run)
     read_manifest(folder)
     store = RunStore(folder)
     prompts = {row["prompt_id"]: row for row in store.read("prompts").to_pylist()}
@@ -69,12 +70,14 @@ def labels_of(folder: Path, prompts: Mapping[str, dict[str, Any]], how: Labels) 
     return labels
 
 
-def evaluate_run(folder: Path, how: Labels = "given", rate: float = 0.01, seed: int = 0) -> list[dict[str, Any]]:
+def evaluate(
+    run: Run | str | Path, labels: Labels = "given", rate: float = 0.01, seed: int = 0
+) -> list[dict[str, Any]]:
     """AUROC and TPR at a false-positive rate of every score, with cluster-aware 95 % intervals.
 
     Args:
-        folder: a run with scores.
-        how: labels of the prompt list, or measured on the run's own generations.
+        run: a run with scores, or its folder.
+        labels: those of the prompt list, or measured on the run's own generations.
         rate: false-positive rate.
         seed: of the resampling.
 
@@ -83,90 +86,17 @@ def evaluate_run(folder: Path, how: Labels = "given", rate: float = 0.01, seed: 
         "tpr_high", "nominal_fpr", "realised_fpr", "clusters", "n_eff", "reason"}; one per score for all negatives, and
         one for each tier of negatives where the prompt list names tiers (a column `tier` or `group`).
     """
-    run = read_scores(folder)
-    labels = labels_of(folder, run.prompts, how)
-    groups = prompt_groups(run.prompts)
+    scores = read_scores(run)
+    known = labels_of(folder_of(run), scores.prompts, labels)
+    groups = prompt_groups(scores.prompts)
     rows = []
-    for score, values in run.values.items():
-        positives = [p for p in values if labels.get(p, {}).get("label") is True]
+    for score, values in scores.values.items():
+        positives = [p for p in values if known.get(p, {}).get("label") is True]
         for tier, negatives in _tiers(
-            run.prompts, [p for p in values if labels.get(p, {}).get("label") is False]
+            scores.prompts, [p for p in values if known.get(p, {}).get("label") is False]
         ).items():
             rows.append({"score": score, "negatives": tier} | _row(values, positives, negatives, groups, rate, seed))
     return rows
-
-
-def compare_runs(
-    first: Path, second: Path, how: Labels = "given", rate: float = 0.01, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Paired differences between two runs on the same prompts: of each score's AUROC, and of the share of copies.
-
-    Only prompts that both runs hold (same id and text) count; labels are those of the first run.
-
-    Returns:
-        Rows {"what", "first", "second", "difference", "low", "high", "p_value", "prompts", "reason"}.
-    """
-    one, two = read_scores(first), read_scores(second)
-    common = [p for p, row in one.prompts.items() if two.prompts.get(p, {}).get("text") == row["text"]]
-    if not common:
-        raise UsageError(f"'{first}' and '{second}' have no prompt in common (same id and text).")
-    groups = prompt_groups({p: one.prompts[p] for p in common})
-    rows = [row for row in [_compare_copies(first, second, common, groups, seed)] if row is not None]
-    try:
-        labels = labels_of(first, one.prompts, how)
-    except DataError as reason:
-        return [*rows, _no_comparison("AUROC", str(reason))]
-    for score in one.values:
-        if score not in two.values:
-            continue
-        shared = [
-            p for p in common
-            if p in one.values[score] and p in two.values[score] and labels.get(p, {}).get("label") is not None
-        ]  # fmt: skip
-        truth = np.array([labels[p]["label"] for p in shared], bool)
-        if truth.sum() < 2 or (~truth).sum() < 2:
-            rows.append(_no_comparison(f"AUROC of {score}", "fewer than two labelled prompts on a side"))
-            continue
-        found = compare_paired(
-            np.stack([one.values[score][p] for p in shared]), np.stack([two.values[score][p] for p in shared]), truth,
-            np.array([groups[p] for p in shared]), rate=rate, seed=seed,
-        )  # fmt: skip
-        rows.append(
-            {
-                "what": f"AUROC of {score}",
-                **{k: v for k, v in asdict(found).items() if k in _SHOWN},
-                "prompts": len(shared),
-            }
-        )
-    return rows
-
-
-_SHOWN = ("first", "second", "difference", "low", "high", "p_value", "reason")
-
-
-def _compare_copies(
-    first: Path, second: Path, common: Sequence[str], groups: Mapping[str, int], seed: int
-) -> dict[str, Any] | None:
-    """Mean difference of the share of copies per prompt, clusters of prompts resampled; a bound where all are alike."""
-    try:
-        one, two = measured_labels(first), measured_labels(second)
-    except DataError:
-        return None
-    shared = [p for p in common if p in one and p in two]
-    if not shared:
-        return None
-    shares = np.array([[e[p]["copies"] / e[p]["images"] for e in (one, two)] for p in shared])
-    numbers = [groups[p] for p in shared]
-    difference, low, high = mean_difference(shares[:, 0], shares[:, 1], numbers, seed, within=(-1.0, 1.0))
-    return {
-        "what": "share of images called copies", "first": float(shares[:, 0].mean()), "second": float(shares[:, 1].mean()),
-        "difference": difference, "low": low, "high": high, "p_value": None,
-        "reason": None, "prompts": len(shared),
-    }  # fmt: skip
-
-
-def _no_comparison(what: str, reason: str) -> dict[str, Any]:
-    return {"what": what} | dict.fromkeys(_SHOWN) | {"reason": reason, "prompts": 0}
 
 
 def _row(

@@ -1,0 +1,178 @@
+"""Two runs on the same prompts, paired: what changed from the one before to the one after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffmem.errors import DataError, IncompatibleRun, UsageError
+from diffmem.evaluation.paired import compare_paired, mean_difference
+from diffmem.experiments._run import Run, folder_of
+from diffmem.experiments.evaluate.labels import measured_labels
+from diffmem.experiments.evaluate.runs import Labels, labels_of, prompt_groups, read_scores
+from diffmem.runs.facts import read_fact
+from diffmem.runs.manifest import read_manifest
+
+SHARE = "share of images called copies"
+_SECTIONS = ("score", "generate", "match")
+_INDIFFERENT = {"score.scores", "score.micro_batch", "generate.batch"}
+_NAMES = {"generate.draws": "images per prompt (--images)", "score.draws": "noises per prompt (--draws)"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed between two runs.
+
+    Attributes:
+        rows: {"what", "before", "after", "difference", "low", "high", "p_value", "prompts"}; the difference is after minus
+            before, with its 95 % interval.
+        missing: what could not be compared -> why.
+        models: names of the model before and after.
+        unlike: settings that differ, where the runs were compared despite them.
+    """
+
+    rows: list[dict[str, Any]]
+    missing: dict[str, str]
+    models: tuple[str, str]
+    unlike: list[str]
+
+
+def compare(
+    before: Run | str | Path, after: Run | str | Path, labels: Labels = "given", rate: float = 0.01, seed: int = 0, *,
+    despite_settings: bool = False,
+) -> Comparison:  # fmt: skip
+    """Compare two runs on the same prompts: the share of copies, and the AUROC of every score that both have.
+
+    The models may differ: that is what is compared. Only prompts that both runs hold (same id and text) count.
+
+    Args:
+        before: a run or its folder, for example of a base model; labels are taken from it.
+        after: another, for example of the fine-tune, made with the same prompts and settings.
+        labels: those of the prompt list, or what the images of `before` copy.
+        rate: false-positive rate.
+        seed: of the resampling.
+        despite_settings: compare although seeds, sampling, images per prompt or training images differ.
+
+    Raises:
+        IncompatibleRun: the settings differ.
+        UsageError: no prompt in common.
+    """
+    first, second = folder_of(before), folder_of(after)
+    unlike = unlike_settings(first, second)
+    if unlike and not despite_settings:
+        raise IncompatibleRun(
+            f"'{first}' and '{second}' were made with unlike settings, so a difference could be theirs: "
+            f"{'; '.join(unlike)}. Make both alike, or compare them with --despite-settings."
+        )
+    rows, missing = paired_rows(first, second, first, labels, rate, seed)
+    return Comparison(rows, missing, (_model(first), _model(second)), unlike)
+
+
+def compare_runs(
+    first: Run | str | Path, second: Run | str | Path, how: Labels = "given", rate: float = 0.01, seed: int = 0
+) -> list[dict[str, Any]]:
+    """First minus second, as in 0.1.0; `compare` says after minus before."""
+    one, two = folder_of(first), folder_of(second)
+    rows, missing = paired_rows(two, one, one, how, rate, seed)
+    found = [
+        {"what": row["what"], "first": row["after"], "second": row["before"]}
+        | {name: row[name] for name in ("difference", "low", "high", "p_value", "prompts")}
+        | {"reason": None}
+        for row in rows
+    ]
+    empty = dict.fromkeys(("first", "second", "difference", "low", "high", "p_value"))
+    return found + [
+        {"what": what} | empty | {"reason": reason, "prompts": 0} for what, reason in missing.items() if what != SHARE
+    ]
+
+
+def unlike_settings(first: Path, second: Path) -> list[str]:
+    """Settings of two runs that a difference between them could come from, each with both values."""
+    plans = [read_manifest(folder).plan for folder in (first, second)]
+    found = []
+    for section in _SECTIONS:
+        one, two = (_flat(section, plan[section]) if section in plan else None for plan in plans)
+        if one is None or two is None:
+            continue
+        for name in sorted({*one, *two} - _INDIFFERENT):
+            if one.get(name) != two.get(name):
+                found.append(f"{_NAMES.get(name, name)}: {one.get(name)} before, {two.get(name)} after")
+    indexes = [(read_fact(folder, "copies") or {}).get("index") for folder in (first, second)]
+    if None not in indexes and indexes[0] != indexes[1]:
+        found.append("their images were compared with other training images, or in another way")
+    return found
+
+
+def paired_rows(
+    first: Path, second: Path, labelled: Path, how: Labels, rate: float, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Rows of `Comparison`, second minus first, with the labels of the run `labelled`; and what is missing."""
+    one, two = read_scores(first), read_scores(second)
+    common = [p for p, row in one.prompts.items() if two.prompts.get(p, {}).get("text") == row["text"]]
+    if not common:
+        raise UsageError(f"'{first}' and '{second}' have no prompt in common (same id and text).")
+    groups = prompt_groups({p: one.prompts[p] for p in common})
+    rows, missing = _copies(first, second, common, groups, seed)
+    shared_scores = [score for score in one.values if score in two.values]
+    if not shared_scores:
+        return rows, missing
+    try:
+        labels = labels_of(labelled, (one if labelled == first else two).prompts, how)
+    except DataError as reason:
+        return rows, missing | {"AUROC": str(reason)}
+    for score in shared_scores:
+        known = [
+            p for p in common
+            if p in one.values[score] and p in two.values[score] and labels.get(p, {}).get("label") is not None
+        ]  # fmt: skip
+        truth = np.array([labels[p]["label"] for p in known], bool)
+        if truth.sum() < 2 or (~truth).sum() < 2:
+            missing[f"AUROC of {score}"] = "fewer than two labelled prompts on a side"
+            continue
+        found = compare_paired(
+            np.stack([two.values[score][p] for p in known]), np.stack([one.values[score][p] for p in known]), truth,
+            np.array([groups[p] for p in known]), rate=rate, seed=seed,
+        )  # fmt: skip
+        if found.difference is None:
+            missing[f"AUROC of {score}"] = str(found.reason)
+            continue
+        rows.append(
+            {"what": f"AUROC of {score}", "before": found.second, "after": found.first, "difference": found.difference,
+             "low": found.low, "high": found.high, "p_value": found.p_value, "prompts": len(known)}
+        )  # fmt: skip
+    return rows, missing
+
+
+def _copies(
+    first: Path, second: Path, common: Sequence[str], groups: Mapping[str, int], seed: int
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Mean difference of the share of copies per prompt, clusters of prompts resampled; a bound where all are alike."""
+    try:
+        one, two = measured_labels(first), measured_labels(second)
+    except DataError as reason:
+        return [], {SHARE: str(reason)}
+    shared = [p for p in common if p in one and p in two]
+    if not shared:
+        return [], {SHARE: "no prompt has judged images in both runs"}
+    shares = np.array([[e[p]["copies"] / e[p]["images"] for e in (one, two)] for p in shared])
+    numbers = [groups[p] for p in shared]
+    difference, low, high = mean_difference(shares[:, 1], shares[:, 0], numbers, seed, within=(-1.0, 1.0))
+    row = {
+        "what": SHARE, "before": float(shares[:, 0].mean()), "after": float(shares[:, 1].mean()), "difference": difference,
+        "low": low, "high": high, "p_value": None, "prompts": len(shared),
+    }  # fmt: skip
+    return [row], {}
+
+
+def _model(folder: Path) -> str:
+    return str((read_fact(folder, "model") or {}).get("name") or read_manifest(folder).fingerprints.get("model"))
+
+
+def _flat(place: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {place: value}
+    return {name: v for key, inner in value.items() for name, v in _flat(f"{place}.{key}", inner).items()}
