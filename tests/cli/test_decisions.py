@@ -68,7 +68,7 @@ def test_measured_labels_are_written_as_a_prompt_list(audited, capsys, tmp_path)
 
 
 def test_compare_two_runs(audited, capsys):
-    code, out, _ = run(capsys, "compare", audited / "strong", audited / "weak", "--json")
+    code, out, _ = run(capsys, "compare", audited / "strong", audited / "weak", "--despite-settings", "--json")
     assert code == 0
     rows = {r["what"]: r for r in json.loads(out)}
     copies = rows["share of images called copies"]

@@ -68,7 +68,6 @@ def test_fault_04_pixels_outside_0_to_1_are_refused_and_not_an_empty_result(toy,
         dm.measure(toy, [np.linspace(low, 2, 192).reshape(8, 8, 3)], ["loss"])
 
 
-@fault(4)
 def test_fault_04_match_images_takes_two_folders(tmp_path):
     train = save(tmp_path / "train", {f"{i}": noise_picture(i) for i in range(12)})
     made = save(tmp_path / "made", {"a": noise_picture(3), "b": noise_picture(99)})

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.faults.planted import fault, noise_picture, printed_json, run, save
+from tests.faults.planted import noise_picture, printed_json, run, save
 
 PLAN = """
 [model]
@@ -38,7 +38,6 @@ def plan(tmp_path):
     return write
 
 
-@fault(12)
 def test_fault_12_the_log_names_the_repeated_images(plan, tmp_path, capsys):
     from diffmem.training.data import load_training_set
     from diffmem.training.duplication import repeated
@@ -53,7 +52,6 @@ def test_fault_12_the_log_names_the_repeated_images(plan, tmp_path, capsys):
     assert sorted(log["repeated"]) == expected
 
 
-@fault(12)
 def test_fault_12_a_dry_run_is_an_estimate(plan, capsys):
     code, out, err = run(capsys, "train", plan(500), "--dry-run", "--device", "cpu")
     assert code == 0, err

@@ -13,6 +13,8 @@ MODEL = ModelOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
 WORK = WorkOptions()
+FEW = 100
+"""Up to so many images are written as PNG files without being asked for."""
 
 
 def generate(
@@ -21,6 +23,12 @@ def generate(
     images: Annotated[int, Parameter(help="per prompt")] = 4,
     batch: Annotated[int, Parameter(help="images per call of the pipeline at first")] = 32,
     out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
+    png: Annotated[
+        Path | None,
+        Parameter(
+            help="folder for the images as PNG files; default: png in the run directory, for 100 images or fewer"
+        ),
+    ] = None,
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
     target: ModelOptions = MODEL,
@@ -35,6 +43,7 @@ def generate(
     from diffmem.cli.estimates import estimate_generation, print_estimate
     from diffmem.cli.output import emit_json, note
     from diffmem.runs.directory import parse_shard
+    from diffmem.runs.images import write_png
     from diffmem.stages.generate import Generation
     from diffmem.stages.generate import generate as generate_images
 
@@ -45,14 +54,25 @@ def generate(
     if work.dry_run:
         print_estimate(estimate_generation(opened, len(listed), settings), work.json)
         return 0
+    folder = need(out, "--out", "the images need a run directory")
     result = generate_images(
-        opened, listed, settings, out=need(out, "--out", "the images need a run directory"), shard=shard,
+        opened, listed, settings, out=folder, shard=shard,
         retry_errors=work.retry_errors, silent=work.quiet or work.json,
     )  # fmt: skip
     for text in dict.fromkeys(result.notes):
         note(text)
+    if png is None and len(listed) * images <= FEW:
+        png = folder / "png"
+    written = None if png is None else write_png(folder, png)
     if work.json:
-        emit_json({"made": result.made, "failed": result.failed, "nfe": result.nfe, "run": str(out)})
+        emit_json(
+            {"made": result.made, "failed": result.failed, "nfe": result.nfe, "run": str(out),
+             "png": None if png is None else str(png)}
+        )  # fmt: skip
+        return 0
+    print(f"{result.made} images made, {result.failed} errors; the run is {out}")
+    if png is not None:
+        print(f"{written} PNG files are in {png}")
     else:
-        print(f"{result.made} images made, {result.failed} errors; they are in {out}")
+        note(f"the images are rows of the run: diffmem match {out} reads them, --png DIR writes them as files")
     return 0

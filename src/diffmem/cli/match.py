@@ -19,7 +19,7 @@ COPIES = DescriptorOptions()
 
 
 def match(
-    images: Path,
+    images: str,
     *,
     train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
@@ -60,10 +60,10 @@ def match(
     json: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
-    """Find the nearest training image of every image of a folder or parquet file.
+    """Find the nearest training image of every image of a folder, a parquet file or a run.
 
     Args:
-        images: generated images (for those of a run, use diffmem audit).
+        images: generated images: a folder, a file, or the folder of a run.
     """
     from diffmem.cli.output import emit_json, emit_table, note, percent
     from diffmem.copies.approximate import choose_search
@@ -71,6 +71,7 @@ def match(
     from diffmem.data.images import load_images
     from diffmem.evaluation.text_alignment import parse_alignment
     from diffmem.report.copying import copying_rows
+    from diffmem.runs.images import images_of
     from diffmem.stages.match.folders import match_images
     from diffmem.stages.match.stage import Matching
 
@@ -86,7 +87,7 @@ def match(
     index.use_search(search)
     settings = Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives)
     held = None if heldout is None else load_images(heldout)
-    listed = load_images(images)
+    listed = images_of(images)
     found = match_images(listed, index, settings, held, quiet or json)
     measured = (
         copying_metrics(listed, index, alignment=judge, threshold=above, parts=parts, across=across, seed=seed)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from diffmem.cli.options import need
+
+if TYPE_CHECKING:
+    from diffmem.training.data import TrainingSet
+    from diffmem.training.plan import TrainPlan
 
 
 def train(
@@ -17,7 +21,9 @@ def train(
     device: Annotated[str | None, Parameter(help="cpu or cuda; default: a GPU where there is one")] = None,
     json: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
-    dry_run: Annotated[bool, Parameter(negative="", help="check plan and data, print them, and stop")] = False,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="check plan and data, print steps, images and time, and stop")
+    ] = False,
 ) -> int:
     """Train or fine-tune a model with known duplication, captions and mitigations; several processes through torchrun.
 
@@ -35,10 +41,7 @@ def train(
     )  # fmt: skip
     if dry_run:
         data = load_training_set(settings.data.images, settings.data.limit, settings.data.caption_files)
-        emit_json(
-            {"plan": settings.model_dump(mode="json"), "images": len(data), "fingerprint": data.fingerprint,
-             "unreadable": dict(data.unreadable), "with_captions": sum(bool(i.captions) for i in data.images)}
-        )  # fmt: skip
+        _print_estimate(settings, data, device, json)
         return 0
     folder = need(out, "--out", "training needs a folder")
     from diffmem.training.loop import train as run
@@ -58,6 +61,31 @@ def train(
         note(text)
     print(f"{summary['steps']} steps on {summary['images']} images in {summary['seconds']:.0f} s; saved {result.saved}")
     return 0
+
+
+def _print_estimate(settings: TrainPlan, data: TrainingSet, device: str | None, json: bool) -> None:
+    """What the training takes, and what of the data it reads."""
+    from diffmem.cli.output import duration, emit_json, note
+    from diffmem.training.cost import seconds_of
+    from diffmem.training.duplication import repeated
+    from diffmem.training.model import open_base
+
+    more = repeated([image.id for image in data.images], settings.duplication, settings.seed)
+    seconds = seconds_of(settings, open_base(settings.model.base, device))
+    captions = sum(bool(image.captions) for image in data.images)
+    if json:
+        emit_json(
+            {"steps": settings.optimizer.steps, "images": len(data), "seconds": seconds, "repeated": len(more),
+             "with_captions": captions, "unreadable": dict(data.unreadable), "fingerprint": data.fingerprint,
+             "plan": settings.model_dump(mode="json")}
+        )  # fmt: skip
+        return
+    print(
+        f"{settings.optimizer.steps:,} steps of {settings.optimizer.batch:,} of {len(data):,} images ({captions:,} with "
+        f"captions, {len(more):,} repeated), about {duration(seconds)} on this device"
+    )
+    for image, problem in list(data.unreadable.items())[:10]:
+        note(f"{image} is left out: {problem}")
 
 
 def beside(plan: Path, source: str) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffmem.copies import index_files
 from diffmem.copies.descriptors import make_descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet, load_images
@@ -23,7 +22,7 @@ from diffmem.runs.directory import RunDirectory, record_model
 from diffmem.runs.facts import read_fact, write_fact
 from diffmem.runs.peak import peak_memory
 from diffmem.stages.generate import Generation, GenerationResult, generate_stage
-from diffmem.stages.match.stage import Matching, MatchResult, build_index, match_stage, open_index
+from diffmem.stages.match.stage import Matching, MatchResult, build_index, match_stage, training_of
 
 Hook = Callable[[RunDirectory, Target], Any]
 """A stage of an arm; what it gives back is kept in `Made`."""
@@ -63,15 +62,6 @@ class Arm:
     reference: Reference | None = None
     before: Hook | None = None
     after: Hook | None = None
-
-
-def training_of(train: Any, options: Mapping[str, Any] | None = None) -> ImageSet | CopyIndex:
-    """Training images from whatever `load_images` takes, or an index of them from its folder, with its descriptor."""
-    if isinstance(train, (ImageSet, CopyIndex)):
-        return train
-    if isinstance(train, (str, Path)) and index_files.exists(Path(train)):
-        return open_index(Path(train), options)
-    return load_images(train)
 
 
 @dataclass

@@ -291,6 +291,11 @@ class Trainer:
             save_state(self.out, State(self.step, self.model.parameters, parts, self.log))
         self.accelerator.wait_for_everyone()
 
+    def _repeated(self) -> list[str]:
+        """Ids of the images that were seen more often than the others."""
+        ids = [image.id for image in self.data.images]
+        return sorted(ids[i] for i in repeated(ids, self.plan.duplication, self.plan.seed))
+
     def _finish(self) -> TrainResult:
         for module in self.model.modules.values():
             module.eval()
@@ -303,7 +308,7 @@ class Trainer:
             "plan": self.plan.model_dump(mode="json"), "notes": self.notes,
             "parameters": sum(p.numel() for p in self.parameters), "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device), "provenance": provenance().model_dump(mode="json"),
-            "canaries": self.canaries,
+            "canaries": self.canaries, "repeated": self._repeated(),
         }  # fmt: skip
         if self.accelerator.is_main_process:
             self.model.save(self.out)

@@ -55,7 +55,7 @@ class Trainable:
         return saved
 
 
-def open_base(base: str, device: str) -> Target:
+def open_base(base: str, device: str | None) -> Target:
     """The base model: a folder, a hub id, or a bundled testbed; always in float32."""
     from diffmem.models.bundled import bundled_path
 

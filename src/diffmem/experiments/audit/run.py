@@ -13,7 +13,7 @@ from diffmem.data.images import ImageSet
 from diffmem.data.prompts import PromptList, load_prompts
 from diffmem.errors import UsageError
 from diffmem.evaluation.text_alignment import TextAlignment
-from diffmem.experiments._arm import Arm, Options, Reference, training_of
+from diffmem.experiments._arm import Arm, Options, Reference
 from diffmem.experiments._experiment import Experiment, Results, run_experiment
 from diffmem.experiments._run import Run
 from diffmem.experiments.audit.measure import measure_matched
@@ -31,7 +31,7 @@ from diffmem.scores.base import Score
 from diffmem.scores.image.base import ImageScore
 from diffmem.scores.spec import parse_image_scores, parse_scores
 from diffmem.stages.generate import Generation
-from diffmem.stages.match.stage import Matching, agreement_stage
+from diffmem.stages.match.stage import Matching, agreement_stage, training_of
 from diffmem.stages.measure.stage import MeasureResult
 from diffmem.stages.score.rows import Scoring
 from diffmem.stages.score.score import Scorer, ScoreResult

@@ -11,13 +11,13 @@ import numpy as np
 from diffmem.copies.approximate import CHECKED, recall_at_1
 from diffmem.copies.calibration import CopyThreshold, calibrate
 from diffmem.copies.degenerate import is_degenerate
-from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
 from diffmem.copies.rule import Verdict
 from diffmem.data.images import as_images
 from diffmem.evaluation.estimate import Estimate
+from diffmem.runs.images import images_of
 from diffmem.runs.progress import Progress
-from diffmem.stages.match.stage import BATCH, Matching
+from diffmem.stages.match.stage import BATCH, Matching, index_of
 
 _COPY: dict[Verdict, bool | None] = {"copy": True, "no copy": False, "cannot be judged": None}
 
@@ -53,18 +53,20 @@ class FolderMatches:
 
 
 def match_images(
-    images: Any, index: CopyIndex, settings: Matching, heldout: Any = None, silent: bool = True
+    images: Any, train: Any, settings: Matching | None = None, heldout: Any = None, silent: bool = True
 ) -> FolderMatches:
     """Find the nearest training image of every image of a set; rows are sorted, most alike first.
 
     Args:
-        images: to be judged, whatever `as_images` takes.
-        index: the training set; `index.use_search` says how it is searched.
-        settings: statistic and nominal rate.
+        images: to be judged: whatever `as_images` takes, a run or its folder.
+        train: the training images likewise, or an index of them; `index.use_search` says how it is searched.
+        settings: descriptor, statistic and nominal rate per image.
         heldout: images that no training has seen, for the threshold.
         silent: no progress on stderr.
     """
-    images, heldout = as_images(images), None if heldout is None else as_images(heldout)
+    settings = settings or Matching()
+    images, index = images_of(images), index_of(train, settings.descriptor, silent)
+    heldout = None if heldout is None else as_images(heldout)
     threshold = calibrate(index, heldout, settings.false_positives, 1, settings.statistic)
     result = FolderMatches(threshold)
     checked: list[np.ndarray] = []

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffmem.copies import index_files
 from diffmem.copies.agreement import agreement
 from diffmem.copies.calibration import CopyThreshold, calibrate
 from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, DESCRIPTORS, make_descriptor
@@ -19,7 +20,7 @@ from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
 from diffmem.copies.rule import CopyRule
 from diffmem.copies.statistics import Statistic
-from diffmem.data.images import ImageSet
+from diffmem.data.images import ImageSet, as_images
 from diffmem.data.png import decode_png
 from diffmem.keys import row_key
 from diffmem.runs.asked import asked_rows
@@ -79,6 +80,23 @@ def open_index(folder: Path, options: Mapping[str, Any] | None = None) -> CopyIn
     about = CopyIndex.load(folder).about
     again = DESCRIPTORS.get(about["name"]).options_again(about["recipe"], options or {})
     return CopyIndex.load(folder, make_descriptor(about["name"], **again))
+
+
+def training_of(train: Any, options: Mapping[str, Any] | None = None) -> ImageSet | CopyIndex:
+    """Training images from whatever `as_images` takes, or an index of them from its folder, with its descriptor."""
+    if isinstance(train, (ImageSet, CopyIndex)):
+        return train
+    if isinstance(train, (str, Path)) and index_files.exists(Path(train)):
+        return open_index(Path(train), options)
+    return as_images(train)
+
+
+def index_of(train: Any, descriptor: str, silent: bool = True) -> CopyIndex:
+    """The index itself, that of a folder, or one in memory of training images by a descriptor of this name."""
+    images = training_of(train)
+    if isinstance(images, CopyIndex):
+        return images
+    return build_index(images, make_descriptor(descriptor, images), None, silent)
 
 
 def match_stage(
