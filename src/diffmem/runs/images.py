@@ -58,7 +58,8 @@ class RunImages(ImageSource):
             if place >= stop:
                 return
             if place >= start:
-                yield Raw(self._id(arm, row), row["png"], self._prompts[arm].get(row["prompt_id"]), row["error"])
+                text = self._prompts[arm].get(row["prompt_id"])
+                yield Raw(self._id(arm, row), row["png"], () if text is None else (text,), problem=row["error"])
 
     def _rows(self, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
         for arm, folder in self._arms.items():
