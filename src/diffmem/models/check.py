@@ -66,7 +66,11 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def compare_run(
-    denoiser: Denoiser, calls: list[Call], steps: list[Step], image: Image.Image | None, prompts: Sequence[str | None]
+    denoiser: Denoiser,
+    calls: list[Call],
+    steps: list[Step],
+    image: Image.Image | None,
+    branches: Sequence[Conditioning],
 ) -> CheckResult:
     """Compare a captured run of the pipeline with what the Denoiser computes at the same places.
 
@@ -75,10 +79,9 @@ def compare_run(
         calls: the network's calls; every row is compared with `Denoiser.predict` at the same (x_t, t, c).
         steps: the sampler's steps.
         image: what the pipeline made.
-        prompts: those of the run; None for no prompt. The branches are told apart by comparing the captured
-            conditioning with the encodings of these, never by position in the batch.
+        branches: what the run was conditioned on, one row each. They are told apart by comparing the captured
+            conditioning with these, never by position in the batch.
     """
-    branches = [denoiser.null() if prompt is None else denoiser.encode_prompts([prompt]) for prompt in prompts]
     tolerance = TOLERANCE.get(denoiser.dtype, 1e-4)
     conditioning = output = 0.0
     ours: list[list[torch.Tensor]] = []

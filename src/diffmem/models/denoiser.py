@@ -50,6 +50,10 @@ class Denoiser(ABC):
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """Prompts -> conditioning of len(prompts) rows; text beyond the tokenizer's limit is reported in `truncated`."""
 
+    def encode_negative(self, prompt: str) -> Conditioning:
+        """A negative prompt as the family's pipeline encodes it, one row."""
+        return self.encode_prompts([prompt])
+
     @abstractmethod
     def null(self) -> Conditioning:
         """The conditioning without a prompt, one row."""

@@ -238,11 +238,13 @@ class Target:
                 raise ModelError(
                     f"The pipeline itself fails on a prompt: {type(problem).__name__}: {first_line(problem)}"
                 ) from problem
-        prompts: list[str | None] = [None, prompt] if denoiser.conditional else [None]
-        if sampling.negative_prompt is not None:
-            prompts.append(sampling.negative_prompt)
         with torch.no_grad():
-            return compare_run(seen, calls, steps, images[0], prompts)
+            branches = [seen.null()]
+            if seen.conditional:
+                branches.append(seen.encode_prompts([prompt]))
+            if sampling.negative_prompt is not None:
+                branches.append(seen.encode_negative(sampling.negative_prompt))
+            return compare_run(seen, calls, steps, images[0], branches)
 
     def require_check(self, sampling: Sampling | None = None, prompt: str | None = None) -> CheckResult | None:
         """`check` under a sampling, once for each; None for a model with nothing to compare.

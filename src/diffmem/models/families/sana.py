@@ -53,11 +53,17 @@ class Sana(LatentDenoiser):
     def null(self) -> Conditioning:
         """What the pipeline takes without a negative prompt."""
         if self._null is None:
-            _, _, embeddings, mask = self.pipeline.encode_prompt(
-                [""], do_classifier_free_guidance=True, device=self.device, max_sequence_length=TOKENS
-            )
-            self._null = _conditioning(embeddings, mask, (None,))
+            self._null = self.encode_negative("")
         return self._null
+
+    def encode_negative(self, prompt: str) -> Conditioning:
+        """A negative prompt, which the pipeline encodes without its instruction."""
+        with quiet():
+            _, _, embeddings, mask = self.pipeline.encode_prompt(
+                [""], do_classifier_free_guidance=True, negative_prompt=prompt, device=self.device,
+                max_sequence_length=TOKENS,
+            )  # fmt: skip
+        return _conditioning(embeddings, mask, (None,))
 
     def generation_arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
         """The prompts and the size that is scored; sizes are binned only where the pipeline knows bins for it."""
