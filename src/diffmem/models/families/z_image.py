@@ -79,10 +79,6 @@ class ZImage(LatentDenoiser):
         height, width = (side * self.pipeline.vae_scale_factor for side in self.sample_shape[1:])
         return {"prompt": list(prompts), "height": height, "width": width}
 
-    def rows_per_step(self, guidance: float | None) -> int:
-        """Two at every scale above 0, for the pipeline guides at 1 too."""
-        return super().rows_per_step(guidance) if guidance is None else 2 if guidance > 0 else 1
-
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:
         """The velocity; t in the scheduler's units (1000 at pure noise)."""
         embeddings, mask = cond.tensors["cap_feats"].to(self.dtype), cond.tensors["cap_mask"]
