@@ -394,3 +394,13 @@ def test_formats_of_plug_ins_that_are_not_there_say_what_to_install(monkeypatch)
     finally:
         formats.formats.cache_clear()
         formats.suffixes.cache_clear()
+
+
+def test_tables_that_are_something_else_say_what(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match="git lfs pull"):
+        load_images(tmp_path / "a.parquet")
+    cells = pa.array([{"bytes": None, "path": "/etc/hostname"}])
+    pq.write_table(pa.table({"image": cells}), tmp_path / "b.parquet")
+    (item,) = load_images(tmp_path / "b.parquet")
+    assert "outside the folder" in item.problem

@@ -102,6 +102,10 @@ class PromptOptions:
             raise UsageError("Give prompts either on the command line or with --prompts FILE, not both.")
         if self.prompts is None and not typed:
             raise UsageError('No prompts: type one ("a red fox") or give a file (--prompts captions.jsonl).')
+        of_files = {name: getattr(self, name) for name in ("column", "id", "labels", "captions", "encoding")}
+        if self.prompts is None and any(value is not None for value in of_files.values()):
+            given = ", ".join(f"--{name}" for name, value in of_files.items() if value is not None)
+            raise UsageError(f"{given} belongs to --prompts FILE; prompts on the command line are taken as they are.")
         if self.prompts is not None:
             return load_prompts(
                 self.prompts, column=self.column, id_column="" if self.id == "none" else self.id,

@@ -109,6 +109,9 @@ class TarTree(Tree):
         try:
             length = path.stat().st_size
             with path.open("rb") as file:
+                if file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+                    raise DataError(f"'{path}' is a compressed tar archive; unpack it, or to .tar without compression.")
+                file.seek(0)
                 self._scan(file, length)
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
             if not self._members:

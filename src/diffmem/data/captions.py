@@ -176,10 +176,14 @@ class CaptionReader:
         self.notes += self._metadata.notes
         if self.problem is not None:
             self.notes.append(self.problem)
-        for folder, (times, words) in self.repeats.items():
+        if self.repeats:
+            read = [
+                f"'{posixpath.basename(folder)}' ({count(times, 'repeat')}, '{words}')"
+                for folder, (times, words) in self.repeats.items()
+            ]
             self.notes.append(
-                f"the folder '{posixpath.basename(folder)}' is read as sd-scripts does: {count(times, 'repeat')} per epoch, "
-                f"'{words}' for pictures without a caption"
+                f"{count(len(read), 'folder')} of {self.tree.name} read as sd-scripts does (repeats per epoch, and the words for "
+                f"pictures without a caption): {named(read)}"
             )
         differing: list[str] = []
         kinds: Counter[str] = Counter()

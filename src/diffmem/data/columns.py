@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffmem.data.formats import what_it_is
 from diffmem.errors import DataError
 
 
@@ -94,4 +95,11 @@ def class_names(schema: Any) -> dict[str, list[str]]:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
+    try:
+        with path.open("rb") as file:
+            said = what_it_is(file.read(512))
+    except OSError:
+        said = None
+    if said is not None:
+        return DataError(f"'{path}' is no {'Arrow' if _is_arrow(path) else 'parquet'} file but {said}.")
     return DataError(f"Cannot read '{path}' as {'Arrow' if _is_arrow(path) else 'parquet'}: {error}.")

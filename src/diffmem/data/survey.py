@@ -66,6 +66,10 @@ def survey(tree: Tree) -> Survey:
         elif _is_picture(tree, name):
             found.files.pictures.append(name)
             found.sniffed.append(name)
+        elif suffix in (".csv", ".tsv", ".jsonl", ".ndjson"):
+            found.unread.append(
+                (name, "a table, but none of those that are read beside pictures (metadata.csv, .jsonl, .parquet)")
+            )
         else:
             found.unread.append((name, "no picture, table or caption"))
     found.files.pictures.sort()

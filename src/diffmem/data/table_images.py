@@ -176,5 +176,8 @@ def _is_text(kind: Any) -> bool:
 def is_picture(kind: Any) -> bool:
     """Whether a column of this type may hold pictures: bytes, or struct{bytes, path}."""
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and is_picture(field.type) for field in kind)
+        parts = {field.name: field.type for field in kind}
+        where = parts.get("path")
+        empty = pa.types.is_null(parts.get("bytes", pa.string())) and where is not None and _is_text(where)
+        return empty or ("bytes" in parts and is_picture(parts["bytes"]))
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

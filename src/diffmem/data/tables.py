@@ -77,7 +77,7 @@ def read_jsonl(path: Path, encoding: str | None = None) -> Table:
     """One JSON object per line; a line that is a plain string becomes `{"prompt": string}`.
 
     Raises:
-        DataError: a line that is blank (but for those at the end), no JSON, or neither an object nor a string.
+        DataError: a line that is no JSON, or neither an object nor a string; blank lines do not count.
     """
     return parse_jsonl(read_text(path, encoding), f"'{path}'")
 
@@ -87,6 +87,8 @@ def parse_jsonl(text: str, where: str) -> Table:
     rows: list[dict[str, Any]] = []
     columns: dict[str, None] = {}
     for number, line in enumerate(split_lines(text), start=1):
+        if not line.strip():
+            continue
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
