@@ -11,7 +11,7 @@ from typing import Any
 
 from diffmem.copies.descriptors import make_descriptor
 from diffmem.copies.index import CopyIndex
-from diffmem.data.images import ImageSet, load_images
+from diffmem.data.images import ImageSet, as_images
 from diffmem.data.prompts import Prompt
 from diffmem.errors import IncompatibleRun, UsageError
 from diffmem.mitigation.base import Mitigation
@@ -87,9 +87,9 @@ class Reference:
     def of(
         cls, train: Any, heldout: Any, matching: Matching, options: Mapping[str, Any] | None = None, silent: bool = True
     ) -> Reference:
-        """The reference from whatever `load_images` takes, or from an index."""
+        """The reference from whatever `as_images` takes, or from an index."""
         images = training_of(train, options)
-        return cls(images, None if heldout is None else load_images(heldout), matching, options or {}, silent)
+        return cls(images, None if heldout is None else as_images(heldout), matching, options or {}, silent)
 
     def index_in(self, folder: Path | None) -> CopyIndex:
         """The index; made in `folder`/index, and read from there when the same call comes again."""

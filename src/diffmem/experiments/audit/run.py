@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet
-from diffmem.data.prompts import PromptList, load_prompts
+from diffmem.data.prompts import PromptList, as_prompts
 from diffmem.errors import UsageError
 from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments._arm import Arm, Options, Reference
@@ -157,7 +157,7 @@ def audit_experiment(
     judged = (matching or Matching()).model_copy(update={"descriptor": descriptor})
     parsed = parse_scores(scores)
     return AuditExperiment(
-        open, load_prompts(prompts), parsed,
+        open, as_prompts(prompts), parsed,
         Scoring(scores=tuple(s.label for s in parsed), draws=draws, seed=seed, noise=noise, micro_batch=micro_batch),
         generation, judged, dict(descriptor_options or {}),
         None if train is None else Reference.of(train, heldout, judged, descriptor_options, silent),

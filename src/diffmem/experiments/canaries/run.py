@@ -12,7 +12,7 @@ import numpy as np
 from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.data.canaries import Registration, read_registration
-from diffmem.data.images import load_images
+from diffmem.data.images import as_images
 from diffmem.data.prompts import Prompt
 from diffmem.errors import UsageError
 from diffmem.evaluation.clusters import Floats
@@ -82,7 +82,7 @@ def measure_canaries(
     wanted = parse_image_scores(scores)
     if not target.can_generate and not wanted:
         raise UsageError("This model makes no images: name an image score that it can be measured with (--score loss).")
-    maker = make_descriptor(descriptor, load_images(known.pictures()), **(descriptor_options or {}))
+    maker = make_descriptor(descriptor, as_images(known.pictures()), **(descriptor_options or {}))
     experiment = CanariesExperiment(
         target, known, settings or Generation(draws=8), maker, wanted, Options(retry_errors, silent),
         _about(known, trained_with),
@@ -136,7 +136,7 @@ class CanariesExperiment(Experiment[CanariesSummary]):
         measures = []
         for score in self.scores:
             found = measure(
-                target, load_images(self.known.place), [score], out=run.path, seed=self.settings.seed,
+                target, as_images(self.known.place), [score], out=run.path, seed=self.settings.seed,
                 batch=self.settings.batch, retry_errors=self.options.retry_errors, silent=self.options.silent,
             )  # fmt: skip
             values = found.evidence(score.label)

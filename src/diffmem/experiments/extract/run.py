@@ -13,9 +13,9 @@ import numpy as np
 from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.extraction import CLIQUE, Extraction, extract, false_edges
-from diffmem.data.images import ImageSet, load_images
+from diffmem.data.images import ImageSet, as_images
 from diffmem.data.png import decode_png
-from diffmem.data.prompts import PromptList, load_prompts
+from diffmem.data.prompts import PromptList, as_prompts
 from diffmem.errors import DataError, UsageError
 from diffmem.evaluation.estimate import Estimate
 from diffmem.evaluation.text_alignment import TextAlignment
@@ -79,10 +79,10 @@ def extract_images(
             f"{settings.draws} images per prompt cannot hold a clique of {smallest}: make more (--images) or ask for "
             "smaller cliques (--clique)."
         )
-    known = None if train is None else load_images(train)
+    known = None if train is None else as_images(train)
     experiment = ExtractExperiment(
         target,
-        load_prompts(prompts),
+        as_prompts(prompts),
         settings,
         known,
         descriptor,
@@ -218,4 +218,4 @@ def _some_images(store: RunStore) -> ImageSet:
     rows = next(_batches(store), None)
     if rows is None:
         raise DataError("No image of this run can be compared: all failed or are black or constant.")
-    return load_images([decode_png(row["png"]) for row in rows])
+    return as_images([decode_png(row["png"]) for row in rows])

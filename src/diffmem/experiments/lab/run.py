@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from diffmem.atomic import write_atomic
 from diffmem.copies.descriptors import make_descriptor
-from diffmem.data.images import load_images
+from diffmem.data.images import as_images
 from diffmem.data.png import png_bytes
 from diffmem.errors import DiffmemError, IncompatibleRun, IncompleteRun, MitigationRefused
 from diffmem.evaluation.text_alignment import TextAlignment, parse_alignment
@@ -96,8 +96,8 @@ class Lab(Experiment[LabSummary]):
         source, heldout = opened(plan.train.data.images, plan.measure.heldout, folder)
         self.data: TrainingSet = load_training_set(source, plan.train.data.limit)
         self._refuse_another_lab()
-        held = None if heldout is None else load_images(heldout)
-        pictures = load_images({image.id: image.image for image in self.data.images})
+        held = None if heldout is None else as_images(heldout)
+        pictures = as_images({image.id: image.image for image in self.data.images})
         descriptor = make_descriptor(plan.measure.descriptor, pictures, **plan.measure.descriptor_options)
         index = build_index(pictures, descriptor, None, silent)
         matching = Matching(

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet
-from diffmem.data.prompts import Prompt, PromptList, load_prompts
+from diffmem.data.prompts import Prompt, PromptList, as_prompts
 from diffmem.errors import MitigationRefused, UsageError
 from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments._arm import Arm, Options, Reference
@@ -77,13 +77,13 @@ def mitigate(
 
     Cost: (1 + settings) x prompts x images, each with the mitigation's own evaluations on top; the rows say how many.
     """
-    listed = _sides(load_prompts(prompts), None if others is None else load_prompts(others))
+    listed = _sides(as_prompts(prompts), None if others is None else as_prompts(others))
     settings = settings or Generation()
     several = [methods] if isinstance(methods, (str, Mitigation)) else methods
     known = pictures if pictures is not None else None if isinstance(train, CopyIndex) else train
     made = [parse_mitigation(one).with_images(known) for one in several]
     if reference is not None:
-        ordinary = load_prompts(reference)
+        ordinary = as_prompts(reference)
         made = [_on_reference(one, target, ordinary, settings.sampling) for one in made]
     labels = [one.label for one in made]
     if len(set(labels)) != len(labels):

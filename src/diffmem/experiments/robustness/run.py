@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from diffmem.copies.index import CopyIndex
-from diffmem.data.images import ImageSet, load_images
-from diffmem.data.prompts import Prompt, PromptList, load_prompts
+from diffmem.data.images import ImageSet, as_images
+from diffmem.data.prompts import Prompt, PromptList, as_prompts
 from diffmem.errors import DataError, DiffmemError, MitigationRefused, UsageError
 from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments._arm import Arm, Options, Reference
@@ -78,7 +78,7 @@ def robustness(
         The run; `run.summary.rows` has one row per mitigation and condition. Cost: (1 + mitigations) times the images of
         all conditions, and once the adversarial search (50 steps of 8 noises per prompt: 1,200 NFE).
     """
-    listed = [prompt.text for prompt in load_prompts(prompts) if prompt.problem is None]
+    listed = [prompt.text for prompt in as_prompts(prompts) if prompt.problem is None]
     given = pictures if pictures is not None else None if isinstance(train, CopyIndex) else train
     several = [methods] if isinstance(methods, (str, Mitigation)) else methods
     experiment = RobustnessExperiment(
@@ -243,7 +243,7 @@ class RobustnessExperiment(Experiment[RobustnessSummary]):
 
 def pictures_of(source: str | Path | ImageSet) -> Callable[[str], Image.Image]:
     """Training images by name from a folder, a file or a set."""
-    images = load_images(source)
+    images = as_images(source)
 
     def picture(name: str) -> Image.Image:
         item = images.by_id(name)
