@@ -1,112 +1,124 @@
 """diffmem: does a diffusion model reproduce its training images?
 
-The public names are imported on first use (PEP 562), so that `import diffmem` costs no torch.
+Ten names are the front door: Target, Sampling, load_prompts, load_images, score, measure, audit, mitigate, guard, open_run.
+Every other verb is here too, under its name on the command line (`diffmem.compare`, `diffmem.train`, ...), and the rest under
+scores, mitigations, copies, training and experiments. All are imported on first use (PEP 562), so that `import diffmem`
+costs no torch.
 """
 
+# ruff: noqa: F401 - the imports for type checkers say where each name is
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from diffmem import copies, experiments, scores, training
+    from diffmem import mitigation as mitigations
     from diffmem.data.images import load_images
     from diffmem.data.prompts import load_prompts
-    from diffmem.experiments.against.run import audit_lora
+    from diffmem.experiments._run import open_run
     from diffmem.experiments.audit.run import audit
-    from diffmem.experiments.canaries.run import measure_canaries
+    from diffmem.experiments.canaries.run import measure_canaries as canaries
     from diffmem.experiments.curate.run import curate
-    from diffmem.experiments.evaluate.compare import compare_runs
-    from diffmem.experiments.evaluate.runs import evaluate as evaluate_run
-    from diffmem.experiments.extract.run import extract_images
-    from diffmem.experiments.lab.plan import LabPlan
-    from diffmem.experiments.lab.run import run_lab
+    from diffmem.experiments.evaluate.compare import compare
+    from diffmem.experiments.evaluate.runs import evaluate
+    from diffmem.experiments.extract.run import extract_images as extract
+    from diffmem.experiments.lab.run import run_lab as lab
     from diffmem.experiments.mitigate.run import mitigate
     from diffmem.experiments.robustness.run import robustness
-    from diffmem.mitigation.spec import parse_mitigation
     from diffmem.models.generation import Sampling
     from diffmem.models.target import Target
-    from diffmem.report.html import write_report
-    from diffmem.scores import SCORES
     from diffmem.serving.guard import guard
-    from diffmem.stages.generate import Generation, generate
-    from diffmem.stages.match.folders import match_images
+    from diffmem.stages.generate import generate
+    from diffmem.stages.match.folders import match_images as match
+    from diffmem.stages.match.stage import index
     from diffmem.stages.measure.measure import measure
     from diffmem.stages.score.score import score
+    from diffmem.stages.score.screen import calibrate
     from diffmem.training.loop import train
-    from diffmem.training.plan import TrainPlan, load_plan
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "Generation": "diffmem.stages.generate",
-    "LabPlan": "diffmem.experiments.lab.plan",
-    "SCORES": "diffmem.scores",
+__all__ = [
+    "Sampling", "Target", "audit", "guard", "load_images", "load_prompts", "measure", "mitigate", "open_run", "score",
+]  # fmt: skip
+
+_DOOR = {
     "Sampling": "diffmem.models.generation",
     "Target": "diffmem.models.target",
-    "TrainPlan": "diffmem.training.plan",
     "audit": "diffmem.experiments.audit.run",
-    "audit_lora": "diffmem.experiments.against.run",
-    "compare_runs": "diffmem.experiments.evaluate.compare",
-    "curate": "diffmem.experiments.curate.run",
-    "evaluate_run": "diffmem.experiments.evaluate.runs:evaluate",
-    "extract_images": "diffmem.experiments.extract.run",
-    "generate": "diffmem.stages.generate",
     "guard": "diffmem.serving.guard",
     "load_images": "diffmem.data.images",
-    "load_plan": "diffmem.training.plan",
     "load_prompts": "diffmem.data.prompts",
-    "match_images": "diffmem.stages.match.folders",
     "measure": "diffmem.stages.measure.measure",
-    "measure_canaries": "diffmem.experiments.canaries.run",
     "mitigate": "diffmem.experiments.mitigate.run",
-    "parse_mitigation": "diffmem.mitigation.spec",
-    "robustness": "diffmem.experiments.robustness.run",
-    "run_lab": "diffmem.experiments.lab.run",
+    "open_run": "diffmem.experiments._run",
     "score": "diffmem.stages.score.score",
+}
+"""Name -> module, or module:attribute where the attribute is called otherwise."""
+
+_VERBS = {
+    "calibrate": "diffmem.stages.score.screen",
+    "canaries": "diffmem.experiments.canaries.run:measure_canaries",
+    "compare": "diffmem.experiments.evaluate.compare",
+    "curate": "diffmem.experiments.curate.run",
+    "evaluate": "diffmem.experiments.evaluate.runs",
+    "extract": "diffmem.experiments.extract.run:extract_images",
+    "generate": "diffmem.stages.generate",
+    "index": "diffmem.stages.match.stage",
+    "lab": "diffmem.experiments.lab.run:run_lab",
+    "match": "diffmem.stages.match.folders:match_images",
+    "robustness": "diffmem.experiments.robustness.run",
     "train": "diffmem.training.loop",
-    "write_report": "diffmem.report.html",
 }
 
-__all__ = [
-    "SCORES",
-    "Generation",
-    "LabPlan",
-    "Sampling",
-    "Target",
-    "TrainPlan",
-    "__version__",
-    "audit",
-    "audit_lora",
-    "compare_runs",
-    "curate",
-    "evaluate_run",
-    "extract_images",
-    "generate",
-    "guard",
-    "load_images",
-    "load_plan",
-    "load_prompts",
-    "match_images",
-    "measure",
-    "measure_canaries",
-    "mitigate",
-    "parse_mitigation",
-    "robustness",
-    "run_lab",
-    "score",
-    "train",
-    "write_report",
-]
+_ROOMS = {
+    "copies": "diffmem.copies",
+    "experiments": "diffmem.experiments",
+    "mitigations": "diffmem.mitigation",
+    "scores": "diffmem.scores",
+    "training": "diffmem.training",
+}
+
+_OLD = {
+    "Generation": ("diffmem.stages.generate", "diffmem.experiments.Generation"),
+    "LabPlan": ("diffmem.experiments.lab.plan", "diffmem.experiments.LabPlan"),
+    "SCORES": ("diffmem.scores", "diffmem.scores.SCORES"),
+    "TrainPlan": ("diffmem.training.plan", "diffmem.training.TrainPlan"),
+    "audit_lora": ("diffmem.experiments.against.run", "diffmem.experiments.audit_lora"),
+    "compare_runs": ("diffmem.experiments.evaluate.compare", "diffmem.compare, which is after minus before"),
+    "evaluate_run": ("diffmem.experiments.evaluate.runs:evaluate", "diffmem.evaluate"),
+    "extract_images": ("diffmem.experiments.extract.run", "diffmem.extract"),
+    "load_plan": ("diffmem.training.plan", "diffmem.training.load_plan"),
+    "match_images": ("diffmem.stages.match.folders", "diffmem.match"),
+    "measure_canaries": ("diffmem.experiments.canaries.run", "diffmem.canaries"),
+    "parse_mitigation": ("diffmem.mitigation.spec", "diffmem.mitigations, for example RandomTokens(count=2)"),
+    "run_lab": ("diffmem.experiments.lab.run", "diffmem.lab"),
+    "write_report": ("diffmem.report.html", "diffmem.open_run(DIR).report()"),
+}
+"""Names of 0.1.0, for one release more: where they are, and what to use instead."""
 
 
 def __getattr__(name: str) -> object:
-    if name not in _PUBLIC:
+    if name in _ROOMS:
+        return importlib.import_module(_ROOMS[name])
+    if name in _OLD:
+        path, instead = _OLD[name]
+        warnings.warn(f"diffmem.{name} is deprecated; use {instead}.", DeprecationWarning, stacklevel=2)
+        return _load(path, name)
+    if name not in _DOOR and name not in _VERBS:
         raise AttributeError(f"module 'diffmem' has no attribute '{name}'")
-    module, _, attribute = _PUBLIC[name].partition(":")
-    value = getattr(importlib.import_module(module), attribute or name)
+    value = _load(_DOOR.get(name) or _VERBS[name], name)
     globals()[name] = value
     return value
 
 
+def _load(path: str, name: str) -> object:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute or name)
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
@@ -67,6 +68,9 @@ class Method(ABC):
         changed = self.parameters.model_dump(exclude_defaults=True, mode="json")
         return self.name + (":" + ",".join(f"{k}={_typed(v)}" for k, v in changed.items()) if changed else "")
 
+    def __repr__(self) -> str:
+        return self.label
+
 
 M = TypeVar("M", bound=Method)
 
@@ -103,13 +107,51 @@ def parse_method(registry: Registry[type[M]], given: str | M, what: str) -> M:
             raise UsageError(f"The {what} {name} has no parameter '{key}'.{hint} It has: {known}.")
         text_only = parameters.model_fields[key].annotation is str  # a path keeps its slashes
         values[key] = tuple(value.split("/")) if "/" in value and not text_only else value
+    method: M = _make(cls, values, f"In the {what} {given!r}")
+    return method
+
+
+def class_names(*registries: Registry[Any]) -> list[str]:
+    """The methods of registries under names of objects: "random-tokens" is RandomTokens."""
+    return [_class_name(name) for registry in registries for name in registry]
+
+
+def by_class_name(wanted: str, *registries: Registry[Any]) -> Callable[..., Any]:
+    """What makes a method from its parameters as keywords: RandomTokens(count=2) is "random-tokens:count=2".
+
+    Raises:
+        AttributeError: no method has this name.
+    """
+    for registry in registries if wanted[:1].isupper() else ():
+        for name in registry:
+            if _class_name(name) == wanted:
+                return _constructor(registry.get(name), wanted)
+    raise AttributeError(f"There is no method {wanted!r}; there are: {', '.join(class_names(*registries))}.")
+
+
+def _constructor(cls: Any, name: str) -> Callable[..., Any]:
+    def make(**parameters: Any) -> Any:
+        return _make(cls, parameters, f"In {name}(...)")
+
+    make.__name__ = make.__qualname__ = name
+    fields = parameters_class(cls).model_fields.items()
+    told = [f"    {key}: {field.description or ''} (default: {field.default!r})" for key, field in fields]
+    make.__doc__ = "\n".join([f"{cls.about.summary}\n\n{cls.about.formula}\n{cls.about.reference}\n\nArgs:", *told])
+    return make
+
+
+def _class_name(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("-"))
+
+
+def _make(cls: Any, values: Mapping[str, Any], where: str) -> Any:
+    """A method from its parameters; UsageError names what is wrong with them, and where it was given."""
     try:
-        method: M = cls(parameters(**values))
+        return cls(parameters_class(cls)(**values))
     except ValidationError as problem:
         first = problem.errors()[0]
-        where = ".".join(str(p) for p in first["loc"][:1])
-        raise UsageError(f"In the {what} {given!r}, {where} = {first.get('input')!r}: {first['msg']}.") from problem
-    return method
+        key = ".".join(str(p) for p in first["loc"][:1])
+        raise UsageError(f"{where}, {key} = {first.get('input')!r}: {first['msg']}.") from problem
 
 
 def parameters_class(cls: type[Any]) -> type[Parameters]:

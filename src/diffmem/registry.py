@@ -1,12 +1,12 @@
-"""A lazy registry: names map to classes that are imported on first use, with `did you mean` errors."""
+"""Names that are imported on first use: registries of classes, with `did you mean` errors, and names of packages."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from diffmem.errors import UsageError
 
@@ -63,3 +63,19 @@ class Registry(Generic[T]):
         self._plugins_read = True
         for entry in entry_points(group=f"diffmem.{self.kind}"):
             self._paths.setdefault(entry.name, entry.value)
+
+
+def lazy(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose names are imported on first use (PEP 562).
+
+    Args:
+        package: its name.
+        modules: public name -> module that defines it.
+    """
+
+    def load(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        return getattr(importlib.import_module(modules[name]), name)
+
+    return load, lambda: sorted(modules)

@@ -190,7 +190,8 @@ def test_version_is_the_one_of_the_package():
 
 
 def test_public_names_are_listed_and_unknown_ones_refused():
-    assert set(diffmem.__all__) <= set(dir(diffmem))
+    shown = {name for name in dir(diffmem) if not name.startswith("__")}
+    assert shown == set(diffmem.__all__) and len(shown) == 10 and "__version__" in dir(diffmem)
     with pytest.raises(AttributeError, match="no attribute 'tragte'"):
         diffmem.tragte
 

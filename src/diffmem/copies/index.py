@@ -213,6 +213,10 @@ class CopyIndex:
     def __len__(self) -> int:
         return len(self.vectors)
 
+    def __repr__(self) -> str:
+        place = "in memory" if self.path is None else f"in {str(self.path)!r}"
+        return f"CopyIndex({len(self)} images by {self.about['name']}, {place})"
+
     @property
     def path(self) -> Path | None:
         """The folder, None in memory."""

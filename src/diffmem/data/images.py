@@ -110,6 +110,9 @@ class ImageSet:
     def __iter__(self) -> Iterator[ImageItem]:
         return self.items()
 
+    def __repr__(self) -> str:
+        return f"ImageSet({len(self)} images of {self.name})"
+
     def items(self, start: int = 0, stop: int | None = None) -> Iterator[ImageItem]:
         """The pictures at positions start … stop − 1."""
         stop = len(self) if stop is None else min(stop, len(self))

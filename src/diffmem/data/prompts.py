@@ -62,6 +62,9 @@ class PromptList(Sequence[Prompt]):
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def __repr__(self) -> str:
+        return f"PromptList({len(self)} prompts of {self.source})"
+
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)
 

@@ -1,9 +1,10 @@
-"""The mitigations at inference, by name."""
+"""The mitigations at inference, by name; `RandomTokens(count=2)` of this package is "random-tokens:count=2"."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from diffmem.method import by_class_name, class_names
 from diffmem.registry import Registry
 
 if TYPE_CHECKING:
@@ -36,3 +37,11 @@ MITIGATIONS: Registry[type[Mitigation]] = Registry(
     },
 )
 """Mitigation classes; packages add their own through the entry-point group `diffmem.mitigations`."""
+
+
+def __getattr__(name: str) -> Any:
+    return by_class_name(name, MITIGATIONS)
+
+
+def __dir__() -> list[str]:
+    return ["MITIGATIONS", *class_names(MITIGATIONS)]

@@ -62,6 +62,10 @@ class Target:
         self.notes: list[str] = []
         self._checks: dict[Sampling, CheckResult] = {}
 
+    def __repr__(self) -> str:
+        does = "only generates images" if self.denoiser is None else f"{self.denoiser.family} on {self.denoiser.device}"
+        return f"Target({self.name!r}: {does})"
+
     @classmethod
     def from_pretrained(
         cls,

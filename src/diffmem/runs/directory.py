@@ -46,6 +46,9 @@ class RunDirectory:
         )
         self.store = RunStore(self.path)
 
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
     @contextmanager
     def stage(self, name: str, total: int, done: int) -> Iterator[StageClock]:
         """Record a stage as running, then as done or stopped, with the time it took."""

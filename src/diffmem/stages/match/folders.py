@@ -41,6 +41,10 @@ class FolderMatches:
     search: str = "exact"
     recall: Estimate | None = None
 
+    def __repr__(self) -> str:
+        copies = sum(row["copy"] is True for row in self.rows)
+        return f"FolderMatches({copies} copies among {len(self.rows)} images, {len(self.set_aside)} set aside)"
+
     def as_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
         recall = None if self.recall is None else asdict(self.recall)

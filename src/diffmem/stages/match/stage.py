@@ -99,6 +99,23 @@ def index_of(train: Any, descriptor: str, silent: bool = True) -> CopyIndex:
     return build_index(images, make_descriptor(descriptor, images), None, silent)
 
 
+def index(
+    images: Any, out: str | Path, descriptor: str = "l2-tiled", *, descriptor_options: Mapping[str, Any] | None = None,
+    silent: bool = True,
+) -> CopyIndex:  # fmt: skip
+    """Describe training images once, for later matching; the same call goes on where it was stopped.
+
+    Args:
+        images: whatever `load_images` takes.
+        out: folder of the index; `train=` of every verb takes it.
+        descriptor: how images are compared.
+        descriptor_options: of the descriptor's class.
+        silent: no progress on stderr.
+    """
+    listed = as_images(images)
+    return build_index(listed, make_descriptor(descriptor, listed, **(descriptor_options or {})), Path(out), silent)
+
+
 def match_stage(
     run: RunDirectory,
     settings: Matching,

@@ -52,6 +52,12 @@ class MeasureResult:
     batch: int
     notes: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        refused = f", refused: {', '.join(self.refused)}" if self.refused else ""
+        return (
+            f"MeasureResult({', '.join(self.labels)} of {len(self.targets)} images in {str(self.run.path)!r}{refused})"
+        )
+
     def values(self, label: str) -> dict[str, float]:
         """Image id -> value of one score, in its own sign (may be infinite); images with errors are absent.
 

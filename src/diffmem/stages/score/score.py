@@ -56,6 +56,12 @@ class ScoreResult:
     micro_batch: int
     notes: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        refused = f", refused: {', '.join(self.refused)}" if self.refused else ""
+        return (
+            f"ScoreResult({', '.join(self.labels)} of {len(self.prompts)} prompts in {str(self.run.path)!r}{refused})"
+        )
+
     def values(self, label: str) -> dict[str, np.ndarray]:
         """Prompt id -> values per draw of one score; prompts with errors are absent."""
         return score_values(self.run, label)
