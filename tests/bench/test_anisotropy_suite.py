@@ -8,7 +8,7 @@ from tests.tiny import tiny_sd
 
 from diffmem.bench.anisotropy import anisotropy_suite
 from diffmem.cli.app import main
-from diffmem.errors import UsageError
+from diffmem.errors import DiffmemError, UsageError
 from diffmem.evaluation.roc import auroc
 from diffmem.models.target import Target
 from diffmem.stages.score.score import score
@@ -53,7 +53,7 @@ def test_models_and_lists_that_do_not_fit_are_told(model, tmp_path, capsys):
         anisotropy_suite(["my-model"])
     unlabelled = tmp_path / "p.txt"
     unlabelled.write_text("a fox\na hen\n")
-    with pytest.raises(UsageError, match="needs memorized ones and others"):
+    with pytest.raises(DiffmemError, match="label"):
         anisotropy_suite([f"{model[0]}={unlabelled}"])
     assert main(["bench", "--suite", "digits", "--models", "photos"]) == 2
     assert "no option --models" in capsys.readouterr().err

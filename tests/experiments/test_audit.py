@@ -66,7 +66,7 @@ def test_degenerate_images_are_set_aside_and_counted(train, tmp_path):
     summary = audit(
         target, ["nsfw one", "fine"], train, out=tmp_path / "r", scores=["text-uppercase"], images=2
     ).summary.as_dict()
-    assert summary["images"] == {"made": 4, "errors": 0, "degenerate": 2}
+    assert summary["images"] == {"made": 4, "errors": 0, "degenerate": 2, "uncounted": 0}
     assert summary["copies"]["images_matched"] == 2
 
 

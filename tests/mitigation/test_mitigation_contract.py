@@ -31,7 +31,7 @@ def test_it_says_what_a_reader_must_know(name):
     assert issubclass(cls, Mitigation)
     assert cls.about.name == name
     assert cls.about.level in LEVELS
-    assert all(len(text) > 0 for text in dataclasses.asdict(cls.about).values())
+    assert all(len(text) > 0 for name, text in dataclasses.asdict(cls.about).items() if name != "kind")
     made = parse_mitigation(name)
     assert made.label == name
     for field, info in type(made.parameters).model_fields.items():

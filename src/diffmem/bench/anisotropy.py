@@ -68,7 +68,7 @@ def _open(name: str) -> tuple[Target, PromptList]:
         raise UsageError(
             f"'{name}' is neither of {', '.join(BUNDLED)} nor MODEL=PROMPTS with a labelled list of prompts."
         )
-    prompts = load_prompts(Path(file))
+    prompts = load_prompts(Path(file), labels="label")
     labels = {prompt.label for prompt in prompts}
     if not {True, False} <= labels:
         raise UsageError(

@@ -118,8 +118,17 @@ class Target:
         return target
 
     @classmethod
-    def from_pipeline(cls, pipeline: Any, *, name: str | None = None, distilled: bool | None = None) -> Target:
-        """Wrap a diffusers pipeline that is loaded already; it is not modified (call `.eval()` on its parts yourself)."""
+    def from_pipeline(
+        cls, pipeline: Any, *, name: str | None = None, distilled: bool | None = None, called_by_user: bool = False
+    ) -> Target:
+        """Wrap a diffusers pipeline that is loaded already; it is not modified (call `.eval()` on its parts yourself).
+
+        Args:
+            pipeline: a diffusers pipeline.
+            name: for reports.
+            distilled: whether it counts as distilled; None goes by its configs.
+            called_by_user: its owner makes the calls, and gives what they need beside a prompt (guard, mitigations).
+        """
         if not isinstance(getattr(pipeline, "components", None), dict):
             raise ModelError(
                 f"A {type(pipeline).__name__} is no diffusers pipeline; wrap functions with from_callable."
@@ -134,13 +143,15 @@ class Target:
 
         name = name or type(pipeline).__name__
         pipeline = adopted(pipeline)
-        return cls._seen(name, pipeline, None, distilled)
+        return cls._seen(name, pipeline, None, distilled, called_by_user)
 
     @classmethod
-    def _seen(cls, name: str, pipeline: Any, fingerprint: str | None, distilled: bool | None) -> Target:
+    def _seen(
+        cls, name: str, pipeline: Any, fingerprint: str | None, distilled: bool | None, called_by_user: bool = False
+    ) -> Target:
         """A target of a pipeline: with a Denoiser, or for generating only."""
         try:
-            denoiser = denoiser_for(pipeline, distilled)
+            denoiser = denoiser_for(pipeline, distilled, called_by_user)
         except GenerateOnly as problem:
             target = cls(name, None, pipeline, fingerprint)
             target.generates_only = str(problem)

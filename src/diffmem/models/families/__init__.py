@@ -29,13 +29,14 @@ FAMILIES: Registry[type[Denoiser]] = Registry(
 The last one fits whatever takes a prompt: it replays the calls of a pipeline that no other family knows."""
 
 
-def denoiser_for(pipeline: Any, distilled: bool | None = None) -> Denoiser:
+def denoiser_for(pipeline: Any, distilled: bool | None = None, called_by_user: bool = False) -> Denoiser:
     """The Denoiser of the family that fits a pipeline.
 
     Args:
         pipeline: a diffusers pipeline.
         distilled: whether the model counts as distilled, so that it has no unconditional branch; None goes by the
             signs in its configs and sampler.
+        called_by_user: the calls come from the pipeline's owner, who gives what it needs beside a prompt (guard, mitigations).
 
     Raises:
         GenerateOnly: it makes images from prompts, but no family fits or no score describes them.
@@ -44,7 +45,8 @@ def denoiser_for(pipeline: Any, distilled: bool | None = None) -> Denoiser:
     from diffmem.models.families._distilled import distillation_of
     from diffmem.models.families._inputs import check_inputs
 
-    check_inputs(pipeline)
+    if not called_by_user:
+        check_inputs(pipeline)
     for name in FAMILIES:
         family: Any = FAMILIES.get(name)
         if family.fits(pipeline):

@@ -43,7 +43,7 @@ def target_of(target: Target | Any) -> Target:
     """The target itself, or a pipeline as a Target; ModelError without a pipeline."""
     from diffmem.models.target import Target
 
-    made = target if isinstance(target, Target) else Target.from_pipeline(target)
+    made = target if isinstance(target, Target) else Target.from_pipeline(target, called_by_user=True)
     if made.pipeline is None:
         raise ModelError("A mitigation changes how a diffusers pipeline runs, but this model was given as a function.")
     return made
