@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.faults.planted import fault, run
+from tests.faults.planted import run
 from tests.tiny import tiny_sd
 
 
@@ -15,7 +15,7 @@ from tests.tiny import tiny_sd
     [
         ("robustness", "--shard"), ("calibrate", "--dry-run"), ("calibrate", "--shard"),
         ("calibrate", "--retry-errors"), ("audit", "--shard"), ("mitigate", "--shard"),
-        pytest.param("extract", "--shard", marks=fault(3)),
+        pytest.param("extract", "--shard"),
     ],
 )  # fmt: skip
 def test_fault_03_what_is_not_honoured_does_not_exist(verb, option, capsys):
@@ -24,7 +24,6 @@ def test_fault_03_what_is_not_honoured_does_not_exist(verb, option, capsys):
     assert option not in out
 
 
-@fault(3)
 def test_fault_03_canaries_measure_offers_no_shard(capsys):
     code, out, _ = run(capsys, "canaries", "measure", "--help")
     assert code == 0

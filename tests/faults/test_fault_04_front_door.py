@@ -9,7 +9,7 @@ import torch
 import diffmem as dm
 from diffmem.errors import DiffmemError
 from tests import measuring
-from tests.faults.planted import fault, noise_picture, save
+from tests.faults.planted import noise_picture, save
 from tests.fixtures.runs_0_1_0.make import HERE
 from tests.tiny import tiny_ddpm, tiny_sd
 
@@ -53,7 +53,6 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@fault(4)
 def test_fault_04_channels_first_and_tensors_are_images(form):
     found = dm.load_images(FORMS[form]())
     assert [item.problem for item in found] == [None] * 3
@@ -62,7 +61,6 @@ def test_fault_04_channels_first_and_tensors_are_images(form):
 
 
 @pytest.mark.parametrize("low", [-1.0, 0.0])
-@fault(4)
 def test_fault_04_pixels_outside_0_to_1_are_refused_and_not_an_empty_result(toy, low):
     with pytest.raises(DiffmemError, match=r"\[0, 1\]"):
         dm.measure(toy, [np.linspace(low, 2, 192).reshape(8, 8, 3)], ["loss"])

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from diffmem.cli.options import CaptionOption, DescriptorOptions, ModelOptions, SamplingOptions, WorkOptions, need
+from diffmem.cli.options import CaptionOption, DescriptorOptions, ModelOptions, ResumeOptions, SamplingOptions, need
 from diffmem.errors import DataError, UsageError
 
 MODEL = ModelOptions()
 COPIES = DescriptorOptions()
 SAMPLING = SamplingOptions()
-WORK = WorkOptions()
+WORK = ResumeOptions()
 
 canaries = App(name="canaries", help="Image canaries: an unbiased yardstick of memorization on your own fine-tune.")
 
@@ -106,7 +106,7 @@ def measure(
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
-    work: WorkOptions = WORK,
+    work: ResumeOptions = WORK,
 ) -> int:
     """Measure how strongly a trained model reproduces each canary, against controls that it never saw.
 
@@ -121,8 +121,6 @@ def measure(
     from diffmem.experiments.canaries.run import measure_canaries
     from diffmem.stages.generate import Generation
 
-    if work.shard is not None:
-        raise UsageError("Measuring canaries is not sharded; leave --shard out.")
     if images < 1:
         raise UsageError(f"--images is {images}; expected at least 1.")
     known = read_registration(

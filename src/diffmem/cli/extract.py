@@ -7,14 +7,13 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, SamplingOptions, WorkOptions, need
-from diffmem.errors import UsageError
+from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, ResumeOptions, SamplingOptions, need
 
 MODEL = ModelOptions()
 COPIES = DescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
-WORK = WorkOptions()
+WORK = ResumeOptions()
 
 
 def extract(
@@ -33,7 +32,7 @@ def extract(
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
-    work: WorkOptions = WORK,
+    work: ResumeOptions = WORK,
 ) -> int:
     """Find memorized images without the training set: many images per prompt, and sets of them that are all alike.
 
@@ -48,8 +47,6 @@ def extract(
     from diffmem.experiments.extract.run import extract_images
     from diffmem.stages.generate import Generation
 
-    if work.shard is not None:
-        raise UsageError("An extraction is not sharded; shard diffmem generate over the same --out, then extract.")
     listed = prompts.load(typed)
     settings = Generation(draws=images, seed=work.seed, batch=batch, sampling=sampling.sampling())
     folder = None if work.dry_run else need(out, "--out", "the extraction needs a run directory")
