@@ -314,10 +314,18 @@ def test_what_cannot_be_captured_still_generates():
 
 def test_a_distilled_guidance_leaves_one_branch():
     """FLUX.1-dev has classifier-free guidance in its weights: true guidance would be possible, and is not asked for."""
-    captured = Captured(FAMILIES["flux"]())
+    pipe = FAMILIES["flux"]()
+    captured, own = Captured(pipe), denoiser_for(pipe)
     assert not captured.unconditional_branch
-    with pytest.raises(ModelError, match="no branch without the prompt"):
-        captured.null()
+    refused = score(Target("flux", captured, pipe), ["a fox"], ["score-difference"], draws=1).refused
+    assert set(refused) == {"score-difference"}
+    x = torch.randn(1, *own.sample_shape, generator=torch.Generator().manual_seed(0))
+    for guidance in (None, 7.0):  # an input of the network
+        ours, theirs = (one.under(None, None, guidance) for one in (captured, own))
+        with torch.no_grad():
+            outputs = [one.predict(x, 800.0, one.null()) for one in (ours, theirs)]
+        torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    assert Target("flux", captured, pipe).check("a fox", Sampling(steps=2, guidance=7.0)).passed
 
 
 def test_a_prompt_that_reaches_the_network_in_a_new_way_is_refused():

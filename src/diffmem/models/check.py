@@ -119,9 +119,17 @@ def compare_run(
 def _distance(candidate: Conditioning, call: Call, row: int) -> float:
     pairs = [(candidate.tensors.get(name), value[row]) for name, value in call.conditioning.items()]
     return max(
-        (relative(a[0].to(b.device), b) if a is not None and a[0].shape == b.shape else math.inf for a, b in pairs),
+        (math.inf if a is None or a[0].ndim != b.ndim else relative(*_padded(a[0].to(b.device), b)) for a, b in pairs),
         default=0.0,
     )
+
+
+def _padded(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two rows of conditioning in one shape, with zeros at their ends: a row is as long as the longest of its batch."""
+    if a.shape == b.shape:
+        return a, b
+    rows = Conditioning.cat([Conditioning({"row": row[None]}, 1) for row in (a, b)]).tensors["row"]
+    return rows[0], rows[1]
 
 
 def _steps(denoiser: Denoiser, calls: list[Call], ours: list[list[torch.Tensor]], steps: list[Step]) -> float | None:

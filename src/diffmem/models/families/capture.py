@@ -214,13 +214,14 @@ class Captured(LatentDenoiser):
         )
 
     def null(self) -> Conditioning:
-        """What the branch is given that the prompt does not reach; ModelError where there is none."""
-        if self.seen.unconditional is None:
-            raise ModelError(
-                "This pipeline runs no branch without the prompt, so there is no unconditional prediction."
-            )
+        """What the branch is given that the prompt does not reach; the empty prompt's where there is no such branch."""
         if self._null is None:
-            self._null = self._conditioning([self.seen.at(self.seen.unconditional, self.seen.step)])
+            where = self.seen.unconditional
+            self._null = (
+                self.encode_prompts([""])
+                if where is None
+                else self._conditioning([self.seen.at(where, self.seen.step)])
+            )
         return self._null
 
     def _encoded(self, prompt: str) -> dict[str, Any]:
@@ -238,6 +239,9 @@ class Captured(LatentDenoiser):
                     f"For this prompt the network's {', '.join(sorted([*strange, *changed]))} change in a way that was not "
                     "seen when the pipeline was opened, so the replay would be of another prompt."
                 )
+        return self._tensors(rows)
+
+    def _tensors(self, rows: Sequence[Mapping[str, Any]]) -> Conditioning:
         tensors = {path: torch.stack([row[path] for row in rows]) for path in self.seen.prompted}
         for path in self.seen.ragged:
             tensors[path + SHAPE] = torch.tensor([list(row[path].shape) for row in rows], device=tensors[path].device)
@@ -332,9 +336,7 @@ class Captured(LatentDenoiser):
         own = torch.stack([row.reshape(self._layout.own) for row in rows])
         kinds, prompted = self.seen.kinds, self.seen.prompted
         each = [{path: row_of(found[path], kinds[path], i) for path in prompted} for i in range(len(rows))]
-        tensors = {path: torch.stack([row[path] for row in each]) for path in self.seen.prompted}
-        for path in self.seen.ragged:
-            tensors[path + SHAPE] = torch.tensor([list(row[path].shape) for row in each], device=tensors[path].device)
+        tensors = dict(Conditioning.cat([self._tensors([row]) for row in each]).tensors)
         return self._laid_out(own), self.seen.times.back(found[self.seen.times.name]), tensors
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
@@ -379,7 +381,8 @@ class Captured(LatentDenoiser):
 
     def guidance_arguments(self, guidance: float | None, negative: list[str] | None, count: int) -> dict[str, Any]:
         """The scale under the name that makes this pipeline run both branches."""
-        if "true_cfg_scale" not in self._takes or (guidance is None and negative is None):
+        true = "true_cfg_scale" in self._takes and self.seen.unconditional is not None
+        if not true or (guidance is None and negative is None):
             return super().guidance_arguments(guidance, negative, count)
         given: dict[str, Any] = {"negative_prompt": negative or [EMPTY] * count}
         return given if guidance is None else given | {"true_cfg_scale": guidance}

@@ -1,0 +1,127 @@
+"""Which family does what, measured on tiny pipelines of the real classes and held against the table of docs/models.md."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny import LORA_TARGETS, random_lora, tiny_ddpm, tiny_ldm, tiny_sd
+from tests.tiny_captured import CAPTURED
+from tests.tiny_families import FAMILIES, flux
+
+from diffmem.errors import DiffmemError
+from diffmem.models.families.capture import Captured
+from diffmem.models.generation import Sampling
+from diffmem.models.lora import load_lora
+from diffmem.models.target import Target
+from diffmem.stages.measure.measure import measure
+from diffmem.stages.score.score import score
+
+BY_FILE = {
+    "text-unet": tiny_sd, **{k: v for k, v in FAMILIES.items() if k != "flux"}, "flux (distilled)": flux,
+    "flux (true guidance)": lambda: flux(distilled=False), "latent-unet": tiny_ldm, "pixel-unet": tiny_ddpm,
+}  # fmt: skip
+BY_CAPTURE = {**{k: v for k, v in BY_FILE.items() if k not in ("dit", "latent-unet", "pixel-unet")}, **CAPTURED}
+CELLS = ("check", "score", "generate", "LoRA", "measure")
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+SIZED = {"flux (distilled)", "flux (true guidance)", "sd3", "qwen-image"}
+"""Whose classes keep the size of their images at opening, which the tests lower."""
+
+
+def opened(how, name, pipe):
+    if how == "file":
+        return Target.from_pipeline(pipe, name=name)
+    if name == "sana":
+        pipe.default_sample_size = 8
+    return Target(name, Captured(pipe), pipe)
+
+
+def sampling(how, name):
+    return Sampling(steps=2, **({"height": 16, "width": 16} if how == "file" and name in SIZED else {}))
+
+
+def cells(how, name, maker, folder):
+    """{"check": "yes", ...}; a cell that is not says why not."""
+    prompt = "207" if name == "dit" else "a fox"
+    target = opened(how, name, maker())
+    denoiser, settings = target.denoiser, sampling(how, name)
+    side = denoiser.decode(torch.zeros(1, *denoiser.sample_shape, dtype=denoiser.dtype)).shape[-1]
+    picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+    def check():
+        return target.check(prompt, settings).passed
+
+    def scored():
+        result = score(target, [prompt], ["score-difference"], draws=1)
+        if result.refused:
+            return "one branch" if "unconditional" in str(result.refused) else "no prompts"
+        return bool(np.isfinite(result.values("score-difference").popitem()[1]).all())
+
+    def generated():
+        first, again = (target.generate([prompt], [0], 0, settings)[0] for _ in range(2))
+        return first.size == (side, side) and first.tobytes() == again.tobytes()
+
+    def adapted():
+        kinds = ["to_query", "to_key", "to_value"] if name == "kandinsky5" else LORA_TARGETS
+        file, _ = random_lora(maker(), folder / "lora", targets=kinds)
+        other = maker()
+        load_lora(other, file)
+        tuned = opened(how, name, other)
+        x = torch.ones(1, *denoiser.sample_shape)
+        t = denoiser.schedule.sampling_times(4)[1]
+        outputs = []
+        for one in (denoiser, tuned.denoiser):
+            with torch.no_grad():
+                outputs.append(one.predict(x, t, one.encode_prompts([prompt]) if one.conditional else one.null()))
+        return bool((outputs[0] - outputs[1]).abs().max() > 1e-4) and tuned.check(prompt, settings).passed
+
+    def measured():
+        with torch.no_grad():
+            result = measure(target, [picture], ["loss", "pia"], condition="none" if name == "dit" else "caption")
+        return not result.refused and all(math.isfinite(v) for k in result.labels for v in result.values(k).values())
+
+    found = {}
+    for cell, ask in zip(CELLS, (check, scored, generated, adapted, measured), strict=True):
+        try:
+            said = ask()
+        except DiffmemError as problem:
+            said = f"no: {problem}"
+        found[cell] = said if isinstance(said, str) else "yes" if said else "no"
+    return found
+
+
+def rows_of_the_page():
+    """(how, name) -> the cells that the page promises."""
+    text = PAGE.read_text(encoding="utf-8").split("## What was seen to work")[1]
+    found = {}
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.strip("|").split("|")]
+        if len(parts) == 2 + len(CELLS) and parts[1] in ("file", "capture"):
+            found[parts[1], parts[0].strip("`")] = dict(zip(CELLS, parts[2:], strict=True))
+    return found
+
+
+CASES = [("file", name) for name in BY_FILE] + [("capture", name) for name in BY_CAPTURE]
+
+
+def test_the_page_names_every_case():
+    assert set(rows_of_the_page()) == set(CASES)
+
+
+@pytest.mark.parametrize(("how", "name"), CASES)
+def test_it_does_what_the_page_says(how, name, tmp_path):
+    maker = (BY_FILE if how == "file" else BY_CAPTURE)[name]
+    assert cells(how, name, maker, tmp_path) == rows_of_the_page()[how, name]
+
+
+if __name__ == "__main__":  # the table, anew: python -m tests.models.test_matrix
+    import tempfile
+
+    print("| model | by | " + " | ".join(CELLS) + " |\n|---|---|" + "---|" * len(CELLS))
+    for how, name in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            found = cells(how, name, (BY_FILE if how == "file" else BY_CAPTURE)[name], Path(folder))
+        print(f"| `{name}` | {how} | " + " | ".join(found.values()) + " |", flush=True)
