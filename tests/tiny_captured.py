@@ -163,7 +163,7 @@ def kandinsky5():
     return finished(pipe)
 
 
-def flux2(klein: bool = False):
+def flux2():
     from diffusers import (
         AutoencoderKLFlux2,
         FlowMatchEulerDiscreteScheduler,
@@ -200,7 +200,64 @@ def flux2(klein: bool = False):
     return finished(pipe)
 
 
+def flux2_dev():
+    """Flux 2 with guidance as an input of the network, so one branch, and Mistral as text encoder."""
+    from diffusers import Flux2Pipeline, Flux2Transformer2DModel
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    tokenizer, size = qwen_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
+    text = {
+        "model_type": "mistral", "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 31,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": size,
+    }  # fmt: skip
+    vision = {
+        "model_type": "pixtral", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+        "intermediate_size": 16, "image_size": 16, "patch_size": 4,
+    }  # fmt: skip
+    torch.manual_seed(1)
+    encoder = Mistral3ForConditionalGeneration(
+        Mistral3Config(text_config=text, vision_config=vision, image_token_index=4)
+    )
+    torch.manual_seed(0)
+    transformer = Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4),
+    )  # fmt: skip
+    other = flux2()
+    pipe = Flux2Pipeline(
+        scheduler=other.scheduler, vae=other.vae, text_encoder=encoder, tokenizer=tokenizer,
+        transformer=louder(transformer),
+    )  # fmt: skip
+    pipe.default_sample_size = 8
+    return finished(pipe)
+
+
+def deep_floyd():
+    """A pixel model that learns its variance and takes no initial latents."""
+    from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
+
+    tokenizer, encoder = t5()
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=16, layers_per_block=1, block_out_channels=(16, 16),
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), in_channels=3, out_channels=6,
+        cross_attention_dim=32, encoder_hid_dim=32, attention_head_dim=8, addition_embed_type="text",
+        addition_embed_type_num_heads=2, cross_attention_norm="group_norm", resnet_time_scale_shift="scale_shift",
+        act_fn="gelu", norm_num_groups=4,
+    )  # fmt: skip
+    scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", variance_type="learned_range")
+    return finished(
+        IFPipeline(
+            tokenizer=tokenizer, text_encoder=encoder, unet=unet, scheduler=scheduler, safety_checker=None,
+            feature_extractor=None, watermarker=None, requires_safety_checker=False,
+        )
+    )  # fmt: skip
+
+
 CAPTURED = {
     "chroma": chroma, "lumina2": lumina2, "aura-flow": aura_flow, "hunyuan-dit": hunyuan_dit, "kandinsky5": kandinsky5,
-    "flux2-klein": flux2,
+    "flux2-klein": flux2, "flux2-dev": flux2_dev, "deep-floyd": deep_floyd,
 }  # fmt: skip

@@ -84,7 +84,7 @@ def captured(request):
 def test_the_replay_is_what_the_pipeline_runs(captured):
     _, target = captured
     assert target.denoiser.family == "capture"
-    assert target.denoiser.unconditional_branch
+    assert target.denoiser.unconditional_branch == (target.name != "flux2-dev")
     result = target.check("a fox", Sampling(steps=2))
     assert result.passed, result.message
     assert result.calls == 2 * len(target.denoiser.seen.step.calls)
@@ -97,7 +97,7 @@ def test_it_is_read_anew_at_another_size(captured):
     if name == "kandinsky5":
         pytest.skip("its call moves every size to one of its table")
     channels, rows, columns = target.denoiser.sample_shape
-    factor = target.pipeline.vae_scale_factor
+    factor = getattr(target.pipeline, "vae_scale_factor", 1)
     size = {"height": rows * factor, "width": 2 * columns * factor}
     assert target.denoiser.under(**size, guidance=None).sample_shape == (channels, rows, 2 * columns)
     result = target.check("a fox", Sampling(steps=2, **size))
@@ -142,6 +142,9 @@ def test_rows_do_not_depend_on_the_batch(captured):
 def test_scores_run(captured):
     _, target = captured
     result = score(target, ["a fox", "abc"], ["score-difference", "alignment", "anisotropy:weights=1/1"], draws=2)
+    if not target.denoiser.unconditional_branch:
+        assert len(result.refused) == 3
+        return
     assert not result.refused
     for label in result.labels:
         assert all(np.isfinite(v).all() and (v != 0).any() for v in result.values(label).values()), label
@@ -161,6 +164,8 @@ def test_images_are_encoded_and_decoded_as_the_pipeline_does(captured):
     with watched_steps(pipe, lambda step: seen.append(step)):
         arguments = denoiser.generation_arguments(["a fox"]) | {"num_inference_steps": 2, "output_type": "pt"}
         image = pipe(**arguments, generator=torch.Generator().manual_seed(0))[0]
+    if target.name == "deep-floyd":
+        image = (image / 2 + 0.5).clamp(0, 1)  # its "pt" is not rescaled
     with torch.no_grad():
         x0 = denoiser.read_latents(seen[-1][2])
         ours = denoiser.decode(x0)
@@ -176,6 +181,8 @@ def test_it_guides_as_the_pipeline_does_from_the_same_noise(captured):
     name, target = captured
     if name == "lumina2":
         pytest.skip("it rescales the guided prediction, which no formula of ours is to know")
+    if not target.denoiser.unconditional_branch or not target.denoiser.takes_noise:
+        pytest.skip("it has one branch, or draws its own noise")
     denoiser, pipe = target.denoiser, target.pipeline
     noise = torch.randn(1, *denoiser.sample_shape, generator=torch.Generator().manual_seed(0))
     seen = []

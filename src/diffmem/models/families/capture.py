@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from diffmem.errors import GenerateOnly, ModelError
 from diffmem.models.conditioning import Conditioning
+from diffmem.models.families._captured import CapturedLatents
 from diffmem.models.families._distilled import distillation_of
 from diffmem.models.families._inputs import unwrapped
-from diffmem.models.families._pipeline import LatentDenoiser
 from diffmem.models.families._schedulers import is_flow, prediction_of, schedule_of
 from diffmem.models.families._texts import quiet
 from diffmem.models.loading import first_line
-from diffmem.models.pipelines.latents import as_initial, decoded_layout, find_answer, find_initial
-from diffmem.models.pipelines.layout import Layout
+from diffmem.models.pipelines.latents import find_answer
 from diffmem.models.pipelines.leaves import differing, joined, leaves, rebuilt, row_of
-from diffmem.models.pipelines.rehearsal import Rehearsal, bound, rehearse
+from diffmem.models.pipelines.rehearsal import Answer, Rehearsal, bound, rehearse, same_as_x, twice_as_many
 from diffmem.models.pipelines.survey import EMPTY, PROMPTS, Survey, survey
 from diffmem.models.schedule import FlowSchedule
 
 NETWORKS = ("transformer", "unet")
-AUTOENCODERS = ("vae", "vqvae", "movq")
 SHAPE = ".shape"
 """After the name of a tensor whose rows differ in shape: the shape of each row, before it was padded with zeros."""
 
@@ -32,7 +30,7 @@ class _NeedsMore(ModelError):
     """What a pipeline says to a prompt alone."""
 
 
-class Captured(LatentDenoiser):
+class Captured(CapturedLatents):
     """A pipeline seen from its calls: their arguments are replayed at any (x_t, t).
 
     A prompt is encoded by running the pipeline on it up to the first step, with a network that answers at once; what it
@@ -41,7 +39,6 @@ class Captured(LatentDenoiser):
 
     family = "capture"
     conditional = True
-    space: Literal["pixel", "latent"]  # type: ignore[assignment]
 
     def __init__(self, pipeline: Any, more: Mapping[str, Any] | None = None) -> None:
         """Read a pipeline.
@@ -58,6 +55,7 @@ class Captured(LatentDenoiser):
         self._null = None
         self._cut: dict[str, str | None] = {}
         self._more: dict[str, Any] = dict(more or {})
+        self._blank: Answer = same_as_x
         self._others: dict[tuple[tuple[str, Any], ...], Captured] = {}
         try:
             self._read()
@@ -91,7 +89,7 @@ class Captured(LatentDenoiser):
             self.unconditional_branch = self.seen.unconditional is not None
             self._answer = find_answer(self._run, self.seen)
             self._check_levels()
-            self._read_latents()
+            self._read_latents(self._run, self.seen.step.sample[:1], "latents" in self._takes)
         except ModelError:
             raise
         except Exception as problem:  # whatever a pipeline says to a prompt alone
@@ -104,15 +102,29 @@ class Captured(LatentDenoiser):
         if side is not None and {"height", "width"} <= self._takes.keys() and not asked:
             pixels = side * getattr(self.pipeline, "vae_scale_factor", 1)
             self._more |= {"height": pixels, "width": pixels}
-        if "use_resolution_binning" not in self._takes:
-            return
+        binned = "use_resolution_binning" in self._takes
         try:
-            made = self._run([PROMPTS[0]]).steps[0].sample
-            moved = asked or (side is not None and made.shape[-1] != side)
-        except ValueError:  # there is no table for a model of this size
+            made = self._first_run()
+            moved = asked or (side is not None and made.steps[0].sample.shape[-1] != side)
+        except ValueError:  # there may be no table for a model of this size
+            if not binned:
+                raise
             moved = True
-        if moved:
+        if binned and moved:
             self._more["use_resolution_binning"] = False
+            self._first_run()
+
+    def _first_run(self) -> Rehearsal:
+        """A run whose network answers in the shape of its input, else in twice as many channels (a learned variance)."""
+        try:
+            return self._run([PROMPTS[0]])
+        except Exception as problem:
+            self._blank = twice_as_many
+            try:
+                return self._run([PROMPTS[0]])
+            except Exception:
+                self._blank = same_as_x
+                raise problem from None
 
     @classmethod
     def variants(cls) -> dict[str, bool]:
@@ -133,11 +145,6 @@ class Captured(LatentDenoiser):
         return unwrapped(getattr(self.pipeline, self._name))
 
     @property
-    def autoencoder(self) -> Any:
-        """The pipeline's autoencoder; None for pixel models."""
-        return next((part for name in AUTOENCODERS if (part := self.pipeline.components.get(name)) is not None), None)
-
-    @property
     def _takes(self) -> Mapping[str, Any]:
         from diffmem.models.generation import accepted
 
@@ -150,11 +157,12 @@ class Captured(LatentDenoiser):
     def _run(self, prompts: list[str], steps: int = 1, **more: Any) -> Rehearsal:
         """A run on some prompts up to a step, or to the autoencoder."""
         own = {name: more.pop(name) for name in ("answer", "last", "autoencoder") if name in more}
+        own.setdefault("answer", self._blank)
         arguments = {"prompt": list(prompts), "num_inference_steps": max(steps, 3)} | self._more | more
         if "generator" in self._takes:
             arguments.setdefault("generator", torch.Generator("cpu").manual_seed(0))
         with quiet():
-            return rehearse(self.pipeline, self.network, arguments, steps=steps, **own)
+            return rehearse(self.pipeline, self._name, arguments, steps=steps, **own)
 
     def _sampling_times(self, steps: int) -> list[float]:
         with quiet():
@@ -173,19 +181,6 @@ class Captured(LatentDenoiser):
                 raise ModelError(
                     f"its scheduler calls the noise level {step.level:g} the time {step.t:g} of {self._total:g}."
                 )
-
-    def _read_latents(self) -> None:
-        own = self.seen.step.sample[:1]
-        layout = None if self.autoencoder is None else decoded_layout(self._run, self.autoencoder, own)
-        self.space = "latent" if self.autoencoder is not None else "pixel"
-        self._layout_known = layout is not None
-        self._layout = layout or Layout.identity(tuple(own.shape[1:]))
-        shape = self._layout.shape
-        self.sample_shape = tuple(n for i, n in enumerate(shape) if n != 1 or i == 0 or len(shape) == 3)
-        if self._layout_known and len(self.sample_shape) != 3:
-            raise ModelError(f"its samples are of shape {self.sample_shape}, which is no single image.")
-        self._initial = find_initial(self._run, self._layout, own) if "latents" in self._takes else None
-        self.takes_noise = self._initial is not None
 
     def under(self, height: int | None, width: int | None, guidance: float | None) -> Captured:
         """The same pipeline read at another size, and at another guidance where that is an input of its one branch."""
@@ -306,24 +301,6 @@ class Captured(LatentDenoiser):
         output = self.network(**rebuilt(seen.example.arguments, values))
         return self.read_output(output[0] if isinstance(output, tuple) else output.sample)
 
-    def read_output(self, output: Any) -> torch.Tensor:
-        """What the scheduler is given of the network's output, [B, *sample_shape]."""
-        rows = torch.stack(output) if isinstance(output, list) else output
-        size = int(torch.Size(self._layout.own).numel())
-        channels = 1 if rows[0].numel() == size else self._answer.channels  # the scheduler's prediction has one part
-        if rows[0].numel() != channels * size:
-            raise ModelError(f"The network returned {rows[0].numel()} values per row; expected {channels * size}.")
-        own = rows.reshape(len(rows), channels * self._layout.own[0], *self._layout.own[1:])
-        return self._answer.sign * self._laid_out(own.chunk(channels, 1)[0])
-
-    def write_output(self, prediction: torch.Tensor) -> torch.Tensor:
-        """The inverse of `read_output`, in the pipeline's layout."""
-        own = self._layout.gathered(prediction.reshape(len(prediction), *self._layout.shape))
-        return self._answer.sign * own.reshape(len(prediction), *self._layout.own)
-
-    def _laid_out(self, own: torch.Tensor) -> torch.Tensor:
-        return self._layout.spread(own).reshape(len(own), *self.sample_shape)
-
     def read_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, Any, dict[str, Any]]:
         """(x, t, conditioning tensors) of one call of the network."""
         found = leaves(bound(self.network, args, kwargs))
@@ -339,42 +316,6 @@ class Captured(LatentDenoiser):
         tensors = dict(Conditioning.cat([self._tensors([row]) for row in each]).tensors)
         return self._laid_out(own), self.seen.times.back(found[self.seen.times.name]), tensors
 
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Images in [-1, 1] -> latents as the pipeline scales them; ModelError where its way of decoding was not read."""
-        vae = self._known_autoencoder()
-        if vae is None:
-            return super().encode_images(images)
-        pixels = images.to(self.device, vae.dtype)
-        if pixels.shape[1] == 1:
-            pixels = pixels.expand(-1, 3, -1, -1)
-        frames = len(self._layout.shape) == 4
-        encoded = vae.encode(pixels.unsqueeze(2) if frames else pixels)
-        found = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded[0]
-        found = found.squeeze(2) if frames else found
-        scale, shift = (v.reshape(self.sample_shape).to(found) for v in (self._layout.scale, self._layout.shift))
-        if found.shape[1:] != shift.shape:
-            return self._fitting(found, images)
-        return self._fitting((found - shift) / scale, images)
-
-    def decode(self, x0: torch.Tensor) -> torch.Tensor:
-        """Latents -> images, about [-1, 1]."""
-        vae = self._known_autoencoder()
-        if vae is None:
-            return x0
-        latents = x0.to(self.device, vae.dtype).reshape(len(x0), *self._layout.shape)
-        images: torch.Tensor = vae.decode(
-            latents * self._layout.scale.to(latents) + self._layout.shift.to(latents), return_dict=False
-        )[0]
-        return images.squeeze(2) if images.ndim == 5 else images
-
-    def _known_autoencoder(self) -> Any:
-        if self.autoencoder is not None and not self._layout_known:
-            raise ModelError(
-                "How this pipeline turns its latents into what its autoencoder decodes could not be read: images cannot be "
-                "encoded, so measures on images refuse."
-            )
-        return self.autoencoder
-
     def generation_arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
         """The prompts, and what the pipeline was told when it was opened."""
         return {"prompt": list(prompts)} | self._more
@@ -386,21 +327,6 @@ class Captured(LatentDenoiser):
             return super().guidance_arguments(guidance, negative, count)
         given: dict[str, Any] = {"negative_prompt": negative or [EMPTY] * count}
         return given if guidance is None else given | {"true_cfg_scale": guidance}
-
-    def initial_latents(self, noise: torch.Tensor) -> torch.Tensor:
-        """Noise [B, *sample_shape] in the layout in which the pipeline takes it."""
-        if self._initial is None:
-            raise ModelError("This pipeline takes no initial latents in a layout that could be read.")
-        own = self._layout.gathered(noise.reshape(len(noise), *self._layout.shape)).reshape(
-            len(noise), *self._layout.own
-        )
-        return as_initial(own, self._initial)
-
-    def read_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """The pipeline's latents, in its own layout or that of its argument, as [B, *sample_shape]."""
-        if tuple(latents.shape[1:]) == self._layout.own:
-            return self._laid_out(latents)
-        return self._laid_out(latents.flatten(2).transpose(1, 2).contiguous())
 
 
 def _is_network(name: str, part: Any) -> bool:

@@ -296,9 +296,10 @@ class Call:
 
     def noise(self) -> torch.Tensor:
         """The initial noise x_T of every image, [B, *sample_shape]; drawn as the pipeline would if none was given."""
-        if "latents" not in self.parameters:
+        if "latents" not in self.parameters or not self.denoiser.takes_noise:
             raise MitigationRefused(
-                f"{type(self.pipeline).__name__} takes no `latents`: the initial noise of its images cannot be set."
+                f"{type(self.pipeline).__name__} takes no `latents` that diffmem knows to lay out: the initial noise of its "
+                "images cannot be set."
             )
         if self.arguments.get("latents") is None:
             from diffusers.utils.torch_utils import randn_tensor

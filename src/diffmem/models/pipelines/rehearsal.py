@@ -6,12 +6,14 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+
+from diffmem.models.families._inputs import unwrapped
 
 Answer = Callable[["NetworkCall"], Any]
 
@@ -65,9 +67,15 @@ def same_as_x(call: NetworkCall) -> Any:
     return [torch.zeros_like(row) for row in first] if isinstance(first, list) else torch.zeros_like(first)
 
 
+def twice_as_many(call: NetworkCall) -> Any:
+    """Zeros in the shape of the network's first argument, with twice as many channels."""
+    blank = same_as_x(call)
+    return [torch.cat([row, row]) for row in blank] if isinstance(blank, list) else torch.cat([blank, blank], 1)
+
+
 def rehearse(
     pipeline: Any,
-    network: torch.nn.Module,
+    name: str,
     arguments: Mapping[str, Any],
     *,
     steps: int = 1,
@@ -82,7 +90,7 @@ def rehearse(
 
     Args:
         pipeline: any diffusers pipeline.
-        network: the component whose calls are taken.
+        name: the component whose calls are taken.
         arguments: of the pipeline's call.
         steps: after how many sampling steps to stop, unless `last` is given.
         answer: what each call of the network returns: a tensor or a list of them.
@@ -90,6 +98,7 @@ def rehearse(
         autoencoder: whose `decode` is seen; needed with `last`.
     """
     seen = Rehearsal()
+    network = unwrapped(getattr(pipeline, name))
     calls: list[NetworkCall] = []
 
     def ask(*args: Any, **kwargs: Any) -> Any:
@@ -122,13 +131,15 @@ def rehearse(
         raise _Stopped
 
     scheduler.step = step
-    with _replaced(network, "_call_impl", ask), _scheduled(pipeline, scheduler), torch.no_grad():
+    with ExitStack() as stack:
+        for module in {id(m): m for m in (getattr(pipeline, name), network)}.values():
+            stack.enter_context(_replaced(module, "_call_impl", ask))
+        if autoencoder is not None:
+            stack.enter_context(_replaced(autoencoder, "decode", decode))
+        stack.enter_context(_scheduled(pipeline, scheduler))
         try:
-            if autoencoder is None:
+            with torch.no_grad():
                 _plain_call(pipeline, arguments)
-            else:
-                with _replaced(autoencoder, "decode", decode):
-                    _plain_call(pipeline, arguments)
         except _Stopped:
             pass
         finally:
