@@ -422,3 +422,28 @@ def test_sweeping_never_takes_a_part_from_a_living_writer(tmp_path):
         stop.set()
         sweeper.join()
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == list(range(300))
+
+
+def test_parts_from_before_a_column_came_to_the_schema_are_read_with_nulls(tmp_path):
+    import pyarrow.parquet as pq
+
+    store = RunStore(tmp_path)
+    row = {
+        "prompt_id": "p",
+        "draw": 0,
+        "image_key": row_key(i=0),
+        "rank": 1,
+        "train_id": "a",
+        "descriptor": "l2",
+        "status": "ok",
+    }
+    store.append("matches", [row | {"key": row_key(n=0), "view": "centre square"}])
+    (part,) = parts(store, "matches")
+    old = pq.read_table(part).drop_columns(["view"])
+    pq.write_table(old, part, write_page_checksum=True)
+    store.append("matches", [row | {"key": row_key(n=1), "draw": 1, "view": "whole picture"}])
+    assert store.read("matches")["view"].to_pylist() == [None, "whole picture"]
+    assert [table["view"].to_pylist() for table in store.stream("matches", ["key", "view"])] == [
+        [None],
+        ["whole picture"],
+    ]

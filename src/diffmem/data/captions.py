@@ -28,6 +28,8 @@ SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "val
 _REPEATS = re.compile(r"([1-9]\d*)_(.+)")
 _SHARD = re.compile(r"\d{5,}|.+\.(tar|zip)", re.IGNORECASE)
 _MOST_BYTES = 1 << 20
+_KEPT = 200_000
+"""Pictures up to which what was read from their caption files is kept, so that each is read once."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class CaptionReader:
             raise UsageError(f"There are no captions of the kind '{kind}'; expected one of {', '.join(KINDS)}.")
         self.tree, self.files, self.kind, self.encoding = tree, files, kind, reading.encoding
         self.notes: list[str] = []
+        self._kept: dict[str, tuple[dict[Captions, list[str]], list[str]]] = {}
         self.problem: str | None = None
         self.repeats = _repeats(files.pictures)
         self._metadata = Metadata()
@@ -124,6 +127,14 @@ class CaptionReader:
 
     def _by_kind(self, picture: str) -> tuple[dict[Captions, list[str]], list[str]]:
         """The captions that each kind gives; empty ones do not count."""
+        if picture not in self._kept:
+            found = self._read_kinds(picture)
+            if len(self.files.pictures) > _KEPT:
+                return found
+            self._kept[picture] = found
+        return self._kept[picture]
+
+    def _read_kinds(self, picture: str) -> tuple[dict[Captions, list[str]], list[str]]:
         found: dict[Captions, list[str]] = {}
         notes = []
         if picture in self._metadata.words:
