@@ -18,7 +18,7 @@ from diffmem.scores.spec import parse_image_score
 from diffmem.testbeds.closed_form import empirical_bayes
 
 SHAPE = (1, 4, 4)
-QUICK = "invmm:steps=60,every=5,noises=4,sampler_steps=8,halvings=4"
+QUICK = "invmm:steps=60,every=5,noises=4,sampler_steps=8,halvings=4,give_up=0"
 
 
 class Bench:
@@ -210,6 +210,21 @@ def test_what_is_never_reached_is_checked_less_often_when_its_loss_stands_still(
     assert skipping.nfe.backward == always.nfe.backward == 2 * 4 * 60
     score = parse_image_score(QUICK)
     assert always.nfe.forward <= score.estimate(model).forward
+
+
+def test_a_search_that_its_own_loss_calls_hopeless_ends_early_and_others_are_as_before():
+    images, model = memorizer()
+    items = items_of(model, torch.cat([images, pictures(1, seed=9)]))
+    text = QUICK.replace("steps=60", "steps=400").replace(",give_up=0", "")
+    patient, hasty = measure(model, items, f"{text},give_up=0"), measure(model, items, text)
+    same({k: patient[k] for k in ("i0", "i1")}, {k: hasty[k] for k in ("i0", "i1")})
+    stranger = hasty["i4"]
+    assert stranger.value == math.inf and stranger.components["gave_up"] is True
+    assert 20 <= stranger.components["steps"] < 200
+    assert stranger.nfe.total < 0.5 * patient["i4"].nfe.total
+    assert patient["i4"].components["gave_up"] is False and patient["i4"].components["steps"] == 400
+    order = [sorted(found, key=lambda key: found[key].evidence) for found in (patient, hasty)]
+    assert order[0] == order[1]
 
 
 def test_fresh_noises_are_all_seen(monkeypatch):

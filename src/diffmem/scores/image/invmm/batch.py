@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from diffmem.scores.image.base import ImageItem, ImageResult, Workbench
 from diffmem.scores.image.invmm.check import Answer, Checker, Question
+from diffmem.scores.image.invmm.futility import needed_change, out_of_reach
 from diffmem.scores.image.invmm.objective import frozen, optimizer_step, update_weight
 from diffmem.scores.image.invmm.prompts import Prompts, check_name
 from diffmem.scores.image.invmm.refine import bisect, strip, thinned
@@ -118,7 +119,7 @@ class Batch:
                 self.jobs.remove(job)
         if passed:
             yield from self._refined(passed)
-        ended = [job for job in checked if job in self.jobs and job.step >= self._settings.steps]
+        ended = [job for job in checked if job in self.jobs and self._spent_or_futile(job)]
         for job in ended:
             self.jobs.remove(job)
         if ended:
@@ -126,6 +127,21 @@ class Batch:
 
     def _tried(self, job: Inversion) -> list[Conditioning]:
         return self._prompts.to_check(job, self._bench.seed, self._given.samples)
+
+    def _spent_or_futile(self, job: Inversion) -> bool:
+        """Whether the steps are spent, or a sequential test on the loss says that those left will not be enough.
+
+        The level is shared out over the checks that there are at most. Asked right after a check, whose similarity says
+        what the loss would have to be.
+        """
+        settings, left = self._settings, self._settings.steps - job.step
+        if left <= 0:
+            return True
+        if not settings.give_up or job.checked is None:
+            return False
+        squared = self._test.descriptor.metric.kind == "tiled-rms"
+        change = needed_change(job.checked[1], self._test.beta, squared)
+        return out_of_reach(job.window, left, change, settings.give_up * settings.every / settings.steps)
 
     def _recent_loss(self, job: Inversion) -> float:
         recent = job.window[-self._settings.every :]
@@ -169,13 +185,14 @@ class Batch:
         return self._result(job, value, evidence, components, answer)
 
     def _end(self, jobs: Sequence[Inversion]) -> Iterator[ImageResult]:
-        """Images whose steps are spent: their best way is seen to its end, which orders them."""
+        """Images whose search is over: their best way is seen to its end, which orders them."""
         answers = self._checker.ask(
             [Question(job, self._tried(job), noise=check_name(job, self._settings), only=job.way) for job in jobs]
         )
         for job, answer in zip(jobs, answers, strict=True):
             components = self._components(job, answer) | {
-                "status": "not reached", "kl_raw": job.kl(), "kl_refined": None, "scale": None, "fresh_passed": None
+                "status": "not reached", "kl_raw": job.kl(), "kl_refined": None, "scale": None, "fresh_passed": None,
+                "gave_up": job.step < self._settings.steps,
             }  # fmt: skip
             yield self._result(job, float("inf"), NOT_REACHED + answer.worst, components, answer)
 

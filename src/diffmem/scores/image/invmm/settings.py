@@ -52,6 +52,13 @@ class InvMMParameters(Parameters):
     halvings: int = Field(5, ge=0, description="bisection steps of the refinement, about one check each")
     one_first: bool | None = Field(None, description="check one sample, the others only if it passes (fast)")
     skip: bool | None = Field(None, description="no check while the loss says that it would fail (fast)")
+    give_up: float | None = Field(
+        None,
+        ge=0,
+        lt=0.5,
+        description="early infinity: chance, over the whole search, of ending it although its loss falls fast enough "
+        "(fast .05, paper 0: never)",
+    )
     keep: bool = Field(False, description="keep mu and log_var of every image")
 
     @field_validator("guidance", mode="before")
@@ -87,6 +94,7 @@ class Settings:
     rows: int
     one_first: bool
     skip: bool
+    give_up: float
     improvement: float
     relative: bool
     window: int = 100
@@ -129,6 +137,7 @@ def settings_for(denoiser: Denoiser, given: InvMMParameters) -> Settings:
         rows=given.rows or (75 if paper else 10),
         one_first=_or(given.one_first, not paper),
         skip=_or(given.skip, not paper),
+        give_up=_or(given.give_up, 0.0 if paper else 0.05),
         improvement=1e-3 if paper else 0.05,
         relative=not paper,
     )
