@@ -14,8 +14,8 @@ from diffmem.cli.app import main
 from diffmem.copies.curation import Candidate, Rule, limit_of, propose
 from diffmem.data.images import load_images
 from diffmem.errors import DataError, UsageError
+from diffmem.experiments.curate.changes import alter, size_of
 from diffmem.experiments.curate.run import curate
-from diffmem.experiments.curate.write import alter
 from diffmem.runs.store import RunStore
 from diffmem.stages.measure.measure import measure
 from tests import measuring
@@ -95,6 +95,55 @@ def test_alterations_do_what_they_say():
     assert not np.array_equal(crops[0], crops[1]) and not np.array_equal(crops[0], crops[2])
     plain = Image.new("L", (8, 8), 77)
     assert all(np.array_equal(np.asarray(alter(plain, how)), np.asarray(plain)) for how in ("crop", "flip", "blur"))
+
+
+def test_changes_with_strengths_and_their_size():
+    random = np.random.default_rng(0)
+    image, other = (Image.fromarray(random.integers(0, 256, (20, 30, 3), dtype=np.uint8)) for _ in range(2))
+    grey = np.asarray(alter(image, "colour:0"), int)
+    assert np.ptp(grey, axis=2).max() == 0
+    half = np.asarray(alter(image, "mix:0.5", other=other), float)
+    np.testing.assert_allclose(half, (np.asarray(image, float) + np.asarray(other, float)) / 2, atol=1)
+    sizes = [size_of(image, alter(image, f"mix:{w}", other=other)) for w in (0.1, 0.25, 0.5)]
+    whole = np.sqrt(np.mean((np.asarray(image, float) - np.asarray(other, float)) ** 2)) / 255
+    assert sizes == pytest.approx([w * whole for w in (0.1, 0.25, 0.5)], abs=0.003)
+    blurs = [size_of(image, alter(image, f"blur:{radius}")) for radius in (0.02, 0.05, 0.2)]
+    assert blurs == sorted(blurs)
+    assert size_of(image, alter(image, "crop:1")) == 0
+    with pytest.raises(UsageError, match="no number after its colon"):
+        alter(image, "blur:much")
+    with pytest.raises(UsageError, match="has no other"):
+        alter(image, "mix")
+
+
+def test_the_smallest_change_that_is_enough_is_proposed_and_written(measured, tmp_path):
+    train, run = measured
+    target = memorizer()[0]
+    with pytest.raises(UsageError, match="give the model"):
+        curate(train, run, tmp_path / "none", rule=Rule(alter="least"))
+    made = curate(train, run, tmp_path / "out", rule=Rule(alter="least"), model=target, write=True)
+    trials = json.loads((tmp_path / "out" / "trials.json").read_text())
+    held = [p for p in made.proposals if "without duplicates" in p.reason]
+    assert {t["image_id"] for t in trials} == {p.image_id for p in held}
+    document = json.loads((tmp_path / "out" / "proposal.json").read_text())
+    evidence = sorted(
+        row["evidence"] for row in RunStore(run).read("measures").to_pylist() if row["image_id"].startswith("heldout/")
+    )
+    limit = evidence[min(int(np.ceil(121 * 0.99)), 120) - 1]
+    written = {item.id: item.image for item in load_images(made.dataset[0])}
+    changed = 0
+    for proposal in held:
+        mine = [t for t in trials if t["image_id"] == proposal.image_id]
+        assert [t["size"] for t in mine] == sorted(t["size"] for t in mine) and len(mine) == 12
+        assert all(t["before"] == proposal.evidence > limit for t in mine)
+        enough = [t for t in mine if t["after"] <= limit]
+        assert [t["change"] for t in mine if t["enough"]] == [t["change"] for t in enough]
+        assert proposal.action == (enough[0]["change"] if enough else "drop")
+        if enough:
+            original = Image.open(train / proposal.image_id)
+            assert size_of(original, written[proposal.image_id]) == pytest.approx(enough[0]["size"])
+            changed += 1
+    assert changed >= 3 and len(document["images"]) == 14
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import CaptionOption, DescriptorOptions, need
+from diffmem.cli.options import CaptionOption, DescriptorOptions, ModelOptions, need
 
-COPIES = DescriptorOptions()
+COPIES, OPENING = DescriptorOptions(), ModelOptions()
 
 
 def curate(
@@ -23,8 +23,12 @@ def curate(
     ] = 0.01,
     share: Annotated[float, Parameter(help="without held-out images: this share with the highest evidence")] = 0.02,
     alter: Annotated[
-        Literal["drop", "crop", "flip", "blur"], Parameter(help="what is done with a held image without duplicates")
+        Literal["drop", "crop", "flip", "blur", "colour", "mix", "least"],
+        Parameter(
+            help="what is done with a held image without duplicates; least: the smallest change that is enough (--model)"
+        ),
     ] = "crop",
+    model: Annotated[str | None, Parameter(help="with --alter least: the model that was measured")] = None,
     recaption: Annotated[
         str | None, Parameter(help='re-caption held images that have a caption of their own, e.g. "An image"')
     ] = None,
@@ -37,6 +41,7 @@ def curate(
     json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
     quiet: Annotated[bool, Parameter(negative="", help="no progress")] = False,
     copies: DescriptorOptions = COPIES,
+    opening: ModelOptions = OPENING,
 ) -> int:
     """Rank a training set by measured ease of reproduction and duplicates, and propose what to do with each image.
 
@@ -53,7 +58,7 @@ def curate(
         need(out, "--out", "the proposal needs a folder"), score=score,
         rule=Rule(false_positives=false_positives, share=share, alter=alter, recaption=recaption),
         descriptor=copies.descriptor, descriptor_options=copies.options(), cut=cut, write=write, format=format,
-        seed=seed, silent=quiet or json,
+        model=None if model is None else opening.open(model), seed=seed, silent=quiet or json,
     )  # fmt: skip
     if json:
         emit_json(

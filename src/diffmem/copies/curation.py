@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from diffmem.errors import UsageError
 
-Action = Literal["keep", "drop", "de-duplicate", "re-caption", "crop", "flip", "blur"]
-ALTERATIONS = ("drop", "crop", "flip", "blur")
+Action = str
+"""keep, drop, de-duplicate, re-caption, or a change of the image: crop, flip, blur, colour, mix, with its strength after a
+colon; `least` until the smallest change that is enough has been found."""
+ALTERATIONS = ("drop", "crop", "flip", "blur", "colour", "mix", "least")
 LEAST_REFERENCE = 20
 
 
@@ -75,13 +77,14 @@ class Rule:
     Attributes:
         false_positives: an image is held on to if its evidence exceeds that of all but this share of held-out images.
         share: without (enough) held-out images: the share of images with the highest evidence.
-        alter: what is done with a held image that has no duplicates.
+        alter: what is done with a held image that has no duplicates; `least`: the smallest change that brings its evidence
+            down to the limit.
         recaption: the caption that a held image with a caption of its own gets; None alters the image instead.
     """
 
     false_positives: float = 0.01
     share: float = 0.02
-    alter: Literal["drop", "crop", "flip", "blur"] = "crop"
+    alter: Literal["drop", "crop", "flip", "blur", "colour", "mix", "least"] = "crop"
     recaption: str | None = None
 
     def __post_init__(self) -> None:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffmem.copies.curation import Candidate, Proposal, Rule, propose
+from diffmem.copies.curation import Candidate, Proposal, Rule, limit_of, propose
 from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
 from diffmem.copies.duplicates import DuplicateGroups
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet, as_images
-from diffmem.errors import DataError
-from diffmem.experiments.curate.write import Format, write_dataset, write_table
+from diffmem.errors import DataError, UsageError
+from diffmem.experiments.curate.trials import LEAST, Trial, try_changes
+from diffmem.experiments.curate.write import Format, write_dataset, write_table, write_trials
+from diffmem.models.target import Target
 from diffmem.report.measures.summary import is_membership
 from diffmem.runs.facts import read_fact
 from diffmem.runs.manifest import read_manifest
@@ -61,10 +63,11 @@ def curate(
     cut: float | None = None,
     write: bool = False,
     format: Format = "folder",
+    model: Target | str | Path | None = None,
     seed: int = 0,
     silent: bool = True,
 ) -> Curation:
-    """Propose for every image of a training set: keep, drop, de-duplicate, re-caption, crop, flip or blur.
+    """Propose for every image of a training set: keep, drop, de-duplicate, re-caption, or change it.
 
     Args:
         images: the training set that was measured (or a part of it, or a larger one).
@@ -77,11 +80,13 @@ def curate(
         cut: similarity from which two images are near-duplicates; by default the descriptor's.
         write: write the modified dataset too. The originals are never touched.
         format: of that dataset, "folder" with metadata.jsonl or "parquet".
-        seed: of the places of crops.
+        model: the model that was measured; taken by `Rule(alter="least")`, which measures each held image changed.
+        seed: of the places of crops and of the images that others are mixed with.
         silent: no progress on stderr.
 
     Raises:
         DataError: the run holds no measures, or none of these images.
+        UsageError: `least` without the model.
     """
     folder, target = Path(run), Path(out)
     read_manifest(folder)
@@ -95,7 +100,15 @@ def curate(
         raise DataError(
             f"None of the {len(candidates)} images was measured in '{run}': curate the images that were given to measure."
         )
-    proposals, limit = propose(candidates, heldout, rule or Rule())
+    rule = rule or Rule()
+    proposals, limit = propose(candidates, heldout, rule)
+    trials: list[Trial] = []
+    if rule.alter == LEAST:
+        if model is None:
+            raise UsageError("The smallest change that is enough is found by measuring: give the model (--model).")
+        opened = model if isinstance(model, Target) else Target.from_pretrained(model)
+        bound = limit_of(rule, [c.evidence for c in candidates if c.evidence is not None], heldout)[0]
+        proposals, trials = try_changes(opened, source, proposals, bound, label, target / "trials", seed, silent)
     notes = (
         [f"{len(candidates) - known} of {len(candidates)} images were not measured"] if known < len(candidates) else []
     )
@@ -105,6 +118,7 @@ def curate(
         "notes": notes,
     }  # fmt: skip
     files = write_table(target, proposals, about)
+    files += [write_trials(target, trials)] if trials else []
     dataset = write_dataset(target, source, proposals, format, seed) if write else None
     return Curation(proposals, label, limit, files, dataset, notes)
 

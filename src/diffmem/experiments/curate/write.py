@@ -9,19 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from diffmem.atomic import write_atomic
 from diffmem.copies.curation import Proposal
 from diffmem.data.images import ImageSet
 from diffmem.data.png import png_bytes
 from diffmem.errors import UsageError
-from diffmem.randomness import seed_of
+from diffmem.experiments.curate.trials import changed
 
-CROP = 0.85
-"""Share of each side that a crop leaves, scaled back to the full size."""
-BLUR = 0.04
-"""Radius of the blur as a share of the shorter side, at least .6 of a pixel."""
 Format = Literal["folder", "parquet"]
 
 
@@ -42,6 +38,12 @@ def write_table(folder: Path, proposals: Sequence[Proposal], about: Mapping[str,
     document = {**about, "images": [{key: _finite(value) for key, value in row.items()} for row in rows]}
     write_atomic(folder / "proposal.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode())
     return [folder / f"proposal.{kind}" for kind in ("csv", "parquet", "json")]
+
+
+def write_trials(folder: Path, trials: Sequence[Any]) -> Path:
+    """`trials.json`: every change that was measured, each image's smallest first."""
+    write_atomic(folder / "trials.json", json.dumps([trial.as_dict() for trial in trials], indent=1).encode())
+    return folder / "trials.json"
 
 
 def write_dataset(
@@ -78,21 +80,7 @@ def _changed(
         if item.image is None or proposal.action in ("drop", "de-duplicate"):
             continue
         caption = proposal.new_caption if proposal.action == "re-caption" else item.caption
-        yield item.id, alter(item.image, proposal.action, seed_of(seed, "crop", item.id)), caption
-
-
-def alter(image: Image.Image, action: str, seed: int = 0) -> Image.Image:
-    """The image cropped at a place that the seed chooses, mirrored or blurred; any other action leaves it as it is."""
-    if action == "flip":
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if action == "blur":
-        return image.filter(ImageFilter.GaussianBlur(max(0.6, BLUR * min(image.size))))
-    if action == "crop":
-        spare = [side - max(1, round(CROP * side)) for side in image.size]
-        left, top = seed % (spare[0] + 1), (seed >> 20) % (spare[1] + 1)
-        box = (left, top, left + image.width - spare[0], top + image.height - spare[1])
-        return image.resize(image.size, Image.Resampling.BICUBIC, box=box)
-    return image
+        yield item.id, changed(images, item.id, item.image, proposal.action, seed), caption
 
 
 def _write_folder(place: Path, items: Iterator[tuple[str, Image.Image, str | None]]) -> tuple[Path, int]:
