@@ -19,6 +19,7 @@ from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Metric
 from diffmem.copies.precision_recall import kth_similarity, precision_recall
 from diffmem.copies.similarity import similarities, split_by_duplication, top1
+from diffmem.copies.split_product import split_top1
 from diffmem.data.images import load_images
 from diffmem.errors import ModelError, UsageError
 from diffmem.evaluation.text_alignment import (
@@ -26,6 +27,7 @@ from diffmem.evaluation.text_alignment import (
     ClassifierAlignment,
     ClipAlignment,
 )
+from diffmem.report.copying import copying_rows
 from diffmem.testbeds.alignment import digits_alignment, photos_alignment
 
 
@@ -135,6 +137,23 @@ def test_the_share_is_counted_where_the_paper_of_the_descriptor_counts_it():
     assert similarities(values, index, threshold=0.75).generated.share_above.value == pytest.approx(2 / 5)
     Vectors.name = "another"
     assert similarities(values, CopyIndex.from_vectors(np.eye(6), Vectors())).threshold == SSCD.copy_similarity
+
+
+def test_the_split_product_stands_beside_the_plain_similarity(world):
+    root, index = world
+    found = copying_metrics(root / "made", index, parts=4)
+    vectors = index.vectors[np.arange(len(index))]
+    sound = [item.image for item in load_images(root / "made") if item.id != "black.png"]
+    values = split_top1(index.describe(sound), vectors, 4)[0]
+    assert found.split.generated.mean.value == pytest.approx(values.mean())
+    assert found.split.generated.p95.value == pytest.approx(np.percentile(values, 95))
+    assert found.split.generated.share_above.value == pytest.approx((values > 0.5).mean())
+    rows = np.arange(len(index))
+    background = split_top1(vectors, vectors, 4, exclude=(rows, rows))[0]
+    assert found.split.background.mean.value == pytest.approx(background.mean())
+    said = {row["figure"]: row["value"] for row in copying_rows(found)}
+    assert said["split product of 4 parts, mean"] == found.split.generated.mean.value
+    assert copying_metrics(root / "made", index).split is None
 
 
 def test_all_metrics_of_a_known_world(world):

@@ -20,7 +20,7 @@ def print_measures(summary: dict[str, Any], top: int = 10) -> None:
         print()
         seen = score["membership"]  # was it in the training set? That is not whether it is memorized
         means = score["high_means"].replace("memorized", "surely seen in training") if seen else score["high_means"]
-        infinite = f", {score['infinite']} infinite" if score["infinite"] else ""
+        infinite = f", {score['infinite']} infinite (not found within the steps)" if score["infinite"] else ""
         errors = (
             f", {score['errors']} without a value (the first: {plain(score['reason'] or '')})"
             if score["errors"]

@@ -26,14 +26,14 @@ class InvMM(ImageScore):
         formula=(
             "KL(N(mu, diag sigma^2) || N(0, I)) / d = mean(mu^2 + sigma^2 - log sigma^2 - 1) / 2 at the first check at "
             "which all of 8 samples reach similarity beta; min E (x0_hat - x0)^2 + lambda KL; "
-            "fast mode: bisected towards the prior; infinite if never reached"
+            "fast mode: bisected towards the prior; infinite where the search found none within its steps"
         ),
         reference="Ma et al., ICCV 2025, arXiv 2405.05846",
         access="gradients",
         cost="24 per step (8 forward, 8 backward counted twice) and the checks; at most 200 steps",
         fails_when=(
-            "never reached means: not within the steps allowed; comparable only at equal beta, descriptor, guidance, "
-            "sampler and step cap"
+            "infinite means not found within the steps allowed, and a found value bounds the divergence from above; "
+            "comparable only at equal beta, descriptor, guidance, sampler and step cap"
         ),
         unit="nats per dimension",
     )
