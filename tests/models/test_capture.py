@@ -335,6 +335,20 @@ def test_a_distilled_guidance_leaves_one_branch():
     assert Target("flux", captured, pipe).check("a fox", Sampling(steps=2, guidance=7.0)).passed
 
 
+@pytest.mark.parametrize("name", ["lumina2", "hunyuan-dit", "flux2-klein"])
+def test_in_half_precision(name):
+    """Layouts, times and signs are read through bfloat16's rounding; the time it passes is up to 2 off, which is no finding."""
+    captured = Captured(CAPTURED[name]())
+    target = Target.from_pipeline(CAPTURED[name]().to(torch.bfloat16))
+    half = target.denoiser
+    result = target.check("a fox", Sampling(steps=4))
+    assert result.passed, result.message
+    assert half.sample_shape == captured.sample_shape
+    assert torch.equal(half._layout.order, captured._layout.order)
+    torch.testing.assert_close(half._layout.scale, captured._layout.scale, rtol=1e-2, atol=1e-2)
+    assert (half.seen.times.scale, half.seen.times.offset) == (captured.seen.times.scale, captured.seen.times.offset)
+
+
 def test_a_prompt_that_reaches_the_network_in_a_new_way_is_refused():
     captured = Captured(CAPTURED["chroma"]())
     row = captured._encoded("a fox")
