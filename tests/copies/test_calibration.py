@@ -11,7 +11,7 @@ from diffmem.copies.calibration import calibrate
 from diffmem.copies.descriptors.l2 import L2Tiled
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
-from diffmem.copies.statistics import STATISTICS, neighbourhood
+from diffmem.copies.statistics import DISTANCES, neighbourhood
 from diffmem.data.images import load_images
 from diffmem.errors import UsageError
 from diffmem.evaluation.proportion import clopper_pearson
@@ -33,7 +33,7 @@ def index_of(rng, n=250, planted=False):
     return CopyIndex.from_vectors(vectors.astype(np.float32), DESCRIPTOR)
 
 
-@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("statistic", DISTANCES)
 @pytest.mark.parametrize("planted", [False, True])
 @pytest.mark.parametrize("held_out", [False, True])
 def test_false_positives_are_as_stated(statistic, planted, held_out):
@@ -55,7 +55,7 @@ def test_the_default_statistic_is_the_descriptors():
     assert calibrate(index).statistic == L2Tiled.statistic == "normalised"
 
 
-@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("statistic", DISTANCES)
 def test_copies_are_flagged(statistic):
     rng = np.random.default_rng(0)
     index = index_of(rng, planted=True)

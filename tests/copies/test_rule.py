@@ -7,7 +7,7 @@ from diffmem.copies.descriptors.l2 import L2Tiled
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
 from diffmem.copies.rule import CopyRule
-from diffmem.copies.statistics import STATISTICS
+from diffmem.copies.statistics import DISTANCES
 
 DESCRIPTOR = L2Tiled(8, 1)
 
@@ -43,7 +43,7 @@ def test_a_picture_without_a_match_cannot_be_judged():
     assert not CopyRule("similarity", 0.5).is_copy(None)
 
 
-@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("statistic", DISTANCES)
 @pytest.mark.parametrize("versions", [1, 4])
 def test_one_training_picture_and_its_near_duplicates_suffice_for_a_verdict(statistic, versions):
     rng = np.random.default_rng(0)
@@ -67,5 +67,5 @@ def test_an_equal_picture_is_a_copy_whatever_the_statistic():
     rng = np.random.default_rng(2)
     train = rng.uniform(size=(30, 64)).astype(np.float32)
     for found in match(train, CopyIndex.from_vectors(train, DESCRIPTOR)):
-        for statistic in STATISTICS:
+        for statistic in DISTANCES:
             assert CopyRule(statistic, 5.0).is_copy(found)

@@ -7,7 +7,7 @@ from diffmem.copies.duplicates import Template, near_duplicates
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
 from diffmem.copies.metrics import Metric
-from diffmem.copies.statistics import STATISTICS, neighbourhood
+from diffmem.copies.statistics import DISTANCES, neighbourhood
 from diffmem.copies.templates import background_distances, with_templates
 from diffmem.copies.vectors import Vectors
 
@@ -136,7 +136,7 @@ def test_own_template_is_excluded():
     assert (groups.group[found.row[:, 0]] != own).all() and found.distance[:, 0].min() > 0.1
 
 
-@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("statistic", DISTANCES)
 @pytest.mark.parametrize("held_out", [False, True])
 def test_new_variants_are_found_at_the_stated_rate(statistic, held_out):
     found, false = [], []

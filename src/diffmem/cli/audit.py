@@ -39,7 +39,7 @@ def audit(
     draws: Annotated[int, Parameter(help="noises per prompt, for scoring")] = 4,
     images: Annotated[int, Parameter(help="images per prompt")] = 4,
     noise: Literal["bank", "per-prompt"] = "bank",
-    statistic: Literal["similarity", "ratio", "normalised"] | None = None,
+    statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
     false_positives: Annotated[float, Parameter(help="nominal rate of falsely called prompts")] = 0.01,
     micro_batch: Annotated[int, Parameter(help="rows per network call when scoring")] = 64,
     batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,

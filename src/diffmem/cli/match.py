@@ -23,7 +23,7 @@ def match(
     *,
     train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
-    statistic: Literal["similarity", "ratio", "normalised"] | None = None,
+    statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
     copies: DescriptorOptions = COPIES,
     allow_pickle: Annotated[bool, Parameter(negative="", help="open descriptor weights that can run code")] = False,
     false_positives: Annotated[float, Parameter(help="nominal rate per image")] = 0.01,
@@ -105,7 +105,8 @@ def match(
         extra = {} if measured is None else {"metrics": measured.as_dict()}
         emit_json(found.as_dict() | extra)
         return _conclude(called, undecided, found)
-    emit_table(found.rows[:top], title=f"{called} of {len(found.rows)} images are called copies; most alike first")
+    shown = [{key: value for key, value in row.items() if key != "alignment"} for row in found.rows[:top]]
+    emit_table(shown, title=f"{called} of {len(found.rows)} images are called copies; most alike first")
     if undecided:
         note(f"{undecided} images cannot be judged: the statistic '{found.threshold.statistic}' is undefined for them")
     for item in found.set_aside[:10]:

@@ -42,7 +42,7 @@ def mitigate(
     out: Annotated[Path | None, Parameter(help="folder; the same command resumes it")] = None,
     images: Annotated[int, Parameter(help="images per prompt")] = 4,
     text_alignment: Annotated[str | None, Parameter(help="clip:FOLDER, digits or photos; default: not judged")] = None,
-    statistic: Literal["similarity", "ratio", "normalised"] | None = None,
+    statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
     false_positives: Annotated[float, Parameter(help="nominal rate of falsely called prompts")] = 0.01,
     batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,
     redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="pictures on the page")] = "none",

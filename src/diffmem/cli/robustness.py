@@ -40,7 +40,7 @@ def robustness(
     ] = "words",
     adversarial_steps: Annotated[int, Parameter(help="of the embedding search; 0 leaves it out")] = 50,
     text_alignment: Annotated[str | None, Parameter(help="clip:FOLDER, digits or photos; default: not judged")] = None,
-    statistic: Literal["similarity", "ratio", "normalised"] | None = None,
+    statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
     false_positives: Annotated[float, Parameter(help="nominal rate of falsely called images")] = 0.01,
     batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,
     redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of pictures on the page")] = "none",

@@ -178,7 +178,7 @@ def _print_copies(copies: dict[str, Any]) -> None:
 def _limit(threshold: dict[str, Any]) -> str:
     """The threshold in words: similarities count from a value on, distances up to one."""
     from diffmem.cli.output import number
-    from diffmem.report.verdict import STATISTICS
+    from diffmem.report.verdict import RISING, STATISTICS
 
-    side = "from" if threshold["statistic"] == "similarity" else "up to"
+    side = "from" if threshold["statistic"] in RISING else "up to"
     return f"{side} {STATISTICS[threshold['statistic']]} {number(abs(threshold['value']))}"

@@ -15,13 +15,14 @@ from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Floats
 from diffmem.copies.rule import CopyRule
 from diffmem.copies.statistics import RELATIVE, STATISTICS, Statistic, neighbourhood
+from diffmem.copies.verification import PROVEN
 from diffmem.data.images import ImageSet
 from diffmem.errors import UsageError
 from diffmem.evaluation.proportion import clopper_pearson
 
 Reference = Literal["held-out", "train-train distinct groups"]
 MOST_REFERENCES = 20_000
-_RATIO, _NORMALISED = 1 / 3, 1.0
+_CUSTOMARY = {"ratio": -1 / 3, "normalised": -1.0, "verified": PROVEN}
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,7 @@ def calibrate(
             f"{len(values)} {reference} images are too few: a rate of {per_image:.3g} per image takes at least "
             f"{math.ceil(1 / per_image - 1e-9) - 1}."
         )
-    value = {"similarity": float(index.about["copy_similarity"]), "ratio": -_RATIO, "normalised": -_NORMALISED}[
-        statistic
-    ]
+    value = float(index.about["copy_similarity"]) if statistic == "similarity" else _CUSTOMARY[statistic]
     notes.append(
         f"Not calibrated: the threshold {abs(value):.3g} is the customary one, its false-positive rate unknown. Give held-out "
         "images (--heldout), or fewer images per prompt, or a higher rate."

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,9 @@ from diffmem.data.fingerprint import hash_array, hash_json
 from diffmem.data.images import ImageItem, ImageSet, as_images, load_images
 from diffmem.data.notes import count, named, say
 from diffmem.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from diffmem.copies.verification import Verifier
 
 _ALIKE = 16  # near-duplicates that are looked for per image by the approximate search
 MATCHING_VERSION = 1  # to be raised whenever the same index and image would give another match
@@ -160,7 +163,9 @@ class CopyIndex:
         self._groups.clear()
         self.approximate = None
         self._approximate_views = None
-        for name in ("ids", "problems", "fingerprint", "images_fingerprint", "_place", "views", "view_names"):
+        for name in (
+            "ids", "problems", "fingerprint", "images_fingerprint", "_place", "views", "view_names", "verifier",
+        ):  # fmt: skip
             self.__dict__.pop(name, None)
 
     def use_search(self, search: Search | None = None, progress: Callable[[int], None] | None = None) -> Search:
@@ -251,6 +256,15 @@ class CopyIndex:
     def about(self) -> dict[str, Any]:
         """The descriptor: name, fingerprint, recipe, metric, duplicate_cut, copy_similarity, statistic, misses."""
         return dict(self._state.meta["descriptor"])
+
+    @cached_property
+    def verifier(self) -> Verifier | None:
+        """Aligns pictures with their candidates; None unless the descriptor is `aligned`."""
+        if self.about["name"] != "aligned":
+            return None
+        from diffmem.copies.verification import Verifier
+
+        return Verifier(self)
 
     @property
     def complete(self) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffmem.copies.alignment import Alignment
 from diffmem.copies.duplicates import DuplicateGroups
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.statistics import NEAREST, RISING, Statistic, neighbourhood
@@ -34,6 +35,8 @@ class Match:
         group: id of the first image of the near-duplicate group.
         group_size: how many training images are near-duplicates of this one, itself included.
         background: whether only the background of a template was compared: `similarity` and `distance` are of that.
+        verified: the statistic `verified` of the query, at rank 1 only; None unless the descriptor is `aligned`.
+        alignment: how the training image lies in the picture, at rank 1 only and under the same condition.
         view: which view of the training image was compared, as `data.views` names them ("whole picture", "centre square").
     """
 
@@ -49,6 +52,8 @@ class Match:
     group_size: int
     background: bool
     view: str = WHOLE
+    verified: float | None = None
+    alignment: Alignment | None = None
 
     def oriented(self, statistic: Statistic) -> float | None:
         """The statistic with the sign at which higher means more like a copy; None where undefined."""
@@ -92,7 +97,7 @@ def match(
     groups = index.duplicates() if groups is None else groups
     found = neighbourhood(vectors, index, groups, nearest=max(nearest, k, 2))
     # The normalised distance is defined with n = `nearest`, however many matches are listed.
-    judged = found if nearest >= k else neighbourhood(vectors, index, groups, nearest=max(nearest, 2))
+    judged = found if nearest >= k else neighbourhood(vectors, index, groups, nearest=max(nearest, 2), verify=False)
     matches = []
     for query in range(len(vectors)):
         for rank in range(k):
@@ -114,6 +119,8 @@ def match(
                     group_size=int(groups.size[group]),
                     background=bool(found.background[query, rank]),
                     view=_view(index, int(found.view[query, rank])),
+                    verified=_number(found.verified[query]) if rank == 0 else None,
+                    alignment=found.alignments[query] if rank == 0 and found.alignments else None,
                 )
             )
     return matches

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffmem.copies.alignment.align import Alignment
 from diffmem.copies.duplicates import DuplicateGroups
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Floats
@@ -15,9 +16,11 @@ from diffmem.copies.neighbors import Ints
 from diffmem.copies.templates import background_distances
 from diffmem.errors import UsageError
 
-Statistic = Literal["similarity", "ratio", "normalised"]
+Statistic = Literal["similarity", "ratio", "normalised", "verified"]
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
-RISING: frozenset[Statistic] = frozenset({"similarity"})
+DISTANCES: tuple[Statistic, ...] = ("similarity", "ratio", "normalised")
+"""Statistics of distances alone, which every descriptor has."""
+RISING: frozenset[Statistic] = frozenset({"similarity", "verified"})
 """Statistics that rise towards a copy; the others are distances and fall."""
 RELATIVE: frozenset[Statistic] = frozenset({"ratio", "normalised"})
 """Statistics that compare the nearest training image with others, so that one distinct image alone leaves them undefined."""
@@ -44,6 +47,9 @@ class Neighbourhood:
         ratio: [q] d₁ / d₂, nearest over second-nearest (Yoon et al. 2023, who call < 1/3 a copy).
         normalised: [q] d₁ / (α · mean of the n smallest distances) (Carlini et al. 2023, §5.1; α = .5, n = 50, fewer
             where there are fewer).
+        verified: [q] evidence for the best aligned candidate against that for others (`copies.verification`); NaN where the
+            index is not of the descriptor `aligned`. There the best candidate stands first, whatever its distance.
+        alignments: [q] how the first one lies over the picture; empty without verification.
     """
 
     similarity: Floats
@@ -53,11 +59,15 @@ class Neighbourhood:
     view: Ints
     ratio: Floats
     normalised: Floats
+    verified: Floats
+    alignments: tuple[Alignment | None, ...] = ()
 
     def oriented(self, statistic: Statistic) -> Floats:
         """[q] similarity of the nearest, −ratio or −normalised: higher always means more like a copy."""
         if statistic == "similarity":
-            return self.similarity[:, 0]
+            return np.asarray(self.similarity.max(1), np.float64)
+        if statistic == "verified":
+            return self.verified
         if statistic == "ratio":
             return -self.ratio
         if statistic == "normalised":
@@ -72,6 +82,7 @@ def neighbourhood(
     exclude: NDArray[np.integer[Any]] | None = None,
     nearest: int = NEAREST,
     alpha: float = ALPHA,
+    verify: bool = True,
 ) -> Neighbourhood:
     """Find the nearest distinct training images of descriptors [q, D].
 
@@ -82,6 +93,7 @@ def neighbourhood(
         exclude: [q] group that an image must not be compared with (for training images: their own).
         nearest: n of the normalised distance, at least 2.
         alpha: its scale.
+        verify: whether candidates are aligned, where the index's descriptor does that.
     """
     if nearest < 2:
         raise UsageError(f"{nearest} nearest images; at least 2 are needed for a ratio.")
@@ -99,7 +111,7 @@ def neighbourhood(
     count = there.sum(1)
     mean = np.divide(np.where(there, distance, 0).sum(1), count, out=np.zeros(len(row)), where=count > 0)
     several = count > 1
-    return Neighbourhood(
+    found = Neighbourhood(
         similarity,
         row,
         distance,
@@ -107,7 +119,43 @@ def neighbourhood(
         view,
         _quotient(distance[:, 0], distance[:, 1], several),
         _quotient(distance[:, 0], alpha * mean, several),
+        np.full(len(row), np.nan),
     )
+    return found if index.verifier is None or not verify else _verified(vectors, index, groups, exclude, found)
+
+
+def _verified(
+    vectors: NDArray[Any],
+    index: CopyIndex,
+    groups: DuplicateGroups,
+    exclude: NDArray[np.integer[Any]] | None,
+    found: Neighbourhood,
+) -> Neighbourhood:
+    """The neighbours with the best aligned candidate in the first place; an equal picture keeps it."""
+    assert index.verifier is not None
+    similarity, row, view = found.similarity.copy(), found.row.copy(), found.view.copy()
+    distance, background = found.distance.copy(), found.background.copy()
+    values, alignments = np.full(len(row), np.nan), []
+    searched = index.verifier.verify(vectors, groups, similarity, row, view, exclude)
+    for i, best in enumerate(searched):
+        values[i] = best.value
+        equal = similarity[i, 0] == 1 and not background[i, 0]
+        alignments.append(None if equal and best.row != row[i, 0] else best.alignment)
+        if best.row < 0 or equal or (best.row == row[i, 0] and best.view == view[i, 0]):
+            continue
+        stored = index.view_vectors if best.view >= 0 else index.vectors
+        place = best.view if best.view >= 0 else best.row
+        alike = float(index.metric.exact(vectors[i : i + 1], stored[np.array([place])])[0])
+        same = np.flatnonzero((row[i] >= 0) & (groups.group[row[i]] == groups.group[best.row]))
+        last = int(same[0]) if len(same) else row.shape[1] - 1
+        first = (alike, best.row, best.view, float(index.metric.distance(alike)), False)
+        for array, value in zip((similarity, row, view, distance, background), first, strict=True):
+            array[i, 1 : last + 1] = array[i, :last].copy()
+            array[i, 0] = value
+    return replace(
+        found, similarity=similarity, row=row, view=view, distance=distance, background=background, verified=values,
+        alignments=tuple(alignments),
+    )  # fmt: skip
 
 
 def _join_views(

@@ -55,6 +55,11 @@ STATISTICS = {
         "d1 / (0.5 * mean of the 50 smallest distances), near-duplicates counted once",
         "Carlini et al., USENIX Security 2023, arXiv 2301.13188, section 5.1",
     ),
+    "verified": (
+        "evidence that the picture and a training image, laid over each other, share a source, against the other candidates",
+        "sqrt(E1) - sqrt(E2) + 2 max(0, -log(normalised distance)); E = sum over pixels and bands of -log(1 - rho^2) / 2 nats",
+        "diffmem's own; see docs/matching.md",
+    ),
     "ratio": (
         "distance to the nearest over distance to the second-nearest distinct training image",
         "d1 / d2, near-duplicates counted once",

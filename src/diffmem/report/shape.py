@@ -141,7 +141,7 @@ class Threshold(_Part):
     `value` is the statistic as people read it: distances are not negated, and count up to the threshold.
     """
 
-    statistic: Literal["similarity", "ratio", "normalised"]
+    statistic: Literal["similarity", "ratio", "normalised", "verified"]
     value: FiniteFloat
     nominal_fpr: Share
     per_image_fpr: Share

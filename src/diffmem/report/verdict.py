@@ -9,7 +9,14 @@ from diffmem.report.prose import count, number, percent
 from diffmem.report.shape import Check, CopiesDigest, ImageCounts, PromptCounts, ScoreDigest
 from diffmem.runs.manifest import Manifest
 
-STATISTICS = {"similarity": "similarity", "ratio": "d1/d2", "normalised": "normalised distance"}
+RISING = ("similarity", "verified")
+"""Statistics that rise towards a copy."""
+STATISTICS = {
+    "similarity": "similarity",
+    "ratio": "d1/d2",
+    "normalised": "normalised distance",
+    "verified": "verified evidence",
+}
 """How the statistic of a match is called where people read it; for the two distances lower is more alike."""
 
 State = Literal["copies", "none", "not searched"]

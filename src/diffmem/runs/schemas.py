@@ -77,6 +77,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("group", pa.string(), True),
         ("group_size", pa.int32(), True),
         ("background", pa.bool_(), True),  # only a template's background was compared
+        ("verified", pa.float64(), True),  # only of the descriptor `aligned`
+        ("alignment", pa.string(), True),  # JSON: area, box, corners, ... of the training image in the picture
         ("view", pa.string(), True),  # as what the training image was compared: whole, its centre square, ...
         ("descriptor", pa.string(), False),
         *_STATUS,

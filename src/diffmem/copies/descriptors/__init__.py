@@ -1,4 +1,4 @@
-"""Image descriptors by name: `l2-tiled` needs no weights; `sscd`, `dinov2`, `clip` and `inception` need published ones."""
+"""Image descriptors by name: some need no weights, some those of an installed package, some published ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ DESCRIPTORS: Registry[type[Descriptor]] = Registry(
     "descriptors",
     {
         "l2-tiled": "diffmem.copies.descriptors.l2:L2Tiled",
+        "aligned": "diffmem.copies.descriptors.aligned:Aligned",
+        "efficientnet": "diffmem.copies.descriptors.efficientnet:EfficientNet",
         "sscd": "diffmem.copies.descriptors.sscd:SSCD",
         "dinov2": "diffmem.copies.descriptors.hub:DINOv2",
         "clip": "diffmem.copies.descriptors.hub:CLIP",

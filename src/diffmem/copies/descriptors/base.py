@@ -26,14 +26,14 @@ class Descriptor(ABC):
         duplicate_cut: similarity from which two training images are grouped as near-duplicates.
         copy_similarity: the published or customary threshold of a copy, used (and labelled uncalibrated) only where
             none can be calibrated.
-        statistic: what separates copies from distinct images best: `similarity`, `ratio` or `normalised`.
+        statistic: what separates copies from distinct images best: `similarity`, `ratio`, `normalised` or `verified`.
         misses: what this descriptor does not see, for the verdict.
     """
 
     name: ClassVar[str]
     duplicate_cut: ClassVar[float]
     copy_similarity: ClassVar[float]
-    statistic: ClassVar[Literal["similarity", "ratio", "normalised"]] = "similarity"
+    statistic: ClassVar[Literal["similarity", "ratio", "normalised", "verified"]] = "similarity"
     misses: ClassVar[str]
 
     @classmethod

@@ -46,7 +46,7 @@ class L2Tiled(Descriptor):
     duplicate_cut: ClassVar[float] = 0.95
     copy_similarity: ClassVar[float] = 0.85
     # Pixel distances depend on how busy a picture is, so a distance says little without those to other images.
-    statistic: ClassVar[Literal["similarity", "ratio", "normalised"]] = "normalised"
+    statistic: ClassVar[Literal["similarity", "ratio", "normalised", "verified"]] = "normalised"
     misses: ClassVar[str] = "crops, flips, shifts, recolouring and other altered copies"
 
     def __init__(self, side: int = _LARGEST_SIDE, channels: int = 3) -> None:

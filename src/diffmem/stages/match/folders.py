@@ -27,7 +27,9 @@ class FolderMatches:
     """Each image's nearest training image, and the threshold of a copy.
 
     Attributes:
-        rows: {"image", "train_id", "similarity", "ratio", "normalised", "group_size", "copy", "view"} per judged image;
+        rows: {"image", "train_id", "similarity", "ratio", "normalised", "group_size", "copy", "view"} per judged image,
+            and of the descriptor `aligned` "verified", "part" (how much of the training image is in it, in words) and
+            "alignment" (`Alignment.as_dict`);
             "copy" is None where the picture cannot be judged.
         set_aside: {"image", "reason"} of unreadable and degenerate ones.
         threshold: how "copy" was decided.
@@ -94,11 +96,14 @@ def match_images(
                     {"image": sound[found.query].id, "train_id": found.train_id, "similarity": found.similarity,
                      "ratio": found.ratio, "normalised": found.normalised, "group_size": found.group_size,
                      "copy": _COPY[threshold.decide(found)], "view": found.view}
+                    | ({} if found.alignment is None else
+                       {"verified": found.verified, "part": found.alignment.words, "alignment": found.alignment.as_dict()})
                 )  # fmt: skip
             bar.advance(len(batch))
     if index.approximate is not None:
         result.search = "faiss"
         sample = np.concatenate(checked) if checked else np.zeros((0, 1))
         result.recall = recall_at_1(index.approximate, sample, index.duplicates().group)
-    result.rows.sort(key=lambda row: row["similarity"], reverse=True)
+    rising = "verified" if threshold.statistic == "verified" else "similarity"
+    result.rows.sort(key=lambda row: (row["similarity"] == 1, row.get(rising, -np.inf)), reverse=True)
     return result

@@ -187,6 +187,8 @@ def _match_rows(rows: Sequence[dict[str, Any]], index: CopyIndex) -> Iterator[di
             "image_key": row["key"], "rank": found.rank, "train_id": found.train_id, "similarity": found.similarity,
             "ratio": found.ratio, "normalised": found.normalised, "group": found.group,
             "group_size": found.group_size, "background": found.background, "view": found.view,
+            "verified": found.verified,
+            "alignment": None if found.alignment is None else json.dumps(found.alignment.as_dict()),
             "descriptor": index.about["name"], "status": "ok",
         }  # fmt: skip
 

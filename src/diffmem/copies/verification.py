@@ -1,0 +1,164 @@
+"""The matcher that sees altered copies: candidates by several cheap views, each laid over the picture and weighed.
+
+Candidates of a picture are the training images nearest to it by pixels and, with learned features, those nearest to it, to
+its mirror image and to parts of it. The picture is aligned with each (`copies.alignment`), and the statistic `verified`
+sets the evidence for the best of them against that for the others: a picture of which many training images show as much
+(brick walls, frames, skies) is not thereby a copy of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffmem.copies.alignment.align import Aligner, Alignment, pixels_of
+from diffmem.copies.alignment.placing import Pixels
+from diffmem.copies.features import FeatureSearch
+from diffmem.copies.metrics import Floats
+from diffmem.copies.neighbors import Ints
+
+if TYPE_CHECKING:
+    from diffmem.copies.duplicates import DuplicateGroups
+    from diffmem.copies.index import CopyIndex
+
+PROVEN = 10.0
+"""The value of `verified` from which on two pictures are taken to share a source whatever the threshold of a run is."""
+_BY_PIXELS, _WITHOUT_FEATURES = 14, 32
+_RIVAL, _SAME, _WORTH = 0.15, 0.3, 30.0
+_DISTANCE_WEIGHT = 2.0
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The best candidate of one picture.
+
+    Attributes:
+        row: index row of the training image; −1 where there was no candidate.
+        view: which of the index's views was aligned; −1: the image as it lies.
+        value: the statistic `verified`, higher = more like a copy; NaN without a candidate.
+        alignment: how the two lie over each other; None without a candidate.
+    """
+
+    row: int
+    view: int
+    value: float
+    alignment: Alignment | None
+
+
+class Verifier:
+    """Verifies pictures against an index whose vectors are pixels (the descriptor `aligned`).
+
+    Args:
+        index: the training set.
+    """
+
+    def __init__(self, index: CopyIndex) -> None:
+        recipe = index.about["recipe"]
+        self.index, self.side, self.channels = index, int(recipe["side"]), int(recipe["channels"])
+        self.tiles = int(recipe["tiles"])
+        self.aligner = Aligner(self.side)
+
+    @cached_property
+    def features(self) -> FeatureSearch | None:
+        """The search by learned features, None where the index was made without them."""
+        if self.index.about["recipe"]["features"] is None:
+            return None
+        return FeatureSearch(self.index, self.pictures)
+
+    def pictures(self, vectors: NDArray[Any]) -> Pixels:
+        """The pictures [n, side, side, 3] that vectors hold."""
+        return pixels_of(vectors, self.side, self.channels, self.tiles)
+
+    def verify(
+        self,
+        vectors: NDArray[Any],
+        groups: DuplicateGroups,
+        similarity: Floats,
+        row: Ints,
+        view: Ints,
+        exclude: NDArray[np.integer[Any]] | None = None,
+    ) -> Iterator[Verified]:
+        """The best candidate of each picture.
+
+        Args:
+            vectors: of the pictures [q, D].
+            groups: near-duplicate groups of the training set; of each group one image is a candidate.
+            similarity: of their nearest training images by pixels [q, n].
+            row: of these [q, n], −1 where there are no more.
+            view: of these [q, n].
+            exclude: [q] group that a picture must not be compared with.
+        """
+        seen = self.pictures(vectors)
+        by_pixels = _WITHOUT_FEATURES if self.features is None else _BY_PIXELS
+        for number, picture in enumerate(seen):
+            near = [(int(r), int(v)) for r, v in zip(row[number], view[number], strict=True) if r >= 0]
+            away = None if exclude is None else int(exclude[number])
+            more = [] if self.features is None else self.features.candidates(picture, groups, away)
+            taken: dict[int, tuple[int, int]] = {int(groups.group[r]): (r, v) for r, v in near[:by_pixels]}
+            known = {int(groups.group[r]): (r, v) for r, v in near}
+            for r, v in more:
+                group = int(groups.group[r])
+                taken.setdefault(group, known.get(group, (r, v)))
+            yield self._best(picture, list(taken.values()), similarity[number])
+
+    def _best(self, picture: Pixels, candidates: list[tuple[int, int]], similarity: Floats) -> Verified:
+        if not candidates:
+            return Verified(-1, -1, float("nan"), None)
+        others = self._pictures_of(candidates)
+        found = self.aligner.align(picture, others)
+        flat = np.broadcast_to(self._flat(picture[None]), (len(others), picture.size))
+        close = 1 - self.index.metric.exact(flat, self._flat(others))
+        # Where nothing is proven the nearer one by pixels is shown: a difference counts less than one nat.
+        found.sort(key=lambda one: close[one.candidate] - one.evidence)
+        first = found[0]
+        rival = self._rival(others, found)
+        value = np.sqrt(first.evidence) - np.sqrt(rival)
+        distances = 1 - similarity[np.isfinite(similarity)]
+        scale = 0.5 * distances.mean() if len(distances) > 1 else 0.0
+        if scale > 0:
+            relative = max(close[first.candidate] / scale, 0.02)
+            value += _DISTANCE_WEIGHT * max(0.0, -np.log(relative))
+        row, view = candidates[first.candidate]
+        return Verified(row, view, float(value), first)
+
+    def _rival(self, others: Pixels, found: list[Alignment]) -> float:
+        """The evidence for the best candidate that does not show the same picture as the first one."""
+        first, rest = found[0], found[1:]
+        near = [one for one in rest if one.evidence >= _RIVAL * first.evidence]
+        if first.evidence >= _WORTH and near:
+            compared = others[[first.candidate, *(one.candidate for one in near)]]
+            whole, *shared = _by_candidate(self.aligner.align(compared[0], compared), len(compared))
+            near = [one for one, value in zip(near, shared, strict=True) if value < _SAME * whole]
+            rest = near + [one for one in rest if one.evidence < _RIVAL * first.evidence]
+        return max((one.evidence for one in rest), default=0.0)
+
+    def _pictures_of(self, candidates: list[tuple[int, int]]) -> Pixels:
+        rows = np.array([row for row, _ in candidates])
+        vectors = self.index.vectors[rows]
+        views = np.array([view for _, view in candidates])
+        if (views >= 0).any():
+            vectors[views >= 0] = self.index.view_vectors[views[views >= 0]]
+        return self.pictures(vectors)
+
+    def _flat(self, pictures: Pixels) -> Pixels:
+        """Pictures as vectors [n, D] of three channels, tile by tile."""
+        shaped = pictures.reshape(-1, self.tiles, self.side // self.tiles, self.tiles, self.side // self.tiles, 3)
+        return shaped.transpose(0, 1, 3, 2, 4, 5).reshape(len(shaped), -1)
+
+
+def same_picture(aligner: Aligner, left: Pixels, right: Pixels) -> bool:
+    """Whether two pictures of one size, as they lie, agree in detail and not only in their smooth parts."""
+    whole, other = aligner.as_they_lie(left, np.stack([left, right]))
+    return other.evidence >= _SAME * whole.evidence and other.evidence > 1
+
+
+def _by_candidate(found: list[Alignment], count: int) -> list[float]:
+    evidence = [0.0] * count
+    for one in found:
+        evidence[one.candidate] = one.evidence
+    return evidence
