@@ -31,7 +31,7 @@ def cifar(folder: Path, gallery: int, fresh: int) -> Pictures:
     return Pictures("CIFAR-10", read("train", gallery), read("heldout", fresh))
 
 
-def patches(side: int = 96, share: float = 0.7, most: int = 36) -> Pictures:
+def patches(side: int = 96, share: float = 0.4, most: int = 36) -> Pictures:
     """Patches of scikit-image's pictures that do not overlap, at most 36 of each, dealt out at random."""
     from skimage import data
 

@@ -146,3 +146,49 @@ def test_clopper_pearson_is_exact(n, data):
     # At its ends, a result at least (at most) as extreme has probability 2.5 %.
     assert hits == 0 or binom.sf(hits - 1, n, low) == pytest.approx(0.025, rel=1e-6)
     assert hits == n or binom.cdf(hits, n, high) == pytest.approx(0.025, rel=1e-6)
+
+
+def test_the_uncertainty_of_the_threshold_is_that_of_an_order_statistic():
+    rng = np.random.default_rng(3)
+    index, heldout = index_of(rng), draw(rng, 199)
+    found = calibrate(index, heldout, 0.05, statistic="similarity")
+    low, high = found.fpr_interval
+    rates = []  # of thresholds at the same place among 199 uniform numbers
+    for _ in range(4000):
+        rates.append(1 - np.sort(rng.random(199))[190 - 1])
+    assert np.quantile(rates, [0.025, 0.975]) == pytest.approx([low, high], abs=0.003)
+
+
+def test_a_rate_that_so_few_references_cannot_state_is_refused_and_the_lowest_one_named():
+    rng = np.random.default_rng(0)
+    threshold = calibrate(index_of(rng, 60), draw(rng, 50), 0.01)
+    assert not threshold.calibrated and threshold.fpr_interval is None
+    assert "the lowest that they can state is 0.02 per image" in threshold.note  # 1 / 51
+
+
+def smooth(rng, n, side=16):
+    """Skies: gradients that are alike by pixels and show nothing."""
+    y, x = np.mgrid[0:side, 0:side] / side
+    slopes, level = rng.normal(0, 0.06, (n, 2, 1, 1)), rng.normal(0.6, 0.02, (n, 1, 1))
+    sky = level + slopes[:, 0] * y + slopes[:, 1] * x
+    return (np.rint(255 * np.repeat(sky[..., None], 3, -1)) / 255).astype(np.float32)
+
+
+def test_smooth_pictures_that_are_like_each_other_stay_references():
+    """Left out of the references for being like training images, skies would be called copies of each other."""
+    rng = np.random.default_rng(0)
+    descriptor = L2Tiled(16, 3)
+    noisy = rng.uniform(size=(300, 16, 16, 3)).astype(np.float32)
+    skies = smooth(rng, 300)
+    train = np.concatenate([noisy[:100], skies[:100]]).reshape(200, -1)
+    heldout = np.concatenate([noisy[100:200], skies[100:200], noisy[:20] + np.float32(0.004)]).reshape(220, -1)
+    threshold = calibrate(CopyIndex.from_vectors(train, descriptor), heldout, 0.05)
+    assert threshold.n_reference >= 195 and "held-out images are near-duplicates of training" in threshold.note
+    index = CopyIndex.from_vectors(train, descriptor)
+    fresh = np.concatenate([noisy[200:], skies[200:]]).reshape(200, -1)
+    assert threshold.flags(neighbourhood(fresh, index).oriented(threshold.statistic)).mean() < 0.12
+
+
+def test_the_statistic_verified_needs_the_descriptor_aligned():
+    with pytest.raises(UsageError, match="descriptor aligned"):
+        calibrate(index_of(np.random.default_rng(0), 20), statistic="verified")

@@ -79,3 +79,28 @@ def test_odd_sets():
     assert near_duplicates(np.ones((1, 4)), "cosine", 0.5).size.tolist() == [1]
     with pytest.raises(DataError, match="row 2"):
         near_duplicates(np.array([[1.0], [2.0], [np.inf]]), "cosine", 0.5)
+
+
+@pytest.mark.parametrize("metric", [*METRICS, Metric("tiled-rms", 4)])
+def test_pairs_sought_among_principal_coordinates_are_all_pairs(metric, monkeypatch):
+    rng = np.random.default_rng(5)
+    # Two clusters as dense as the cut is wide, so that thousands of pairs lie right at its edge.
+    base = np.repeat(rng.uniform(size=(2, 48)), 150, 0) + rng.normal(0, 0.02, (300, 48))
+    vectors = np.concatenate([base, rng.uniform(size=(200, 48))]).astype(np.float32)
+    sims = np.sort([metric.exact(vectors[i : i + 1], vectors[j : j + 1])[0] for i, j in rng.integers(0, 150, (200, 2))])
+    for cut in (float(sims[20]), float(sims[100]), float(sims[150])):
+        whole = near_duplicates(vectors, metric, cut)
+        monkeypatch.setattr("diffmem.copies.duplicates._FEW", 10)
+        monkeypatch.setattr("diffmem.copies.duplicates._STRIPE", 64)
+        sought = near_duplicates(vectors, metric, cut)
+        monkeypatch.undo()
+        assert sought.group.tolist() == whole.group.tolist() and sought.chained == whole.chained
+
+
+def test_only_confirmed_pairs_are_joined():
+    rng = np.random.default_rng(6)
+    vectors = np.repeat(rng.uniform(size=(6, 16)), 3, 0).astype(np.float32)
+    vectors += rng.normal(0, 1e-3, vectors.shape).astype(np.float32)
+    assert near_duplicates(vectors, Metric("tiled-rms"), 0.95).size.tolist() == [3] * 6
+    found = near_duplicates(vectors, Metric("tiled-rms"), 0.95, confirm=lambda a, b: (a < 9) & (b < 9))
+    assert found.size.tolist() == [3, 3, 3] + [1] * 9

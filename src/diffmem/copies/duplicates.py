@@ -5,7 +5,7 @@ A planted or accidental duplicate is at distance zero from itself, so copies can
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ from diffmem.copies.vectors import Vectors
 from diffmem.data.fingerprint import hash_bytes
 
 _BLOCK_BYTES = 16 << 20
+_FEW, _STRIPE, _AXES = 4096, 2048, 32
 _LARGE_SHARE, _LARGE_COUNT = 0.01, 20
 
 
@@ -86,11 +87,13 @@ def near_duplicates(
     chunk: int | None = None,
     progress: Callable[[int], None] | None = None,
     candidates: Callable[[NDArray[Any]], Ints] | None = None,
+    confirm: Callable[[Ints, Ints], NDArray[np.bool_]] | None = None,
 ) -> DuplicateGroups:
     """Group images whose similarity is at or above a cut, directly or through others.
 
-    Exact copies are merged first; the others are compared block by block, so memory is bounded (never n × n), while time
-    grows with the square of the number of distinct images.
+    Exact copies are merged first. Of the others, pairs are sought among a few principal coordinates, in which no two images
+    are farther from each other than in full, so that none is missed, and compared exactly after that. Memory is bounded
+    (never n × n); 10⁵ pictures of 32 × 32 pixels take a minute of a core.
 
     Args:
         vectors: [n, D] in memory or memory-mapped.
@@ -100,6 +103,7 @@ def near_duplicates(
         progress: called with the number of rows done after each stripe of blocks.
         candidates: rows [q, c] that vectors [q, D] may be near to (−1: none); only these are compared, in time that grows
             with n. Groups may then fall apart that belong together; none is joined that does not.
+        confirm: rows [p] and rows [p] of pairs that reach the cut -> which of them are to be joined.
 
     Returns:
         The groups; the same for any `chunk`.
@@ -114,18 +118,33 @@ def near_duplicates(
     step = chunk or max(64, min(2048, _BLOCK_BYTES // (4 * vectors.shape[1])))
     distinct, copy_of = _exact_copies(vectors, step)
     label = np.arange(len(distinct))
-    for low in range(0, len(distinct), step):
-        rows = distinct[low : low + step]
-        mine = np.ascontiguousarray(vectors[rows])
-        if candidates is not None:
-            label = _join(label, *_listed_pairs(how, cut, vectors, rows, copy_of[candidates(mine)], distinct, low))
-            continue
-        label = _join(label, *_pairs(how, cut, mine, mine, low, low))
-        for other in range(low + step, len(distinct), step):
-            columns = distinct[other : other + step]
-            label = _join(label, *_pairs(how, cut, mine, np.ascontiguousarray(vectors[columns]), low, other))
-        if progress is not None:
-            progress(len(rows))
+
+    def join(left: Ints, right: Ints) -> Ints:
+        if confirm is not None:
+            apart = label[left] != label[right]
+            left, right = left[apart], right[apart]
+            agreed = confirm(distinct[left], distinct[right]) if len(left) else np.zeros(0, bool)
+            left, right = left[agreed], right[agreed]
+        return _join(label, left, right)
+
+    if candidates is None and len(distinct) > _FEW:
+        for done, left, right in _sought_pairs(how, cut, vectors, distinct, step):
+            label = join(left, right)
+            if progress is not None:
+                progress(done)
+    else:
+        for low in range(0, len(distinct), step):
+            rows = distinct[low : low + step]
+            mine = np.ascontiguousarray(vectors[rows])
+            if candidates is not None:
+                label = join(*_listed_pairs(how, cut, vectors, rows, copy_of[candidates(mine)], distinct, low))
+                continue
+            label = join(*_pairs(how, cut, mine, mine, low, low))
+            for other in range(low + step, len(distinct), step):
+                columns = distinct[other : other + step]
+                label = join(*_pairs(how, cut, mine, np.ascontiguousarray(vectors[columns]), low, other))
+            if progress is not None:
+                progress(len(rows))
     _, first, group = np.unique(label[copy_of], return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
@@ -163,6 +182,56 @@ def _pairs(how: Metric, cut: float, a: NDArray[Any], b: NDArray[Any], low: int, 
     near = np.ones(len(rows), bool)
     near[unsure] = exact_pairs(how, a, b, rows[unsure], columns[unsure]) >= cut
     return low + rows[near], other + columns[near]
+
+
+def _sought_pairs(
+    how: Metric, cut: float, vectors: NDArray[Any] | Vectors, distinct: Ints, step: int
+) -> Iterator[tuple[int, Ints, Ints]]:
+    """As `_pairs` of all distinct rows, in stripes: how many rows a stripe has, and its pairs.
+
+    Rows are projected onto their principal axes, which shortens distances or keeps them, and sorted by the first one, so
+    that only rows within the cut's distance of each other there are compared at all.
+    """
+    place, radius = _projected(how, cut, vectors, distinct, step)
+    order = np.argsort(place[:, 0], kind="stable")
+    place = place[order]
+    square = np.square(place).sum(1)
+    # The margin covers the rounding of float32 sums; pairs are compared exactly afterwards.
+    limit = np.float32(radius**2 + 1e-5 * (1 + float(square.max())))
+    end = np.searchsorted(place[:, 0], place[:, 0] + (radius + 1e-4), side="right")
+    for low in range(0, len(place), _STRIPE):
+        high = min(low + _STRIPE, len(place))
+        for other in range(low, int(end[high - 1]), _STRIPE):
+            part = slice(other, min(other + _STRIPE, int(end[high - 1])))
+            apart = square[low:high, None] + square[None, part] - 2 * (place[low:high] @ place[part].T)
+            left, right = np.nonzero(apart <= limit)
+            left, right = left + low, right + other
+            left, right = left[left < right], right[left < right]
+            left, right = order[left], order[right]
+            near = exact_pairs(how, vectors, vectors, distinct[left], distinct[right]) >= cut
+            left, right = left[near], right[near]
+            yield 0, np.minimum(left, right), np.maximum(left, right)
+        yield high - low, np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+
+def _projected(
+    how: Metric, cut: float, vectors: NDArray[Any] | Vectors, distinct: Ints, step: int
+) -> tuple[NDArray[np.float32], float]:
+    """Coordinates [n, <= 32] of rows, and how far from each other two of a similarity of `cut` can be in them."""
+
+    def flat(rows: NDArray[Any]) -> NDArray[np.float64]:
+        found = np.asarray(rows, np.float64)
+        if how.kind == "cosine":
+            return found / np.maximum(np.sqrt(np.square(found).sum(1, keepdims=True)), 1e-30)
+        return found / np.sqrt(found.shape[1])  # the worst tile differs at least as much as the whole
+
+    sample = flat(vectors[distinct[np.unique(np.linspace(0, len(distinct) - 1, 2 * _AXES * _AXES).astype(np.int64))]])
+    mean = sample.mean(0)
+    axes = np.linalg.svd(sample - mean, full_matrices=False)[2][:_AXES].T
+    place = np.concatenate(
+        [(flat(vectors[distinct[i : i + step]]) - mean) @ axes for i in range(0, len(distinct), step)]
+    )
+    return place.astype(np.float32), float(how.distance(cut)) if how.kind == "cosine" else 1 - cut
 
 
 def _listed_pairs(

@@ -327,7 +327,9 @@ class CopyIndex:
                     self.vectors, self.metric, cut, candidates=lambda rows: approximate.candidates(rows, _ALIKE)
                 )
             elif kept is None:
-                kept = with_templates(self.vectors, self.metric, near_duplicates(self.vectors, self.metric, cut))
+                confirm = None if self.verifier is None else self.verifier.confirm
+                found = near_duplicates(self.vectors, self.metric, cut, confirm=confirm)
+                kept = with_templates(self.vectors, self.metric, found)
                 self._state.write_groups(kept)
             self._groups[cut] = kept
         return self._groups[cut]

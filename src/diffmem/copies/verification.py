@@ -8,7 +8,7 @@ sets the evidence for the best of them against that for the others: a picture of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,8 @@ PROVEN = 10.0
 _BY_PIXELS, _WITHOUT_FEATURES = 14, 32
 _RIVAL, _SAME, _WORTH = 0.15, 0.3, 30.0
 _DISTANCE_WEIGHT = 2.0
+_PAIRS_AT_ONCE = 64
+_ROUNDING = 0.5 / 255
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,11 @@ class Verifier:
                 taken.setdefault(group, known.get(group, (r, v)))
             yield self._best(picture, list(taken.values()), similarity[number])
 
+    def confirm(self, left: Ints, right: Ints) -> NDArray[np.bool_]:
+        """Which pairs of index rows that are alike by pixels are the same picture: they agree in their details too."""
+        vectors = self.index.vectors
+        return confirm(self.aligner, lambda rows: self.pictures(vectors[rows]), left, right)
+
     def _best(self, picture: Pixels, candidates: list[tuple[int, int]], similarity: Floats) -> Verified:
         if not candidates:
             return Verified(-1, -1, float("nan"), None)
@@ -151,10 +158,31 @@ class Verifier:
         return shaped.transpose(0, 1, 3, 2, 4, 5).reshape(len(shaped), -1)
 
 
-def same_picture(aligner: Aligner, left: Pixels, right: Pixels) -> bool:
-    """Whether two pictures of one size, as they lie, agree in detail and not only in their smooth parts."""
-    whole, other = aligner.as_they_lie(left, np.stack([left, right]))
-    return other.evidence >= _SAME * whole.evidence and other.evidence > 1
+def confirm(aligner: Aligner, pictures: Callable[[Ints], Pixels], left: Ints, right: Ints) -> NDArray[np.bool_]:
+    """Which pairs of pictures, as they lie, agree in detail and not only in their smooth parts.
+
+    Two skies are as near to each other by pixels as two encodings of one picture; they are not the same picture. Pairs do if
+    the evidence for the second is at least 30 % of that for the first itself.
+
+    Args:
+        aligner: for pictures of this size.
+        pictures: rows [p] -> pictures [p, S, S, 3].
+        left: rows [p] of the pairs' first ones.
+        right: rows [p] of the second ones.
+    """
+    agreed = np.zeros(len(left), bool)
+    for row in np.unique(left):
+        mine = np.flatnonzero(left == row)
+        for low in range(0, len(mine), _PAIRS_AT_ONCE):
+            part = mine[low : low + _PAIRS_AT_ONCE]
+            seen = pictures(np.concatenate([[row], right[part]]))
+            own, *others = aligner.as_they_lie(seen[0], seen)
+            agreed[part] = [one.evidence >= max(_SAME * own.evidence, 1.0) for one in others]
+    # Pictures that differ by no more than the rounding to 8 bits need no evidence.
+    for i in np.flatnonzero(~agreed):
+        one, two = pictures(np.array([left[i], right[i]]))
+        agreed[i] = np.square(one - two).mean() <= _ROUNDING**2
+    return agreed
 
 
 def _by_candidate(found: list[Alignment], count: int) -> list[float]:

@@ -152,6 +152,7 @@ class Threshold(_Part):
     realised_interval: Interval | None
     calibrated: bool
     note: str
+    fpr_interval: Interval | None = None
 
 
 class CopiesDigest(_Part):

@@ -137,7 +137,7 @@ class Aligner:
     def _weighed(
         self, picture: Pixels, others: Pixels, maps: torch.Tensor, chosen: NDArray[np.int64]
     ) -> list[Alignment]:
-        own, theirs = torch.tensor(picture).movedim(-1, 0), torch.from_numpy(others).movedim(-1, 1)
+        own, theirs = torch.tensor(picture).movedim(-1, 0), torch.tensor(others).movedim(-1, 1)
         seen = weigh(own, theirs, maps, self.side)
         best: dict[int, int] = {}
         total = seen.total.numpy()
