@@ -220,10 +220,12 @@ def _projected(
     """Coordinates [n, <= 32] of rows, and how far from each other two of a similarity of `cut` can be in them."""
 
     def flat(rows: NDArray[Any]) -> NDArray[np.float64]:
-        found = np.asarray(rows, np.float64)
+        found: NDArray[np.float64] = np.array(rows, np.float64)
         if how.kind == "cosine":
-            return found / np.maximum(np.sqrt(np.square(found).sum(1, keepdims=True)), 1e-30)
-        return found / np.sqrt(found.shape[1])  # the worst tile differs at least as much as the whole
+            found /= np.maximum(np.sqrt(np.square(found).sum(1, keepdims=True)), 1e-30)
+        else:  # the worst tile differs at least as much as the whole
+            found = found / np.sqrt(found.shape[1])
+        return found
 
     sample = flat(vectors[distinct[np.unique(np.linspace(0, len(distinct) - 1, 2 * _AXES * _AXES).astype(np.int64))]])
     mean = sample.mean(0)
