@@ -307,6 +307,13 @@ class CopyIndex:
                 f"{descriptor.name} with {descriptor.recipe} cannot search it. Index again, or use the same settings."
             )
 
+    def part(self, rows: Ints) -> CopyIndex:
+        """An index in memory of some of the images [n], as they lie: without their other views."""
+        state = IndexState.empty(self.about, None)
+        described = self._state.items.filter(pc.is_null(self._state.items.column("problem")))
+        state.add(self.vectors[np.asarray(rows, np.int64)], described.take(pa.array(rows)))
+        return CopyIndex(state, self.descriptor)
+
     def describe(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Vectors of other images by the index's own descriptor."""
         return self._maker().describe(images)
