@@ -34,7 +34,7 @@ from diffmem.atomic import write_atomic
 from diffmem.errors import DiffmemError
 from diffmem.mitigation.steering import own_evaluation
 from diffmem.models.conditioning import Conditioning
-from diffmem.models.families import denoiser_for
+from diffmem.models.pipelines.calls import target_of
 from diffmem.runs.provenance import provenance
 from diffmem.serving.conditionings import is_null, kept, key_of
 from diffmem.serving.detector import Detector
@@ -113,10 +113,15 @@ class Case:
                 made = quiet(cls(**given))
                 if hasattr(self.pipe, "default_sample_size"):
                     made.default_sample_size = self.pipe.default_sample_size
-                if denoiser_for(made).family == self.denoiser.family:
-                    yield name, made
+                yield name, made, self._guardable(made)
             except (RuntimeError, ImportError, DiffmemError, TypeError, ValueError, AttributeError):
                 continue  # needs a package or a part that is not here
+
+    def _guardable(self, pipe):
+        try:
+            return target_of(pipe).need_denoiser().family == self.denoiser.family
+        except DiffmemError:  # samples otherwise than any family; it may still stand beside
+            return False
 
     def arguments(self, pipe):
         """A plain call of a pipeline with the calm prompt."""
@@ -226,13 +231,13 @@ def attempt(case, guard, pipe, arguments, tally, wrong, label):
 def campaign(case, limit):
     """All classes of one tiny pipeline; the counts and what went wrong."""
     tally, wrong, per_class = Counter(), [], {}
-    for name, pipe in case.classes():
+    for name, pipe, guardable in case.classes():
         accepted = inspect.signature(type(pipe).__call__).parameters
         counted = sum(n for (kind, _), n in tally.items() if kind == "calls")
-        for guarded in (True, False):
+        for guarded in (True, False) if guardable else (False,):
             threshold = case.threshold
             if guarded:
-                fingerprint = dm.Target.from_pipeline(pipe).fingerprint
+                fingerprint = target_of(pipe).fingerprint
                 threshold = threshold.model_copy(update={"model": fingerprint})
             cls = type(pipe)
             with dm.guard(
@@ -252,14 +257,15 @@ def campaign(case, limit):
                         label = f"{name}{'' if guarded else ' (beside)'}: {argument}[{i}]"
                         arguments = {k: v for k, v in {**plain, **more}.items() if k in accepted}
                         attempt(case, guard, pipe, arguments, tally, wrong, label)
-            hooks = [h for h in case.network._forward_pre_hooks.values()]
+            hooks = list(case.network._forward_pre_hooks.values())
             if type(pipe) is not cls or hooks:
                 wrong.append(f"{name}: left behind")
         per_class[name] = sum(n for (kind, _), n in tally.items() if kind == "calls") - counted
+        print(f"{name}: {per_class[name]} calls", dict(tally), wrong[-3:], flush=True)
     return tally, wrong, per_class
 
 
-def run(families=None, limit=8):
+def run(families=None, limit=4):
     """The campaign: {"trials", "failures", "failed", "classes", "outcomes"}.
 
     Args:
