@@ -113,7 +113,8 @@ class Case:
                 made = quiet(cls(**given))
                 if hasattr(self.pipe, "default_sample_size"):
                     made.default_sample_size = self.pipe.default_sample_size
-                yield name, made, self._guardable(made)
+                if network_of(made) is self.network:  # others copy the weights into a network of their own
+                    yield name, made, self._guardable(made)
             except (RuntimeError, ImportError, DiffmemError, TypeError, ValueError, AttributeError):
                 continue  # needs a package or a part that is not here
 
@@ -188,7 +189,8 @@ class Case:
         def call(pipe, step, t, given):
             if step == 0:
                 arguments = {**self.arguments(other), **self.with_text(self.loud)}
-                self.stolen.append(other(**{**arguments, "callback_on_step_end": None}))
+                output = other(**{**arguments, "callback_on_step_end": None})
+                self.stolen += [image for image in output.images if np.asarray(image).any()]
             return given
 
         return call
