@@ -98,3 +98,35 @@ def test_what_is_not_in_an_index_is_said_when_it_is_opened(tmp_path, caplog):
     caplog.clear()
     CopyIndex.load(tmp_path / "index", L2Tiled(16))
     assert "1 of 4 pictures of the index" in caplog.text and "broken.png" in caplog.text and "raw.dng" in caplog.text
+
+
+def test_the_approximate_search_finds_views_too(oblong, tmp_path):
+    pytest.importorskip("faiss")
+    build(oblong, tmp_path / "index")
+    index = CopyIndex.load(tmp_path / "index", L2Tiled(16))
+    square = oblong["07"].crop((8, 0, 40, 32))
+    exact = match([square, oblong["03"]], index)
+    index.use_search("faiss")
+    assert match([square, oblong["03"]], index) == exact and exact[0].view == CENTRE_SQUARE
+    again = CopyIndex.load(tmp_path / "index", L2Tiled(16))
+    again.use_search("faiss")
+    assert match([square], again)[0].train_id == "07"
+    assert len(list((tmp_path / "index").glob("*faiss-*.index"))) == 2
+
+
+def test_an_interrupted_index_goes_on_with_its_views(oblong, tmp_path):
+    class Interrupted(L2Tiled):
+        left = 9
+
+        def describe(self, images):
+            Interrupted.left -= 1
+            if Interrupted.left < 0:
+                raise KeyboardInterrupt
+            return super().describe(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        CopyIndex.build(load_images(oblong), Interrupted(16), tmp_path / "index", part_rows=2, batch=2)
+    index = build(oblong, tmp_path / "index", part_rows=3, batch=2)
+    memory = build(oblong)
+    np.testing.assert_array_equal(index.views, memory.views)
+    np.testing.assert_array_equal(index.view_vectors[:], memory.view_vectors[:])

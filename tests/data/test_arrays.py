@@ -83,6 +83,8 @@ def test_a_bright_picture_among_signed_ones_has_their_range(caplog):
         ((item for item in PIXELS), "generator"),
         (3, "from a int"),
         (b"bytes", "from a bytes"),
+        ([[PIXELS[0]]], "a list; expected a PIL image"),
+        (torch.eye(8).to_sparse(), "cannot be read as pictures"),
     ],
     ids=None,
 )

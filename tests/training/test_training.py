@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -249,6 +251,15 @@ def test_missing_captions_and_wrong_plans_are_said(tmp_path):
         )
         plan = plan_of(duplication={"regime": "dup_image", "share": 0.5})
         train(plan, tmp_path / "c", data=single, target=Target.from_pipeline(tiny_sd()), device="cpu")
+
+
+def test_pictures_with_repeats_are_seen_so_often(tmp_path):
+    few = pictures()
+    images = (few.images[0], replace(few.images[1], repeats=5), *few.images[2:])
+    data = replace(few, images=images)
+    trainer = Trainer(plan_of(), tmp_path, data, Target.from_pipeline(tiny_sd()), "cpu", True)
+    seen = Counter(trainer.samples._order[place] for place in range(5 * (5 + len(images) - 1)))
+    assert seen[1] == 5 * seen[0] == 25 and set(seen.values()) == {5, 25}
 
 
 def test_a_folder_with_captions_is_read_and_a_broken_picture_left_out(tmp_path):

@@ -42,6 +42,9 @@ class MemorySource(ImageSource):
             if isinstance(item, np.ndarray):
                 self._images[place] = one = _to_8_bit(item, signed, tensor)
                 problems += [one] if isinstance(one, str) else []
+            elif not isinstance(item, (Image.Image, Path, bytes)):
+                self._images[place] = f"a {type(item).__name__}; expected {_EXPECTED}"
+                problems.append(self._images[place])
         if problems and len(problems) == len(self._images):
             raise UsageError(f"None of the {len(problems)} pictures given can be used: {problems[0]}.")
 
@@ -52,16 +55,8 @@ class MemorySource(ImageSource):
                 yield read_path(item, key)
             elif isinstance(item, str):
                 yield Raw(key, None, problem=item)
-            elif isinstance(item, (Image.Image, np.ndarray)):
-                yield Raw(key, item)
             else:
-                kind = type(item).__name__
-                expected = "a PIL image, a NumPy array, a torch tensor, encoded bytes or the path of a picture"
-                yield (
-                    Raw(key, item)
-                    if isinstance(item, bytes)
-                    else Raw(key, None, problem=f"a {kind}; expected {expected}")
-                )
+                yield Raw(key, item)
 
 
 def read_path(path: Path, key: str) -> Raw:
@@ -104,14 +99,18 @@ def split_array(value: Any) -> list[Any]:
     return [value[i] for i in range(shape[0])]
 
 
+_EXPECTED = "a PIL image, a NumPy array, a torch tensor, encoded bytes or the path of a picture"
 _LAYOUTS = "[H, W], [H, W, C], [N, H, W, C], [N, C, H, W] with 1, 3 or 4 channels"
 
 
 def _plain(item: Any) -> Any:
     """Tensors as arrays, strings as paths."""
     if is_tensor(item):
-        item = item.detach().cpu()
-        return item.float().numpy() if item.is_floating_point() else item.numpy()
+        try:
+            item = item.detach().cpu()
+            return item.float().numpy() if item.is_floating_point() else item.numpy()
+        except (TypeError, RuntimeError, NotImplementedError) as error:
+            raise UsageError(f"A tensor that cannot be read as pictures ({error}).") from error
     if isinstance(item, (str, Path)):
         return Path(item)
     return bytes(item) if isinstance(item, (bytearray, memoryview)) else item
