@@ -83,24 +83,26 @@ class Installation:
                 made[part.layer] = (t["down"].float().reshape(-1, *shape[1:]), up, change.scaling)
             else:
                 made[part.layer] = factors(change, part, layers)
-        exact = {f"^{re.escape(layer)}": len(down) for layer, (down, _, _) in made.items()}
+        # Ranks and scalings are set below: peft looks them up by patterns, one search per pair of layers.
         config = LoraConfig(
-            r=1, lora_alpha=1, target_modules="|".join(re.escape(layer) for layer in made), use_dora=dora,
-            rank_pattern=exact, alpha_pattern={f"^{re.escape(k)}": s * len(d) for k, (d, _, s) in made.items()},
-            inference_mode=True, lora_dropout=0.0,
-        )  # fmt: skip
+            r=1, lora_alpha=1, target_modules="|".join(map(re.escape, made)), use_dora=dora, inference_mode=True
+        )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
             inject_adapter_in_model(config, component, adapter_name=name)
         for change, part in pieces:
             layer: Any = component.get_submodule(part.layer)
-            down, up, _ = made[part.layer]
+            down, up, scaling = made[part.layer]
             base = layer.base_layer.weight
             # DoRA's magnitudes are near the norms of whole rows: in half precision the change would drown in rounding.
             dtype = torch.float32 if dora else base.dtype
-            for matrices, value in ((layer.lora_A, down), (layer.lora_B, up)):
-                held = matrices[name].weight
-                held.data = value.reshape(held.shape).to(base.device, dtype)
+            layer.r[name], layer.lora_alpha[name], layer.scaling[name] = len(down), scaling * len(down), scaling
+            for matrix, value in ((layer.lora_A[name], down), (layer.lora_B[name], up)):
+                conv = isinstance(matrix, nn.Conv2d)
+                value = value.reshape(*value.shape[:2], *matrix.weight.shape[2:])
+                setattr(matrix, "out_channels" if conv else "out_features", value.shape[0])
+                setattr(matrix, "in_channels" if conv else "in_features", value.shape[1])
+                matrix.weight.data = value.to(base.device, dtype)
             if dora:
                 held = layer.lora_magnitude_vector[name].weight
                 value = rows_of(part, change.magnitude(_rows(change))[1])
@@ -130,7 +132,7 @@ class Installation:
         """Compare what each layer does now with what the files say.
 
         Each layer is given random inputs, in float64: (layer - layer without adapters)(x) against the change computed
-        from the file's tensors. Cost: one product of each changed weight.
+        from the file's tensors. Cost: a few products with A and B for a LoRA, one of each changed weight for the rest.
 
         Raises:
             ModelError: a layer whose change differs by more than TOLERANCE.
@@ -139,12 +141,8 @@ class Installation:
         wanted: dict[tuple[str, str, str], Tensor] = {}
         moves: dict[int, bool] = {change.lora: False for change in self.changes}
         for change in self.changes:
-            for component, layer, name, value in self._said(change):
-                moves[change.lora] |= bool(value.abs().max() > 0)
-                base = self._layer(component, layer)
-                adapted = name == "weight" and isinstance(base, nn.Linear | nn.Conv2d)
-                output = _apply(base, value) if adapted else value.double()
-                key = (component, layer, name)
+            for key, output in self._said(change):
+                moves[change.lora] |= bool(output.abs().max() > 0)
                 wanted[key] = wanted[key] + output if key in wanted else output
         still = [lora for lora, moved in moves.items() if not moved]
         if still:
@@ -164,16 +162,22 @@ class Installation:
                     "half precision may hold it in float32."
                 )
 
-    def _said(self, change: Change) -> Iterator[tuple[str, str, str, Tensor]]:
-        """(component, layer, "weight" or "bias", the change in it) from the file's tensors."""
+    def _said(self, change: Change) -> Iterator[tuple[tuple[str, str, str], Tensor]]:
+        """((component, layer, "weight" or "bias"), what the file's tensors say): of an adapter, its outputs on the probe."""
         component = change.place.component
+        layers = layers_of(self.pipeline.components[component], change)
         bias = change.bias()
-        whole = change.weight(layers_of(self.pipeline.components[component], change)) if change.on_weight else None
+        whole = change.weight(layers) if change.on_weight and not change.plain() else None
         for part in change.place.parts:
-            if whole is not None:
-                yield component, part.layer, "weight", rows_of(part, whole)
+            base = layers[part.layer]
+            if change.plain():
+                yield (component, part.layer, "weight"), _through(base, *factors(change, part, layers))
+            elif whole is not None:
+                value = rows_of(part, whole)
+                adapted = isinstance(base, nn.Linear | nn.Conv2d)
+                yield (component, part.layer, "weight"), _apply(base, value) if adapted else value.double()
             if bias is not None:
-                yield component, part.layer, "bias", rows_of(part, bias)
+                yield (component, part.layer, "bias"), rows_of(part, bias).double()
 
 
 class NothingChanges(Exception):
@@ -214,10 +218,39 @@ def _apply(base: Any, change: Tensor) -> Tensor:
     return nn.functional.linear(x, change)
 
 
-def _done(layer: nn.Module) -> Tensor:
+def _through(base: Any, down: Tensor, up: Tensor, scaling: float) -> Tensor:
+    """What a LoRA does to the probe: scaling * up @ (down @ x)."""
+    x, down, up = _probe(base), down.double().cpu(), scaling * up.double().cpu()
+    if isinstance(base, nn.Conv2d):
+        inner = nn.functional.conv2d(x, down, None, base.stride, base.padding, base.dilation, base.groups)
+        return torch.einsum("or,nr...->no...", up, inner)
+    return x @ down.T @ up.T
+
+
+class _Silent(nn.Module):
+    """In place of a base layer: zeros, which the adapters' outputs are added to."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base = [base]  # hidden from the module's own layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        base = self.base[0]
+        if isinstance(base, nn.Linear):
+            return x.new_zeros((*x.shape[:-1], base.out_features))
+        settings = zip(x.shape[2:], base.padding, base.dilation, base.kernel_size, base.stride, strict=True)
+        size = [(n + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for n, pad, dilation, k, stride in settings]
+        return x.new_zeros((len(x), base.out_channels, *size))
+
+
+def _done(layer: Any) -> Tensor:
     """What the adapters of a layer do to the probe."""
-    twin: Any = copy.deepcopy(layer).cpu().double()
-    x = _probe(twin.base_layer)
+    base, x = layer.base_layer, _probe(layer.base_layer)
+    if layer.lora_magnitude_vector:  # DoRA looks at the base's weight
+        twin: Any = copy.deepcopy(layer)
+    else:
+        twin = copy.deepcopy(layer, {id(base): _Silent(base)})
+    twin = twin.cpu().double()
     with torch.no_grad():
         with_adapters, without = twin(x), twin.base_layer(x)
     return torch.sub(with_adapters, without)

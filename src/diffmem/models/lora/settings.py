@@ -11,7 +11,7 @@ from typing import Any
 
 from diffmem.errors import ModelError
 
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica", "orthogonal_base")
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Starts of peft that subtract from the base's weights; such an adapter belongs to weights that are not the base's."""
 UNREAD = {
     "modules_to_save": "whole layers are saved beside it (modules_to_save)",
