@@ -210,16 +210,27 @@ def test_z_image_in_its_first_names(tmp_path):
             assert torch.equal(mine, converted[f"{part.layer}.weight"])
 
 
-def test_one_layer_twice_is_refused(tmp_path):
+@pytest.mark.parametrize("same", [True, False])
+def test_a_layer_twice(tmp_path, same):
+    """Joined and split, as some trainers of Z-Image write it: once where both say the same, else refused."""
     pipe = families.flux()
     layers, names = originals(pipe.transformer)
-    tensors, _ = lora_on(names, layers, ["double_blocks_0_img_attn_qkv"])
-    down = rand(2, layers["transformer_blocks.0.attn.to_q"].weight.shape[1])
-    up = rand(len(layers["transformer_blocks.0.attn.to_q"].weight), 2)
-    start = "transformer.transformer_blocks.0.attn.to_q"
-    tensors |= {f"{start}.lora_A.weight": down, f"{start}.lora_B.weight": up}
-    with pytest.raises(ModelError, match=r"are both for transformer\.transformer_blocks\.0\.attn\.to_q"):
-        load_lora(pipe, write(tensors, tmp_path / "lora.safetensors"))
+    tensors, wanted = lora_on(names, layers, ["double_blocks_0_img_attn_qkv"])
+    down, up = (tensors[f"lora_unet_double_blocks_0_img_attn_qkv.lora_{d}.weight"] for d in ("down", "up"))
+    start, rows = "transformer.transformer_blocks.0.attn.to_q", len(up) // 3
+    tensors |= {
+        f"{start}.lora_A.weight": 0.5 * down,
+        f"{start}.lora_B.weight": up[:rows] if same else up[rows : 2 * rows],
+    }
+    file = write(tensors, tmp_path / "lora.safetensors")
+    if not same:
+        with pytest.raises(
+            ModelError, match=r"are both for transformer\.transformer_blocks\.0\.attn\.to_q, and differ"
+        ):
+            load_lora(pipe, file)
+        return
+    assert "counts once" in load_lora(pipe, file).notes[0]
+    assert_changes(pipe.transformer, wanted)
 
 
 def test_names_are_flat_without_what_classes_put_before():

@@ -208,3 +208,19 @@ def test_a_lora_given_as_the_model(tmp_path, inner):
     write(whole(), tmp_path / "pytorch_lora_weights.safetensors")
     with pytest.raises(ModelError, match="is a LoRA, not a model: give its base as the model"):
         Target.from_pretrained(tmp_path / inner)
+
+
+def test_layers_that_are_never_called_are_refused(tmp_path):
+    """An adapter on torch's own attention would be in the model and not heard."""
+    pipe = tiny_sd()
+    pipe.unet.pool = torch.nn.MultiheadAttention(16, 2)
+    tensors = {"unet.pool.out_proj.lora_A.weight": rand(2, 16), "unet.pool.out_proj.lora_B.weight": rand(16, 2)}
+    refuses(pipe, write(tensors, tmp_path / "lora.safetensors"), "MultiheadAttention, where no adapter works")
+
+
+def test_pickled_embeddings_beside_a_lora_are_not_passed_over(tmp_path):
+    write(whole(), tmp_path / "pytorch_lora_weights.safetensors")
+    torch.save({"<cat>": rand(16)}, tmp_path / "learned_embeds.bin")
+    torch.save({}, tmp_path / "optimizer.bin")
+    refuses(tiny_sd(), tmp_path, "learned_embeds.bin is a pickle")
+    assert load_lora(tiny_sd(), tmp_path, allow_pickle=True).tokens == ["<cat>"]

@@ -210,3 +210,19 @@ def test_a_folder_with_one_adapter_for_each_component(tmp_path):
     load_lora(pipe, tmp_path)
     for part, changes in wanted.items():
         assert_changes(pipe.components[part], changes)
+
+
+@pytest.mark.parametrize(
+    ("header", "name", "words"),
+    [({"ss_base_model_version": "sdxl_base_v1-0"}, "x", "trained for sdxl_base_v1-0"),
+     ({"modelspec.architecture": "flux-1-dev/lora"}, "x", "trained for flux-1-dev/lora"),
+     ({"ss_base_model_version": "sd_v1"}, "x", None), ({"modelspec.architecture": "stable-diffusion-v1/lora"}, "x", None),
+     ({"ss_v_parameterization": "True"}, "x", "predicts v_prediction"), ({"ss_v_parameterization": "False"}, "x", None),
+     ({}, "pytorch_lcm_weights", "called after lcm"), ({"modelspec.title": "My Lightning 4 steps"}, "x", "after Lightning"),
+     ({}, "flashlight", None)],
+)  # fmt: skip
+def test_what_the_header_says_of_the_base(tmp_path, header, name, words):
+    file, _ = made(tiny_sd(), tmp_path / f"{name}.safetensors")
+    write(load_file(file), file, **header)
+    notes = load_lora(tiny_sd(), file).notes
+    assert (len(notes) == 1 and words in notes[0]) if words else notes == []

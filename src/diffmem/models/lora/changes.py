@@ -173,6 +173,20 @@ def factors(change: Change, part: Part, layers: Layers) -> tuple[Tensor, Tensor,
     return torch.eye(shape[1]), whole, 1.0
 
 
+def same_change(one: Change, other: Change) -> bool:
+    """Whether two changes do the same to the layers that they share (not known of magnitudes and biases: no)."""
+    if any({"magnitude", "bias_diff", "up_bias"} & c.entry.tensors.keys() for c in (one, other)):
+        return False
+    wholes = [matrix(c.entry) * c.scaling for c in (one, other)]
+    for part in one.place.parts:
+        for twin in other.place.parts:
+            if part.layer == twin.layer:
+                a, b = rows_of(part, wholes[0]), rows_of(twin, wholes[1])
+                if a.shape != b.shape or (a - b).norm() > 1e-4 * b.norm():
+                    return False
+    return True
+
+
 def check_shapes(change: Change, layers: Layers, where: str) -> str | None:
     """A sentence where an entry does not fit its layers."""
     t, parts = change.entry.tensors, change.place.parts

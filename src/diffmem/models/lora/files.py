@@ -15,6 +15,8 @@ from diffmem.models.lora.choice import FILES, PICKLED
 from diffmem.models.lora.sniff import sniff
 
 COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+TRAINERS = ("optimizer", "scheduler", "scaler", "training_args", "random_states_0", "prior_optimizer")
+"""Names of what trainers keep for going on; it is no part of a model."""
 _PROBLEMS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, EOFError)
 
 
@@ -73,8 +75,8 @@ def read_lora(lora: str, allow_pickle: bool = False) -> LoraFiles:
         files = _chosen(path, lora, allow_pickle)
     weights = [_read(file, component, allow_pickle) for file, component in files]
     read = LoraFiles(weights)
-    for other in sorted(folder.glob("*.safetensors")):
-        if any(other == file for file, _ in files):
+    for other in sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", *PICKLED)):
+        if any(other == file for file, _ in files) or other.stem in TRAINERS:
             continue
         if _named_embeddings(other, files[0][0], whole_folder):
             read.tokens.append(_read(other, "", allow_pickle))
@@ -100,10 +102,10 @@ def _chosen(folder: Path, lora: str, allow_pickle: bool) -> list[tuple[Path, str
         inner = [(file, name) for place, name in parts for file in [*map(place.joinpath, FILES)] if file.exists()]
         if inner:
             return inner
-        pickles = sorted(f for f in folder.iterdir() if f.suffix in PICKLED)
+        pickles = sorted(f for f in folder.iterdir() if f.suffix in PICKLED and f.stem not in TRAINERS)
         if pickles and not allow_pickle:
             raise ModelError(_pickle_refusal(pickles[0]))
-        own = [f for f in pickles if f.name not in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl")]
+        own = [f for f in pickles if not _named_embeddings(f, f, True)]
     if not own:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
         raise ModelError(f"The folder {lora} holds no .safetensors file, so no LoRA (found: {found}).")

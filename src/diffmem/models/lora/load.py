@@ -14,11 +14,12 @@ from diffmem.models.lora.choice import LoraChoice, Loras, choices, lora_name
 from diffmem.models.lora.entries import Entry, Sorted, kinds_of, sort_keys
 from diffmem.models.lora.files import LoraFiles, Weights, read_lora
 from diffmem.models.lora.foreign import foreign, format_of, named
+from diffmem.models.lora.remarks import remarks
 from diffmem.models.lora.settings import Settings, header_settings, network_alpha, peft_settings
 
 if TYPE_CHECKING:
     from diffmem.models.lora.changes import Change
-    from diffmem.models.lora.names import Names
+    from diffmem.models.lora.names import Names, Place
 
 _PROBLEMS = (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError)
 
@@ -129,16 +130,37 @@ class _OneLora:
         made: list[Change] = []
         for weights in files.weights:
             made += self._changes_of(weights)
-        taken: dict[tuple[str, str, bool], str] = {}
-        for change in made:
-            for part in change.place.parts:
-                before = taken.setdefault((change.place.component, part.layer, change.on_weight), change.entry.layer)
-                if before != change.entry.layer:
-                    raise self.refuse(
-                        f"{before} and {change.entry.layer} are both for {change.place.component}.{part.layer}"
-                    )
+        made = self._without_twins(made)
         self._summarize(files, made)
+        for weights in files.weights:
+            self.loaded.notes += remarks(self.loaded.name, weights.header, self.pipeline)
         return made
+
+    def _without_twins(self, made: Sequence[Change]) -> list[Change]:
+        """Some files hold a layer twice (joined and split): one of two equal changes, ModelError where they differ."""
+        from diffmem.models.lora.changes import same_change
+
+        kept: list[Change] = []
+        taken: dict[tuple[str, str, bool], Change] = {}
+        for change in made:
+            keys = [(change.place.component, part.layer, change.on_weight) for part in change.place.parts]
+            before = {id(taken[key]): taken[key] for key in keys if key in taken}
+            for other in before.values():
+                if not same_change(change, other):
+                    both = " and ".join(sorted((other.entry.layer, change.entry.layer)))
+                    raise self.refuse(f"{both} are both for {keys[0][0]}.{keys[0][1]}, and differ")
+            if before and not all(key in taken for key in keys):
+                raise self.refuse(
+                    f"{change.entry.layer} is in part for layers that other entries of the file change, too"
+                )
+            if before:
+                self.loaded.notes.append(
+                    f"{change.entry.layer} says the same as other entries of the LoRA; it counts once"
+                )
+                continue
+            taken |= dict.fromkeys(keys, change)
+            kept.append(change)
+        return kept
 
     def _changes_of(self, weights: Weights) -> list[Change]:
         from diffmem.models.lora.changes import Change, check_shapes
@@ -156,6 +178,7 @@ class _OneLora:
             place = places[entry.layer]
             assert place is not None
             change = Change(entry, place, 1.0, self.choice.scale or 1.0, self.number)
+            self._refuse_unheard(place)
             problem = check_shapes(
                 change, layers_of(self.pipeline.components[place.component], change), place.component
             )
@@ -166,6 +189,18 @@ class _OneLora:
             )
             made.append(change)
         return made
+
+    def _refuse_unheard(self, place: Place) -> None:
+        """Torch's own attention reads the weights of its layers and never calls them: adapters would not be heard."""
+        import torch
+
+        component = self.pipeline.components[place.component]
+        for part in place.parts:
+            owner = component.get_submodule(part.layer.rpartition(".")[0])
+            if isinstance(owner, torch.nn.MultiheadAttention):
+                raise self.refuse(
+                    f"{place.component}.{part.layer} is in a torch.nn.MultiheadAttention, where no adapter works"
+                )
 
     def _refuse_broken(self, found: Sorted, weights: Weights) -> None:
         import torch
