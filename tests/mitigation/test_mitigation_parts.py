@@ -274,9 +274,9 @@ def test_embedding_noise_is_on_both_halves_of_the_guided_pair(family):
         mitigation = parse_mitigation(f"embedding-noise{text}")
         with mitigation.apply(made), intercepted(made.pipeline, look, 9):
             generate(made, family, steps=1, guidance=guidance)
-        noises = [seen["prompt_embeds"] - cond]
+        noises = [seen["prompt_embeds"] - cond.detach()]
         if halves == 2:
-            noises.append(seen["negative_prompt_embeds"] - null)
+            noises.append(seen["negative_prompt_embeds"] - null.detach())
         assert (seen.get("negative_prompt_embeds") is not None) == (halves == 2)
         for noise in noises:
             # .1, give or take 4 standard errors of the standard deviation of so many normal numbers
