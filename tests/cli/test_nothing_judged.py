@@ -65,3 +65,10 @@ def test_scores_without_a_value(places, tmp_path, capsys):
     images = ["--images", str(places / "train"), "--limit", "2", "--score", "loss"]
     assert main(["measure", str(tmp_path / "nan"), *images, *common]) == 3
     assert "No image has a value" in capsys.readouterr().err
+
+
+def test_an_audit_without_training_images_rests_on_its_scores(tmp_path):
+    tiny_sd().save_pretrained(tmp_path / "model")
+    asked = ["audit", str(tmp_path / "model"), "a fox", "a hen", "--draws", "1", "--images", "1", *SHORT]
+    assert main([*asked, "--out", str(tmp_path / "run")]) == 0
+    assert main(["show", str(tmp_path / "run"), "--fail-if", "errors>0"]) == 0

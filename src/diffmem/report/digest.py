@@ -142,7 +142,8 @@ def _nothing(
     measures: MeasuresDigest | None,
 ) -> str | None:
     """Why no value says anything of the model; None where one does."""
-    if fact is not None and images is not None and (copies is None or not copies.prompts_matched):
+    searched = fact is not None and fact["threshold"] is not None
+    if searched and images is not None and (copies is None or not copies.prompts_matched):
         whole = images.made + images.errors
         return (
             f"none of the {whole:,} generated images could be compared with a training image; {images.errors:,} failed, "
