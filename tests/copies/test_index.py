@@ -142,7 +142,7 @@ def test_groups_are_kept_beside_the_index(tmp_path, monkeypatch):
 
     calls = []
     original = module.near_duplicates
-    monkeypatch.setattr(module, "near_duplicates", lambda *a: calls.append(a[2]) or original(*a))
+    monkeypatch.setattr(module, "near_duplicates", lambda *a, **k: calls.append(a[2]) or original(*a, **k))
     pixels = np.repeat(PIXELS[:1], 5, 0)
     pixels[:, :3, :3] = RNG.integers(0, 256, (5, 3, 3))
     train = {f"{i:02d}": p for i, p in enumerate([*PIXELS, PIXELS[2], *pixels])}
