@@ -130,3 +130,16 @@ def test_an_interrupted_index_goes_on_with_its_views(oblong, tmp_path):
     memory = build(oblong)
     np.testing.assert_array_equal(index.views, memory.views)
     np.testing.assert_array_equal(index.view_vectors[:], memory.view_vectors[:])
+
+
+def test_names_that_are_no_utf8_do_not_end_an_index(tmp_path):
+    import os
+
+    folder = tmp_path / os.fsdecode(b"train-\xff")
+    folder.mkdir()
+    for name in (b"caf\xe9.png", b"plain.png"):
+        smooth(16, 24).save(folder / os.fsdecode(name))
+    index = CopyIndex.build(load_images(folder), L2Tiled(16), tmp_path / "index")
+    assert index.ids == ["caf\\udce9.png", "plain.png"]
+    loaded = CopyIndex.load(tmp_path / "index", L2Tiled(16))
+    assert loaded.image(loaded.ids[0]).image is not None
