@@ -74,7 +74,6 @@ def test_fault_08_the_library_opens_a_run(verb, tmp_path):
     assert opened.report(redact="blur").suffix == ".html"
 
 
-@fault(8)
 def test_fault_08_open_run_is_a_name_of_the_library(tmp_path):
     import diffmem as dm
 
