@@ -57,7 +57,7 @@ class InvMMParameters(Parameters):
         ge=0,
         lt=0.5,
         description="early infinity: chance, over the whole search, of ending it although its loss falls fast enough "
-        "(fast .05, paper 0: never)",
+        "(0, the default: never; what it changes on real images is not measured yet)",
     )
     keep: bool = Field(False, description="keep mu and log_var of every image")
 
@@ -137,7 +137,7 @@ def settings_for(denoiser: Denoiser, given: InvMMParameters) -> Settings:
         rows=given.rows or (75 if paper else 10),
         one_first=_or(given.one_first, not paper),
         skip=_or(given.skip, not paper),
-        give_up=_or(given.give_up, 0.0 if paper else 0.05),
+        give_up=_or(given.give_up, 0.0),
         improvement=1e-3 if paper else 0.05,
         relative=not paper,
     )
