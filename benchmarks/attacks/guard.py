@@ -94,12 +94,12 @@ class Case:
                     found += bool(self.scorer.score(row)[0] >= self.threshold.value * (1 + 1e-6))
         return found
 
-    def classes(self):
+    def classes(self, only=None):
         """Pipeline classes that these parts make, with a family that diffmem knows."""
         import diffusers
 
         parts = {k: v for k, v in self.pipe.components.items() if v is not None}
-        for name in sorted(n for n in dir(diffusers) if n.endswith("Pipeline")):
+        for name in only or sorted(n for n in dir(diffusers) if n.endswith("Pipeline")):
             try:
                 cls = getattr(diffusers, name)
                 wanted = inspect.signature(cls.__init__).parameters
@@ -196,7 +196,7 @@ class Case:
         return call
 
 
-_LEFT_OUT = frozenset({"OnnxStableDiffusionPipeline"})
+_LEFT_OUT = frozenset({"OnnxStableDiffusionPipeline", "AltDiffusionPipeline", "AltDiffusionImg2ImgPipeline"})
 
 
 def quiet(pipe):
@@ -228,12 +228,13 @@ def attempt(case, guard, pipe, arguments, tally, wrong, label):
     ):  # fmt: skip
         if found:
             wrong.append(f"{label}: {what}")
+    return outcome
 
 
-def campaign(case, limit):
+def campaign(case, limit, only=None):
     """All classes of one tiny pipeline; the counts and what went wrong."""
-    tally, wrong, per_class = Counter(), [], {}
-    for name, pipe, guardable in case.classes():
+    tally, wrong, per_class, left_out = Counter(), [], {}, []
+    for name, pipe, guardable in case.classes(only):
         accepted = inspect.signature(type(pipe).__call__).parameters
         counted = sum(n for (kind, _), n in tally.items() if kind == "calls")
         for guarded in (True, False) if guardable else (False,):
@@ -246,7 +247,9 @@ def campaign(case, limit):
                 pipe if guarded else case.target, threshold=threshold, action="refuse", on_refuse="blank", keep=100_000
             ) as guard:  # fmt: skip
                 plain = case.arguments(pipe)
-                attempt(case, guard, pipe, plain, tally, wrong, f"{name}: plain")
+                if attempt(case, guard, pipe, plain, tally, wrong, f"{name}: plain") not in ("given out", "refused"):
+                    left_out.append(name)
+                    continue
                 for argument, parameter in accepted.items():
                     if argument in ("self", "kwargs", "args"):
                         continue
@@ -264,24 +267,26 @@ def campaign(case, limit):
                 wrong.append(f"{name}: left behind")
         per_class[name] = sum(n for (kind, _), n in tally.items() if kind == "calls") - counted
         print(f"{name}: {per_class[name]} calls", dict(tally), wrong[-3:], flush=True)
-    return tally, wrong, per_class
+    return tally, wrong, per_class, left_out
 
 
-def run(families=None, limit=4):
+def run(families=None, limit=4, only=None):
     """The campaign: {"trials", "failures", "failed", "classes", "outcomes"}.
 
     Args:
         families: names of tiny pipelines; None for all that can be scored.
         limit: values tried per argument.
+        only: names of pipeline classes; None for all.
     """
     logging.getLogger("diffmem.guard").setLevel(logging.CRITICAL)
     logging.getLogger("diffusers").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
     builders = {"sd": tiny_sd, **FAMILIES}
-    outcomes, errors, classes, wrong = Counter(), Counter(), {}, []
+    outcomes, errors, classes, wrong, left_out = Counter(), Counter(), {}, [], []
     started = time.perf_counter()
     for name in families or [n for n in builders if n != "flux"]:  # the distilled one has no score
-        tally, found, per_class = campaign(Case(name, builders[name]), limit)
+        tally, found, per_class, without = campaign(Case(name, builders[name]), limit, only)
+        left_out += without
         for (kind, what), count in tally.items():
             (outcomes if kind == "calls" else errors)[what] += count
         wrong += found
@@ -290,6 +295,7 @@ def run(families=None, limit=4):
     return {
         "campaign": "guard", "trials": sum(classes.values()), "failures": len(wrong), "failed": wrong,
         "outcomes": dict(outcomes), "errors_of_the_pipelines": dict(errors), "calls_per_class": classes,
+        "plain_call_fails": sorted(set(left_out)),
         "seconds": round(time.perf_counter() - started),
     }  # fmt: skip
 
@@ -297,12 +303,18 @@ def run(families=None, limit=4):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", help="comma-separated; default: all")
+    parser.add_argument("--limit", type=int, default=4, help="values per argument")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    result = run(options.families.split(",") if options.families else None)
+    result = run(options.families.split(",") if options.families else None, options.limit)
     print(json.dumps({k: v for k, v in result.items() if k != "calls_per_class"}, indent=1))
-    if not options.families:
-        written = {**result, "provenance": provenance().model_dump()}
+    if result["trials"]:
+        written = {
+            **result,
+            "families": options.families,
+            "limit": options.limit,
+            "provenance": provenance().model_dump(),
+        }
         write_atomic(FILE, (json.dumps(written, indent=1) + "\n").encode())
     return 1 if result["failures"] else 0
 
