@@ -7,7 +7,7 @@ from pathlib import Path
 from diffmem.data.captions import Captions
 from diffmem.data.images import load_images
 from diffmem.data.notes import count, named, say
-from diffmem.data.prompts import Prompt, PromptList
+from diffmem.data.prompt_list import Prompt, PromptList
 from diffmem.errors import DataError
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from diffmem.data.captions import Captions
-from diffmem.data.fingerprint import hash_json
+from diffmem.data.folder_prompts import folder_prompts
 from diffmem.data.ids import unique_ids
 from diffmem.data.metadata import SEVERAL, texts_of
 from diffmem.data.notes import count, named, printable, say
 from diffmem.data.prompt_json import read_json
 from diffmem.data.prompt_lines import literal_notes, looks_like_table, prompt_rows
+from diffmem.data.prompt_list import Prompt, PromptList
 from diffmem.data.tables import Table, find_column, read_csv, read_jsonl, read_parquet
 from diffmem.data.text import read_text, split_lines
 from diffmem.errors import DataError, UsageError
+
+__all__ = ["Prompt", "PromptList", "as_prompts", "load_prompts"]
 
 PROMPT_COLUMNS = ("caption", "prompt", "text")
 ID_COLUMNS = ("id", "prompt_id", "index")
@@ -27,65 +28,6 @@ _TRUE = {"true", "1", "1.0", "yes"}
 _FALSE = {"false", "0", "0.0", "no"}
 _NULL = {"", "null", "none", "nan", "na"}
 _ID_DIGITS = 6
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One prompt of a list.
-
-    Attributes:
-        id: unique within the list.
-        text: as written, not stripped.
-        label: True memorized, False not, None unknown.
-        group: name of a set of prompts that belong together, if the list has such a column.
-        extra: every other column of the row.
-        problem: why this prompt cannot be used ("empty prompt"), None if it can; the engine makes an error row of it.
-    """
-
-    id: str
-    text: str
-    label: bool | None = None
-    group: str | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class PromptList(Sequence[Prompt]):
-    """Prompts in the order of their source, where they came from and which columns were read."""
-
-    prompts: tuple[Prompt, ...]
-    source: str
-    column: str | None = None
-    id_column: str | None = None
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def __repr__(self) -> str:
-        return f"PromptList({len(self)} prompts of {self.source})"
-
-    def __iter__(self) -> Iterator[Prompt]:
-        return iter(self.prompts)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.prompts[index]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Content hash of ids, texts, labels and groups in order; extra columns do not count."""
-        return hash_json([[p.id, p.text, p.label, p.group] for p in self.prompts])
-
-    def by_id(self, prompt_id: str) -> Prompt:
-        """The prompt with this id; raises DataError if there is none."""
-        found = self._positions.get(prompt_id)
-        if found is None:
-            raise DataError(f"There is no prompt '{prompt_id}' in {self.source} ({len(self)} prompts).")
-        return self.prompts[found]
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {prompt.id: i for i, prompt in enumerate(self.prompts)}
 
 
 def load_prompts(
@@ -122,8 +64,6 @@ def load_prompts(
         path = Path(source)
         folder, file = _kind(path)
         if folder or path.suffix.lower() in (".zip", ".tar"):
-            from diffmem.data.folder_prompts import folder_prompts
-
             _refuse_for_folders(path, id=id_column, labels=labels)
             return folder_prompts(path, captions, column, encoding)
         if not file:
