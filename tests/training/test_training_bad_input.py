@@ -125,7 +125,7 @@ def test_a_wrong_plan_is_said_and_leaves_nothing(place, capsys, more, words):
 
 def test_models_that_are_none_or_another(place, base, capsys):
     random_lora(tiny_sd(), place / "adapter")
-    for source, words in (("adapter", "no model_index.json"), ("nowhere", "There is no folder")):
+    for source, words in (("adapter", "is a LoRA, not a model"), ("nowhere", "There is no folder")):
         (place / "plan.toml").write_text(PLAN.format(method="full", alpha=2, more="").replace('"base"', f'"{source}"'))
         assert run(place) == 2
         assert words in capsys.readouterr().err
