@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from tests.tiny import tiny_ddpm, tiny_sd
+from tests.tiny_families import FAMILIES
 
 from diffmem.errors import ModelError, UsageError
 from diffmem.models.components import not_from_files
@@ -79,6 +80,19 @@ class TestWeights:
         }
         rewrite(folder / "text_encoder" / WEIGHTS["text_encoder"], lambda w: w | more)
         assert Target.from_pretrained(folder).check("a fox").passed
+
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool])
+    @pytest.mark.parametrize("part", WEIGHTS)
+    def test_whole_numbers_are_no_weights(self, folder, part, dtype):
+        key = {"unet": "conv_in.weight", "vae": "encoder.conv_in.weight"}.get(part)
+        key = key or "embeddings.token_embedding.weight"
+        rewrite(folder / part / WEIGHTS[part], lambda w: w | {k: v.to(dtype) for k, v in w.items() if k.endswith(key)})
+        refused(folder, key, "whole numbers")
+
+    def test_weights_of_a_decoder_that_the_config_has_not(self, folder):
+        """They may stand beside T5's encoder, where they are not used; a VAE without them decodes otherwise."""
+        edit(folder / "vae" / "config.json", up_block_types=[])
+        refused(folder, "vae")
 
     def test_a_value_that_no_file_holds_is_found(self, folder):
         pipe = tiny_sd()
@@ -204,6 +218,19 @@ class TestFiles:
         edit(folder / "text_encoder" / "config.json", num_hidden_layers=10**8)
         refused(folder, "num_hidden_layers")
 
+    @pytest.mark.parametrize("value", [0, -16, 2.5, 10**9, float("inf")])
+    @pytest.mark.parametrize(
+        ("part", "key"), [("unet", "cross_attention_dim"), ("vae", "latent_channels"), ("text_encoder", "hidden_size")]
+    )
+    def test_widths_that_no_model_has(self, folder, part, key, value):
+        edit(folder / part / "config.json", **{key: value})
+        refused(folder, key, "whole number")
+
+    @pytest.mark.parametrize("value", ["16", [16], {"a": 1}, True])
+    def test_widths_that_are_no_number(self, folder, value):
+        edit(folder / "unet" / "config.json", in_channels=value)
+        refused(folder, "in_channels" if value != [16] else "unet")
+
     def test_an_index_of_shards_that_points_to_a_pickle(self, folder):
         part = folder / "text_encoder"
         (part / "model.safetensors").rename(part / "pytorch_model.bin")
@@ -242,6 +269,69 @@ class TestFiles:
 def test_impossible_schedules_are_refused_when_opening(folder, changes):
     edit(folder / "scheduler" / "scheduler_config.json", **changes)
     refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "changes", "word"),
+    [
+        ("scheduler", "scheduler_config.json", {"rescale_betas_zero_snr": 7.5}, "true or false"),
+        ("scheduler", "scheduler_config.json", {"clip_sample": "no"}, "true or false"),
+        ("scheduler", "scheduler_config.json", {"timestep_spacing": 3}, "a text"),
+        ("scheduler", "scheduler_config.json", {"steps_offset": "1"}, "a finite number"),
+        ("unet", "config.json", {"center_input_sample": {"a": 1}}, "true or false"),
+        ("unet", "config.json", {"norm_eps": "1e-5"}, "a number"),
+        ("vae", "config.json", {"act_fn": 3}, "a text"),
+        ("vae", "config.json", {"scaling_factor": 1e9}, "scaling_factor"),
+    ],
+)
+def test_settings_of_another_type_are_refused(folder, part, name, changes, word):
+    edit(folder / part / name, **changes)
+    refused(folder, word, *changes)
+
+
+def test_settings_that_a_config_may_hold(folder, saved):
+    edit(folder / "unet" / "config.json", only_cross_attention=[False, False], center_input_sample=0, dropout=0)
+    edit(folder / "scheduler" / "scheduler_config.json", steps_offset=1, clip_sample=None, novel={"a": [1]})
+    one, other = (Target.from_pretrained(place).denoiser for place in (folder, saved))
+    x = torch.ones(1, *one.sample_shape)
+    with torch.no_grad():
+        assert torch.equal(*(d.predict(x, 500, d.encode_prompts(["a fox"])) for d in (one, other)))
+
+
+class TestTokenizers:
+    @pytest.mark.parametrize("limit", [None, 0, -1, 10**30, "16", [16], 17, 1e308])
+    def test_a_limit_beyond_the_encoders_positions(self, folder, limit):
+        edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=limit)
+        refused(folder, "model_max_length" if limit not in ("16", [16], None) else "tokenizer")
+
+    def test_fewer_tokens_than_positions_are_another_model_that_is_seen_rightly(self, folder):
+        edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=8)
+        target = Target.from_pretrained(folder)
+        assert target.check("a fox").passed
+        assert target.denoiser.encode_prompts(["a"]).tensors["encoder_hidden_states"].shape[1] == 8
+
+    def test_a_special_token_without_an_embedding(self, folder):
+        edit(folder / "tokenizer" / "tokenizer_config.json", pad_token="nope")
+        refused(folder, "nope", "no embedding")
+
+    @pytest.mark.parametrize(("end", "right"), [(2, True), (-514, False), (7, False)])
+    def test_the_end_of_a_text_at_which_pooling_looks(self, tmp_path, end, right):
+        pipe = FAMILIES["sdxl"]()
+        pipe.text_encoder_2.config.eos_token_id = end
+        if right:
+            assert Target.from_pipeline(pipe).denoiser.family == "sdxl"
+            return
+        with pytest.raises(ModelError, match="eos_token_id"):
+            Target.from_pipeline(pipe)
+
+
+def test_a_decoder_that_gives_no_numbers_fails_the_check():
+    """Its images are black, like those that a safety checker has blacked out."""
+    pipe = tiny_sd()
+    with torch.no_grad():
+        pipe.vae.decoder.conv_in.weight.fill_(float("nan"))
+    result = Target.from_pipeline(pipe).check("a fox")
+    assert not result.passed and "decoded images" in result.message
 
 
 @pytest.mark.parametrize("betas", [[0.0] * 10, [0.5, float("nan")], [1.0, 1.0]])

@@ -207,7 +207,7 @@ def _image(denoiser: Denoiser, steps: list[Step], image: Image.Image | None) -> 
         if (decoded := _decoded(denoiser, result, pixels)) is not None
     ]
     difference = min((d if math.isfinite(d) else math.inf for d in found), default=None)
-    if not bool(pixels.any()):
+    if not bool(pixels.any()) and difference is not None and math.isfinite(difference):
         difference = None  # a safety checker blacks images out
     try:
         latents = denoiser.encode_images(pixels * 2 - 1)

@@ -15,13 +15,18 @@ from typing import Any
 import torch
 
 from diffmem.errors import ModelError, first_line
-from diffmem.models.folder import Part
-from diffmem.models.lora.sniff import sniff
+from diffmem.models.config_types import check_types
+from diffmem.models.folder import Part, read_json
+from diffmem.models.lora.sniff import INTEGERS, dtypes, sniff
 
 _SAMPLE = 16
-_ELSEWHERE = re.compile(
-    r"(^|\.)(position_ids|inv_freq)$|^(vision_model|visual_projection|text_projection|logit_scale|decoder|lm_head)(\.|$)"
-)
+_COMPUTED = r"(^|\.)(position_ids|inv_freq)$"
+_ELSEWHERE = {
+    "diffusers": re.compile(_COMPUTED),
+    "transformers": re.compile(
+        rf"{_COMPUTED}|^(vision_model|visual_projection|text_projection|logit_scale|decoder|lm_head)(\.|$)"
+    ),
+}
 """Keys that a file may hold beside a part's own: buffers that are computed, and the other tower of CLIP or T5."""
 
 
@@ -78,6 +83,7 @@ def open_part(part: Part, dtype: torch.dtype, allow_pickle: bool) -> Any:
         ModelError: it cannot be opened, lacks weights, or its files hold weights that its class does not have.
     """
     kind = part_class(part)
+    _check_config(part, kind)
     if not issubclass(kind, torch.nn.Module):
         opened = _opened(part, kind)
         if isinstance(opened, torch.nn.Module):  # AutoModel and the like, which were not asked what they lack
@@ -88,7 +94,8 @@ def open_part(part: Part, dtype: torch.dtype, allow_pickle: bool) -> Any:
         return opened
     model, report = _opened(part, kind, dtype, allow_pickle)
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    _refuse_incomplete(part, missing, [key for key in unexpected if not _ELSEWHERE.search(key)])
+    beside = _ELSEWHERE["transformers" if part.library == "transformers" else "diffusers"]
+    _refuse_incomplete(part, missing, [key for key in unexpected if not beside.search(key)])
     unread = [name for name, value in model.named_parameters() if value.is_meta]
     _refuse_incomplete(part, unread, [])
     strange = not_from_files(model, part.weights)
@@ -100,6 +107,24 @@ def open_part(part: Part, dtype: torch.dtype, allow_pickle: bool) -> Any:
         values = dict(model.named_parameters())
         _refuse_incomplete(part, [name for name in strange if not torch.equal(values[name], again[name])], [])
     return model.eval()
+
+
+def _check_config(part: Part, kind: Any) -> None:
+    """Types of a diffusers class's config (transformers looks at those of its own), and whole numbers as weights."""
+    from diffusers.configuration_utils import ConfigMixin
+
+    file = part.folder / str(getattr(kind, "config_name", None) or "config.json")
+    if issubclass(kind, ConfigMixin) and file.is_file():
+        check_types(read_json(file), kind, str(file))
+    for weights in part.weights:
+        found = next(
+            (key for key, dtype in dtypes(weights) if key.endswith((".weight", ".bias")) and dtype in INTEGERS), None
+        )
+        if found:
+            raise ModelError(
+                f"{weights} holds {found} as whole numbers ({dict(dtypes(weights))[found]}): quantised weights, or no weights. "
+                "Use the file before it was quantised."
+            )
 
 
 def _renamed(name: str) -> str:
@@ -123,7 +148,10 @@ def _opened(part: Part, kind: Any, dtype: torch.dtype | None = None, allow_pickl
     except Exception as problem:  # the libraries raise anything at all on a damaged file
         kinds = {file.name: sniff(file) for file in part.weights}
         odd = [f"{name} is {kind}" for name, kind in kinds.items() if kind != "safetensors"]
-        said = f"{', '.join(odd)}." if odd else first_line(problem).rstrip(". ") + "."
+        what = first_line(problem).rstrip(". ")
+        if len(what) < 20:  # a KeyError is the key alone
+            what = f"{type(problem).__name__}: {what}"
+        said = f"{', '.join(odd)}." if odd else f"{what}."
         raise ModelError(
             f"The component '{part.name}' ({part.class_name}) in {part.folder} cannot be opened: {said} Its files are "
             f"damaged, or of another version of {part.library}: copy them again."

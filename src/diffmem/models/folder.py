@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from diffmem.errors import ModelError
+from diffmem.models.config_types import check_counts
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 _CONFIG_BYTES = 4 << 20
 _TABLE_BYTES = 256 << 20
 _TABLES = re.compile(r"^(tokenizer|vocab|added_tokens|.*\.index)\.json$")
 _MOST_FILES = 20_000
-_COUNTS = re.compile(r"layers|blocks|heads|depth")
-_MOST_LAYERS = 4096
 _VARIANT = re.compile(r"^[\w]+\.(?P<variant>\w+?)(-\d+-of-\d+)?\.safetensors$")
 
 
@@ -200,7 +199,7 @@ def _config(place: Path, name: str) -> Path | None:
             continue
         values = read_json(file)
         if file.name == "config.json":
-            _check_counts(file, values)
+            check_counts(values, str(file))
         if file.name in ("config.json", "scheduler_config.json"):
             found = found or file
         if file.name == "scheduler_config.json":
@@ -208,16 +207,6 @@ def _config(place: Path, name: str) -> Path | None:
 
             check_config(values, str(file))
     return found
-
-
-def _check_counts(file: Path, values: Mapping[str, Any]) -> None:
-    """Refuse numbers of layers that no model has: building them would not end."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            _check_counts(file, value)
-        numbers = value if isinstance(value, list) else [value]
-        if _COUNTS.search(key) and any(type(n) is int and n > _MOST_LAYERS for n in numbers):
-            raise ModelError(f"{file} says {key} = {_short(value)}; no model has that many. It is not opened.")
 
 
 def _weights(

@@ -44,9 +44,11 @@ def denoiser_for(pipeline: Any, distilled: bool | None = None, called_by_user: b
     """
     from diffmem.models.families._distilled import distillation_of
     from diffmem.models.families._inputs import check_inputs
+    from diffmem.models.families._tokenizers import check_tokenizers
 
     if not called_by_user:
         check_inputs(pipeline)
+    check_tokenizers(pipeline)
     for name in FAMILIES:
         family: Any = FAMILIES.get(name)
         if family.fits(pipeline):

@@ -112,7 +112,12 @@ class LatentDenoiser(PipelineDenoiser):
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
-        setting(self.autoencoder, "scaling_factor", float)
+        scale = setting(self.autoencoder, "scaling_factor", float)
+        if not 1e-4 <= scale <= 1e4:
+            raise ModelError(
+                f"The config of this {kind_of(self.autoencoder)} says scaling_factor = {scale:g}; no latents are of that "
+                "size. Correct the component's config.json."
+            )
 
     @property
     def autoencoder(self) -> Any:

@@ -19,7 +19,7 @@ _PREDICTIONS: dict[str, Prediction] = {
 
 _POSITIVE = (
     "num_train_timesteps", "shift", "flow_shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
-    "solver_order", "original_inference_steps", "timestep_scaling",
+    "solver_order", "original_inference_steps", "timestep_scaling", "clip_sample_range", "sample_max_value",
 )  # fmt: skip
 _FINITE = ("beta_start", "beta_end", "sigma_min", "sigma_max", "sigma_data", "steps_offset", "rho")
 _MOST_STEPS = 1_000_000

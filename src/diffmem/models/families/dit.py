@@ -37,7 +37,7 @@ class DiT(LatentDenoiser):
         found = []
         for prompt in prompts:
             text = prompt.strip()
-            number = int(text) if text.isdigit() else names.get(text)
+            number = int(text) if text.isdecimal() else names.get(text)
             if number is None or not 0 <= number < self.classes:
                 known = f" or one of {len(names)} names" if names else ""
                 raise ModelError(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from diffmem.models.lora.choice import FILES
 from diffmem.models.lora.entries import kind_of_key
+
+INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"})
+"""Types of tensors in .safetensors files that are no weights."""
 
 
 def sniff(file: Path) -> str:
@@ -31,18 +35,28 @@ def sniff(file: Path) -> str:
     return "no file of weights that is known here"
 
 
+def dtypes(file: Path) -> Iterator[tuple[str, str]]:
+    """(name, type) of every tensor of a .safetensors file, from its header; nothing where it is none."""
+    if sniff(file) != "safetensors":
+        return
+    with file.open("rb") as opened:
+        header = opened.read(struct.unpack("<Q", opened.read(8))[0])
+    try:
+        read = json.loads(header)
+    except (ValueError, RecursionError):
+        return  # its loader says what is wrong with it
+    for name, tensor in read.items() if isinstance(read, dict) else ():
+        if name != "__metadata__" and isinstance(tensor, dict):
+            yield name, str(tensor.get("dtype"))
+
+
 def is_lora(path: Path) -> bool:
     """Whether a file, or a folder's file, is a LoRA by the names of its weights; reads the header only."""
     files = [path] if path.is_file() else [*map(path.joinpath, FILES), *sorted(path.glob("*.safetensors"))]
     for file in files:
-        if not file.is_file() or sniff(file) != "safetensors":
+        if not file.is_file():
             continue
-        with file.open("rb") as opened:
-            header = opened.read(struct.unpack("<Q", opened.read(8))[0])
-        try:
-            names = [name for name in json.loads(header) if isinstance(name, str) and name != "__metadata__"]
-        except (ValueError, RecursionError, TypeError):
-            continue
+        names = [name for name, _ in dtypes(file)]
         if any(key.startswith(("lora_unet_", "lora_te")) or kind_of_key(key) for key in names):
             return True
     return False
