@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from diffmem.atomic import write_atomic
 from diffmem.errors import DataError
 from diffmem.report import prose
 from diffmem.report.charts import histogram_chart, interval_chart, roc_chart, scale_chart
 from diffmem.report.digest import build_digest, write_digest
-from diffmem.report.measures.section import measures_section
+from diffmem.report.measures.charts import curve_chart, kinds, scatter_chart, strip_chart
+from diffmem.report.measures.pictures import measured_pictures
+from diffmem.report.page import as_bytes, render_page
 from diffmem.report.pictures import Pictures
-from diffmem.report.redaction import Embedded, Redaction, embed, hide_prompts
+from diffmem.report.redaction import Redaction, View, embed, hide_prompts
 from diffmem.report.shape import Digest, PairDigest
 from diffmem.report.verdict import STATISTICS
 
@@ -28,14 +24,6 @@ LIMIT = 15_000_000
 """Bytes that a report may have."""
 IMAGE_BUDGET = 8_000_000
 """Bytes that its pictures may have; pairs beyond it are shown without them."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """One picture of a pair: embedded, or None with the reason."""
-
-    picture: Embedded | None
-    reason: str
 
 
 def write_report(
@@ -61,17 +49,18 @@ def write_report(
     path = folder / FILE if out is None else Path(out)
     if path.is_dir():
         raise DataError(f"'{path}' is a folder; --out takes the name of a file.")
-    write_atomic(path, render(folder, digest, redact, hash_prompts).encode("utf-8", errors="backslashreplace"))
+    write_atomic(path, as_bytes(render(folder, digest, redact, hash_prompts)))
     return path
 
 
 def render(folder: Path, digest: Digest, redact: Redaction = "none", hash_prompts: bool = False) -> str:
     """The page, at most LIMIT bytes: where a run has more to show, long tables and galleries are cut, and say so."""
     pictures = _embed_all(folder, digest, redact)
+    measured = measured_pictures(folder, digest.measures, redact)
     shown = hide_prompts(digest) if hash_prompts else digest
     for share in (1, 2, 4, 8, 16, 64, 256):
-        page = _page(folder, _fewer(shown, share), shown, pictures, redact, hash_prompts)
-        if len(page.encode("utf-8", errors="backslashreplace")) <= LIMIT:
+        page = _page(_fewer(shown, share), shown, pictures, measured, redact, hash_prompts)
+        if len(as_bytes(page)) <= LIMIT:
             return page
     raise DataError(f"The report of this run would be larger than {LIMIT / 1e6:.0f} MB; its summary.json holds it all.")
 
@@ -88,18 +77,18 @@ def _fewer(digest: Digest, share: int) -> Digest:
     return digest.model_copy(update={"table": digest.table.model_copy(update={"rows": rows}), "galleries": galleries})
 
 
-def _embed_all(folder: Path, digest: Digest, redact: Redaction) -> dict[str, tuple[Side, Side]]:
+def _embed_all(folder: Path, digest: Digest, redact: Redaction) -> dict[str, tuple[View, View]]:
     """Image key -> generated and training picture; none are opened where none may be shown."""
-    found: dict[str, tuple[Side, Side]] = {}
+    found: dict[str, tuple[View, View]] = {}
     if redact == "hash":
-        hidden = Side(None, "not shown in this report")
+        hidden = View(None, "not shown in this report")
         return {pair.image_key: (hidden, hidden) for gallery in digest.galleries for pair in gallery.pairs}
     opened = Pictures(folder, digest)
     spent = 0
     for gallery in digest.galleries:
         for pair in gallery.pairs:
             if spent > IMAGE_BUDGET:
-                full = Side(None, "left out to keep the file small")
+                full = View(None, "left out to keep the file small")
                 found[pair.image_key] = (full, full)
                 continue
             sides = _sides(opened, pair, redact)
@@ -108,54 +97,37 @@ def _embed_all(folder: Path, digest: Digest, redact: Redaction) -> dict[str, tup
     return found
 
 
-def _sides(opened: Pictures, pair: PairDigest, redact: Redaction) -> tuple[Side, Side]:
+def _sides(opened: Pictures, pair: PairDigest, redact: Redaction) -> tuple[View, View]:
     try:
-        generated = Side(embed(opened.generated(pair), redact), "")
+        generated = View(embed(opened.generated(pair), redact), "")
     except DataError as problem:
-        generated = Side(None, str(problem))
+        generated = View(None, str(problem))
     image, problem_text = opened.training(pair)
     if image is None:
-        return generated, Side(None, problem_text or "the image is not to be had")
-    return generated, Side(embed(image, redact), "")
+        return generated, View(None, problem_text or "the image is not to be had")
+    return generated, View(embed(image, redact), "")
 
 
 def _page(
-    folder: Path,
     digest: Digest,
     whole: Digest,
-    pictures: dict[str, tuple[Side, Side]],
+    pictures: dict[str, tuple[View, View]],
+    measured: dict[str, tuple[View, View]],
     redact: Redaction,
     hash_prompts: bool,
 ) -> str:
     source = files("diffmem.report")
-    style = (source / "style.css").read_text(encoding="utf-8")
-    script = (source / "sort.js").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "visible": prose.visible, "number": prose.number, "percent": prose.percent, "shorten": prose.shorten,
-    }  # fmt: skip
-    environment.globals |= {
-        "count": prose.count, "histogram_chart": histogram_chart, "roc_chart": roc_chart, "scale_chart": scale_chart,
-        "interval_chart": interval_chart,
-    }  # fmt: skip
-    template = environment.from_string((source / "template.html").read_text(encoding="utf-8"))
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {content_hash(style)}; script-src {content_hash(script)}; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    run_name = Path(digest.run).resolve().name
     statistic = "" if digest.copies is None else STATISTICS[digest.copies.threshold.statistic]
-    return template.render(
-        d=digest, whole=whole, pictures=pictures, redact=redact, hashed=hash_prompts, statistic=statistic,
-        policy=policy, style=Markup(style), script=Markup(script), plan=_flat(digest.plan),
-        run_name=Path(digest.run).resolve().name,
-        measures=measures_section(folder, digest.measures, environment, redact),
+    return render_page(
+        source / "template.html", script=(source / "sort.js").read_text(encoding="utf-8"),
+        title=f"Memorization report: {prose.shorten(digest.model.name or run_name, 80)}",
+        kicker=f"Memorization report · {digest.created[:10]}", headline=digest.headline, limits=digest.limits,
+        d=digest, whole=whole, pictures=pictures, measured=measured, redact=redact, hashed=hash_prompts,
+        statistic=statistic, plan=_flat(digest.plan), run_name=run_name,
+        histogram_chart=histogram_chart, roc_chart=roc_chart, scale_chart=scale_chart, interval_chart=interval_chart,
+        strip_chart=strip_chart, curve_chart=curve_chart, scatter_chart=scatter_chart, kinds=kinds,
     )  # fmt: skip
-
-
-def content_hash(text: str) -> str:
-    """The source expression by which a Content-Security-Policy admits an inline block."""
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
 def _flat(plan: dict[str, Any], before: str = "") -> list[tuple[str, str]]:

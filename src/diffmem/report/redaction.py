@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from PIL import Image
@@ -33,6 +34,14 @@ class Embedded:
     look: Literal["pixels", "smooth", "blurred"]
 
 
+@dataclass(frozen=True)
+class View:
+    """One picture of a page: embedded, or None with the reason."""
+
+    picture: Embedded | None
+    reason: str
+
+
 def embed(image: Image.Image, redact: Redaction, side: int = SIDE) -> Embedded | None:
     """The picture as the report may hold it: whole up to `side` pixels, a few averaged pixels, or None.
 
@@ -47,6 +56,14 @@ def embed(image: Image.Image, redact: Redaction, side: int = SIDE) -> Embedded |
     if max(image.size) <= SMALL:
         return _pack(image, "pixels")
     return _pack(_fit(image, side, Image.Resampling.LANCZOS), "smooth")
+
+
+def embed_file(file: Path, redact: Redaction) -> Embedded | None:
+    """The picture in a file as a page may hold it; None if there is no such file."""
+    if not file.is_file():
+        return None
+    with Image.open(file) as picture:
+        return embed(picture.convert("RGB"), redact)
 
 
 def _fit(image: Image.Image, side: int, how: Image.Resampling) -> Image.Image:

@@ -7,15 +7,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from diffmem.errors import DataError
 from diffmem.experiments._run import Verb, open_run
 from diffmem.experiments.extract.proof import FOLDER
 from diffmem.experiments.extract.summary import ExtractSummary, headline
 from diffmem.report import prose
 from diffmem.report.page import write_page
-from diffmem.report.redaction import Embedded, Redaction, embed
+from diffmem.report.redaction import Embedded, Redaction, embed_file
 from diffmem.runs.facts import read_fact
 
 PAGE = "extracted.html"
@@ -43,19 +41,14 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
         place = folder / FOLDER / f"{row['rank']:04d}"
         if hash_prompts:
             row = row | {"prompt": f"sha256:{prose.text_hash(str(row['prompt']))}"}
-        shown.append(Shown(row, _picture(place / "generated.png", redact), _picture(place / "training.png", redact)))
+        shown.append(
+            Shown(row, embed_file(place / "generated.png", redact), embed_file(place / "training.png", redact))
+        )
     return write_page(
         folder / PAGE if out is None else out, files(__package__) / "page.html", title=f"Extraction: {summary.model}",
         kicker=f"Extraction, {summary.model}", headline=summary.headline, shown=shown, summary=summary,
         limits=[summary.edges_in_words(), *summary.limits, *summary.notes],
     )  # fmt: skip
-
-
-def _picture(file: Path, redact: Redaction) -> Embedded | None:
-    if not file.exists():
-        return None
-    with Image.open(file) as picture:
-        return embed(picture.convert("RGB"), redact)
 
 
 def recognise(folder: Path) -> ExtractSummary | None:

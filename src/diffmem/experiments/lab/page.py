@@ -8,8 +8,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from diffmem.errors import DataError
 from diffmem.experiments._run import Verb, open_run
 from diffmem.experiments.lab.charts import cells_chart, tradeoff_chart
@@ -17,7 +15,7 @@ from diffmem.experiments.lab.summary import LabSummary
 from diffmem.experiments.lab.view import cells_of_rows, headline, name_of
 from diffmem.report import prose
 from diffmem.report.page import write_page
-from diffmem.report.redaction import Embedded, Redaction, embed
+from diffmem.report.redaction import Embedded, Redaction, embed_file
 from diffmem.runs.manifest import FILE as MANIFEST
 from diffmem.runs.manifest import read_manifest
 from diffmem.runs.summary import ArmPlace
@@ -56,7 +54,9 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
     pairs: dict[str, list[ShownPair]] = {}
     for pair in summary.pairs:
         caption = f"sha256:{prose.text_hash(pair.caption)}" if hash_prompts else pair.caption
-        generated, training = (_picture(folder, name, redact) for name in (pair.generated, pair.training))
+        generated, training = (
+            None if name is None else embed_file(folder / name, redact) for name in (pair.generated, pair.training)
+        )
         shown = ShownPair(generated, training, caption, pair.similarity, pair.copied)
         pairs.setdefault(pair.cell, []).append(shown)
     return write_page(
@@ -68,13 +68,6 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
         tradeoff=tradeoff_chart(points, "share of images that are copies", "text alignment") if len(points) > 1 else "",
         contrasts=contrasts[:CONTRASTS], hidden=max(0, len(contrasts) - CONTRASTS),
     )  # fmt: skip
-
-
-def _picture(folder: Path, name: str | None, redact: Redaction) -> Embedded | None:
-    if name is None or not (folder / name).exists():
-        return None
-    with Image.open(folder / name) as picture:
-        return embed(picture.convert("RGB"), redact)
 
 
 def recognise(folder: Path) -> LabSummary | None:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from pydantic import TypeAdapter
 
 from diffmem.atomic import write_atomic
@@ -19,7 +18,7 @@ from diffmem.experiments._run import Run, Verb, open_run
 from diffmem.experiments.match.summary import MatchSummary, headline
 from diffmem.experiments.match.view import PAGE, MatchedPair, MatchView, write_match_page
 from diffmem.report.copying import copying_rows
-from diffmem.report.redaction import Embedded, Redaction, embed
+from diffmem.report.redaction import Redaction, embed_file
 from diffmem.report.verdict import STATISTICS
 from diffmem.stages.match.folders import FolderMatches
 
@@ -87,18 +86,11 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
 
 def _pair(folder: Path, number: int, row: dict[str, Any], redact: Redaction) -> MatchedPair:
     made, training = (
-        _picture(folder / PICTURES / f"{number:06d}-{name}.png", redact) for name in ("generated", "training")
+        embed_file(folder / PICTURES / f"{number:06d}-{name}.png", redact) for name in ("generated", "training")
     )
     return MatchedPair(
         made, training, row["image"], row["train_id"], row["similarity"], bool(row["copy"]), row["group_size"]
     )
-
-
-def _picture(file: Path, redact: Redaction) -> Embedded | None:
-    if not file.exists():
-        return None
-    with Image.open(file) as picture:
-        return embed(picture.convert("RGB"), redact)
 
 
 def recognise(folder: Path) -> MatchSummary | None:

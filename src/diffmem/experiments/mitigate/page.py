@@ -28,11 +28,13 @@ from diffmem.runs.summary import ArmPlace
 PAGE = "mitigations.html"
 COLUMNS = 10
 SIDES = {False: "Memorized prompts", True: "Other prompts"}
-STYLE = (
-    ".strip { display: grid; grid-template-columns: 12rem repeat(auto-fit, 64px); gap: 4px; align-items: center; "
-    "margin: 4px 0; }\n.strip img, .strip .none { width: 64px; height: 64px; } "
-    ".strip img.pixels { image-rendering: pixelated; }\n.strip p { margin: 0; font-size: .8rem; overflow-wrap: anywhere; }\n"
-)
+STYLE = """
+.strip { display: grid; grid-template-columns: 12rem repeat(auto-fit, 64px); gap: 4px; align-items: center; margin: 4px 0; }
+.strip img, .strip .none { width: 64px; height: 64px; }
+.strip img.pixels { image-rendering: pixelated; }
+.strip .none { display: grid; place-items: center; text-align: center; font-size: .65rem; background: var(--wash); }
+.strip p { margin: 0; font-size: .8rem; overflow-wrap: anywhere; }
+"""
 
 
 @dataclass(frozen=True)

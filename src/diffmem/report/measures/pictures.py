@@ -1,19 +1,13 @@
-"""The section of a report on measured images, with their pictures."""
+"""The pictures of the section on measured images."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-
-from jinja2 import Environment
-from markupsafe import Markup
 
 from diffmem.data.png import decode_png
 from diffmem.errors import DataError
-from diffmem.report.measures.charts import curve_chart, kinds, scatter_chart, strip_chart
 from diffmem.report.measures.shape import MeasuredImage, MeasuresDigest
-from diffmem.report.redaction import SIDE, Embedded, Redaction, embed
+from diffmem.report.redaction import SIDE, Redaction, View, embed
 from diffmem.runs.store import RunStore
 
 BUDGET = 4_000_000
@@ -22,29 +16,10 @@ STRIP = 1024
 """Longest side of a strip of samples."""
 
 
-@dataclass(frozen=True)
-class View:
-    """One picture: embedded, or None with the reason."""
-
-    picture: Embedded | None
-    reason: str
-
-
-def measures_section(
-    folder: Path, measures: MeasuresDigest | None, environment: Environment, redact: Redaction
-) -> Markup:
-    """The section as HTML; empty where nothing was measured."""
-    if measures is None:
-        return Markup()
-    source = (files("diffmem.report.measures") / "section.html").read_text(encoding="utf-8")
-    environment.globals |= {"strip_chart": strip_chart, "curve_chart": curve_chart, "scatter_chart": scatter_chart,
-                            "kinds": kinds}  # fmt: skip
-    pictures = _pictures(folder, measures, redact)
-    return Markup(environment.from_string(source).render(m=measures, pictures=pictures))
-
-
-def _pictures(folder: Path, measures: MeasuresDigest, redact: Redaction) -> dict[str, tuple[View, View]]:
+def measured_pictures(folder: Path, measures: MeasuresDigest | None, redact: Redaction) -> dict[str, tuple[View, View]]:
     """Key of the measure -> the image and, where there is one, the measure's own picture."""
+    if measures is None:
+        return {}
     shown = [image for score in measures.scores for image in (*score.top, *score.bottom)]
     if redact == "hash":
         hidden = View(None, "not shown in this report")
