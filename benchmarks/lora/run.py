@@ -57,7 +57,7 @@ def story():
     trained, training = call("train", "plan.toml", "--out", "tuned")
     found, auditing = call(
         "audit", "testbed:digits", "--lora", "tuned/lora", "--train", "pictures", "--heldout", "heldout",
-        "--prompts", "pictures", "--against-base", "--out", "audit", "--false-positives", "0.02",
+        "--prompts", "pictures", "--against-base", "--out", "audit", "--fpr", "0.02",
     )  # fmt: skip
     against = found["against"]
     return {

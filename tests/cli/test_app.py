@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 
 import diffmem
 from diffmem.cli import output
-from diffmem.cli.app import VERBS, main
+from diffmem.cli.app import VERBS, _with_names_of_today, build_app, main
+from diffmem.cli.verbs import JOBS, RENAMED
 
 SOURCE = Path(diffmem.__file__).parents[1]
 
@@ -180,8 +182,46 @@ def test_the_frame_imports_nothing_heavy():
 
 
 def test_real_verbs_live_where_the_table_says():
-    for name, (path, summary) in VERBS.items():
-        assert path == f"diffmem.cli.{name}:{name}" and summary.endswith(".")
+    for name, verb in VERBS.items():
+        assert verb.path == f"diffmem.cli.{name}:{name}" and verb.summary.endswith(".")
+        assert verb.job in JOBS and len(verb.examples) == 2
+
+
+@pytest.mark.parametrize("line", [line for verb in VERBS.values() for line in verb.examples])
+def test_examples_of_the_help_are_understood(line, capsys):
+    build_app(VERBS).parse_args(shlex.split(line), print_error=False, exit_on_error=False)
+    assert main([line.split()[0], "--help"]) == 0
+    shown = capsys.readouterr().out.replace("\\\n", " ")
+    assert " ".join(f"diffmem {line}".split()) in " ".join(shown.split())
+
+
+def test_help_groups_verbs_by_job_and_shows_rare_options_last(capsys):
+    main(["--help"])
+    shown = capsys.readouterr().out
+    places = [shown.index(job) for job in JOBS]
+    assert places == sorted(places)
+    main(["audit", "--help"])
+    shown = capsys.readouterr().out
+    assert shown.index("Examples:") < shown.index("Usage:") < shown.index("--heldout") < shown.index("Rarely needed")
+    assert shown.index("Rarely needed") < shown.index("--micro-batch") and "--empty" not in shown
+
+
+@pytest.mark.parametrize(("verb", "names"), RENAMED.items())
+def test_options_of_the_last_release_still_work_and_say_their_names(verb, names, capsys):
+    for old, new in names.items():
+        arguments = [verb, *(["measure"] if verb == "canaries" else []), f"{old}=none of these"]
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert f"{old} is called {new} now" in said and "none of these" in said
+
+
+def test_an_old_name_behind_two_dashes_is_a_prompt(capsys):
+    assert _with_names_of_today("generate", ["--images", "3", "--", "--images"]) == [
+        "--images-per-prompt",
+        "3",
+        "--",
+        "--images",
+    ]
 
 
 def test_version_is_the_one_of_the_package():

@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
 
 def calibrate(folder, *more):
     return main(
-        ["calibrate", str(folder / "model"), "--reference", str(folder / "prompts.txt"), "--rate", "0.2", "--out",
+        ["calibrate", str(folder / "model"), "--reference", str(folder / "prompts.txt"), "--fpr", "0.2", "--out",
          str(folder / "safe.json"), "--json", *more]
     )  # fmt: skip
 

@@ -64,8 +64,8 @@ def test_a_match_without_enough_references_says_uncalibrated(folders, capsys, tm
 
 def test_audit_and_show(folders, capsys, tmp_path):
     arguments = [
-        "audit", folders / "model", "a fox", "a hen", "--train", folders / "train", "--out", tmp_path / "run", "--images",
-        "2", "--steps", "2", "--draws", "2", "--score", "score-difference",
+        "audit", folders / "model", "a fox", "a hen", "--train", folders / "train", "--out", tmp_path / "run",
+        "--images-per-prompt", "2", "--steps", "2", "--draws", "2", "--score", "score-difference",
     ]  # fmt: skip
     code, out, err = run(capsys, *arguments)
     assert code == 0, err
@@ -89,7 +89,7 @@ def test_audit_and_show(folders, capsys, tmp_path):
     [
         (["match", "MADE"], 2, "--train is missing"),
         (["match", "MADE", "--train", "EMPTY"], 2, "no image"),
-        (["match", "MADE", "--train", "TRAIN", "--false-positives", "2"], 2, "between 0 and 1"),
+        (["match", "MADE", "--train", "TRAIN", "--fpr", "2"], 2, "between 0 and 1"),
         (["match", "MADE", "--train", "TRAIN", "--descriptor", "sscd2"], 2, "Did you mean 'sscd'"),
         (["match", "MADE", "--train", "TRAIN", "--weights", "w.pt"], 2, "--weights belongs to"),
         (["index", "TRAIN"], 2, "--out is missing"),

@@ -23,8 +23,8 @@ def audited(tmp_path_factory):
         assert main(
             ["audit", "testbed:digits", "--prompts", str(inputs.prompts), "--labels", "label", "--train", str(inputs.train),
              "--heldout",
-             str(inputs.held_out), "--out", str(root / name), "--steps", "10", "--guidance", str(guidance), "--images", "2",
-             "--draws", "2", "--quiet"]
+             str(inputs.held_out), "--out", str(root / name), "--steps", "10", "--guidance", str(guidance),
+             "--images-per-prompt", "2", "--draws", "2", "--quiet"]
         ) == 0  # fmt: skip
     return root
 
@@ -86,7 +86,7 @@ def test_calibrate_and_decide(audited, capsys, tmp_path):
     reference = tmp_path / "ref.txt"
     reference.write_text("\n".join(r["caption"] for r in digits.truth("text") if r["tier"] == "generic"))
     code, out, _ = run(
-        capsys, "calibrate", "testbed:digits", "--out", file, "--reference", reference, "--rate", "0.05", "--draws", "2",
+        capsys, "calibrate", "testbed:digits", "--out", file, "--reference", reference, "--fpr", "0.05", "--draws", "2",
         "--score", "alignment", "--quiet",
     )  # fmt: skip
     assert code == 0
@@ -114,7 +114,7 @@ def test_early_exit_saves_draws_and_agrees_with_the_full_decision(capsys, tmp_pa
     file, reference = tmp_path / "t.json", tmp_path / "ref.txt"
     reference.write_text("\n".join(r["caption"] for r in digits.truth("text") if r["tier"] in ("generic", "unseen")))
     code, *_ = run(
-        capsys, "calibrate", "testbed:digits", "--out", file, "--reference", reference, "--rate", "0.05", "--quiet"
+        capsys, "calibrate", "testbed:digits", "--out", file, "--reference", reference, "--fpr", "0.05", "--quiet"
     )
     assert code == 0
     arguments = [

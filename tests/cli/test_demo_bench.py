@@ -12,7 +12,7 @@ EXPECTED = {"score", "positives", "negatives", "n_positives", "n_negatives", "au
 @pytest.mark.parametrize(("testbed", "prompts", "share"), [("photos", 100, 0.5), ("digits", 40, 0.75)])
 def test_the_demo_finds_what_was_planted(testbed, prompts, share, tmp_path, capsys):
     out = tmp_path / "demo"
-    arguments = ["--testbed", testbed, "--prompts", str(prompts), "--images", "2", "--json"]
+    arguments = ["--testbed", testbed, "--prompts", str(prompts), "--images-per-prompt", "2", "--json"]
     assert main(["demo", "--out", str(out), *arguments]) == 0
     copies = json.loads(capsys.readouterr().out)["copies"]
     assert copies["planted"] >= 4

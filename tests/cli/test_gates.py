@@ -50,7 +50,7 @@ def test_an_audit_is_gated_with_exit_code_1(tmp_path, capsys):
     for i in range(20):
         picture(i).save(tmp_path / "train" / f"{i}.png")
     command = ["audit", str(tmp_path / "m"), "x", "--train", str(tmp_path / "train"), "--out", str(tmp_path / "r"),
-               "--images", "1", "--steps", "1", "--score", "score-difference", "--quiet"]  # fmt: skip
+               "--images-per-prompt", "1", "--steps", "1", "--score", "score-difference", "--quiet"]  # fmt: skip
     assert main([*command, "--fail-if", "images.made>0"]) == 1
     assert "gate tripped" in capsys.readouterr().err.lower()
     assert main([*command, "--fail-if", "images.made>1"]) == 0

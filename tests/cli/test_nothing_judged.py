@@ -30,13 +30,14 @@ def places(tmp_path_factory):
 
 
 VERBS = {
-    "audit": ("audit", "black", "a fox", "a hen", "--train", "train", "--draws", "1", "--images", "1", *SHORT),
-    "mitigate": ("mitigate", "black", "a fox", "--train", "train", "--method", "random-tokens", "--images", "1", *SHORT),
+    "audit": ("audit", "black", "a fox", "a hen", "--train", "train", "--draws", "1", "--images-per-prompt", "1", *SHORT),
+    "mitigate": ("mitigate", "black", "a fox", "--train", "train", "--method", "random-tokens", "--images-per-prompt", "1",
+                 *SHORT),
     "robustness": (
-        "robustness", "black", "a fox", "--train", "train", "--method", "random-tokens", "--images", "1", "--worst-of", "1",
-        "--scales", "2", "--samplers", "ddim:2", "--adversarial-steps", "0", "--paraphrases", "none", *SHORT,
+        "robustness", "black", "a fox", "--train", "train", "--method", "random-tokens", "--images-per-prompt", "1",
+        "--worst-of", "1", "--scales", "2", "--samplers", "ddim:2", "--adversarial-steps", "0", "--paraphrases", "none", *SHORT,
     ),
-    "extract": ("extract", "black", "a fox", "--train", "train", "--images", "3", "--clique", "2", *SHORT),
+    "extract": ("extract", "black", "a fox", "--train", "train", "--images-per-prompt", "3", "--clique", "2", *SHORT),
     "match": ("match", "images", "--train", "train"),
 }  # fmt: skip
 
@@ -69,6 +70,6 @@ def test_scores_without_a_value(places, tmp_path, capsys):
 
 def test_an_audit_without_training_images_rests_on_its_scores(tmp_path):
     tiny_sd().save_pretrained(tmp_path / "model")
-    asked = ["audit", str(tmp_path / "model"), "a fox", "a hen", "--draws", "1", "--images", "1", *SHORT]
+    asked = ["audit", str(tmp_path / "model"), "a fox", "a hen", "--draws", "1", "--images-per-prompt", "1", *SHORT]
     assert main([*asked, "--out", str(tmp_path / "run")]) == 0
     assert main(["show", str(tmp_path / "run"), "--fail-if", "errors>0"]) == 0

@@ -21,7 +21,7 @@ def test_rows_as_json(inputs, capsys):
     caption = next(row["caption"] for row in digits.truth() if row["label"] == "reproduced")
     code = main(
         ["robustness", "testbed:digits", caption, "--method", "attenuation", "--train", str(made.train), "--worst-of", "1",
-         "--scales", "2", "--samplers", "ddim:4", "--images", "1", "--steps", "4", "--guidance", "2",
+         "--scales", "2", "--samplers", "ddim:4", "--images-per-prompt", "1", "--steps", "4", "--guidance", "2",
          "--adversarial-steps", "1", "--json"]
     )  # fmt: skip
     assert code == 0
@@ -34,7 +34,7 @@ def test_rows_as_json(inputs, capsys):
 def test_a_folder_keeps_what_is_done_and_amg_takes_the_training_images(inputs, tmp_path, capsys):
     caption = next(row["caption"] for row in digits.truth() if row["label"] == "reproduced")
     command = ["robustness", "testbed:digits", caption, "--method", "amg", "--train", str(inputs.train), "--worst-of", "1",
-               "--scales", "2", "--samplers", "ddim:4", "--images", "1", "--steps", "4", "--guidance", "2",
+               "--scales", "2", "--samplers", "ddim:4", "--images-per-prompt", "1", "--steps", "4", "--guidance", "2",
                "--adversarial-steps", "0", "--paraphrases", "none", "--out", str(tmp_path / "run")]  # fmt: skip
     assert main(command) == 0
     assert "amg: seeds" in capsys.readouterr().err

@@ -77,13 +77,24 @@ def test_dry_run_counts_what_the_run_spends(model, capsys):
     _, spent, _ = run(capsys, *arguments)
     assert json.loads(planned)["nfe"] == json.loads(spent)["nfe"]["forward"]
     assert json.loads(planned)["seconds"] > 0
-    code, out, _ = run(capsys, "generate", model, "a fox", "--images", "3", "--steps", "5", "--dry-run")
+    code, out, _ = run(capsys, "generate", model, "a fox", "--images-per-prompt", "3", "--steps", "5", "--dry-run")
     assert code == 0
     assert "30 network evaluations, 3 images" in out
 
 
 def test_generate_resumes(model, capsys, tmp_path):
-    arguments = ["generate", model, "a fox", "--images", "3", "--steps", "2", "--json", "--out", str(tmp_path / "r")]
+    arguments = [
+        "generate",
+        model,
+        "a fox",
+        "--images-per-prompt",
+        "3",
+        "--steps",
+        "2",
+        "--json",
+        "--out",
+        str(tmp_path / "r"),
+    ]
     code, out, _ = run(capsys, *arguments)
     assert code == 0
     assert json.loads(out)["made"] == 3

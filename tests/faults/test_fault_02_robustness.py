@@ -12,7 +12,7 @@ import diffmem as dm
 from tests.faults.planted import noise_picture, run, save
 from tests.tiny import tiny_sd
 
-SHORT = ("--worst-of", 1, "--scales", 2, "--samplers", "ddim:1", "--images", 1, "--steps", 1, "--guidance", 2,
+SHORT = ("--worst-of", 1, "--scales", 2, "--samplers", "ddim:1", "--images-per-prompt", 1, "--steps", 1, "--guidance", 2,
          "--adversarial-steps", 0, "--paraphrases", "none")  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def calibrated(tmp_path_factory, request):
     from diffmem.cli.app import main
 
     assert main(["calibrate", str(folder / "model"), "--out", str(folder / "t.json"), "--reference",
-                 str(folder / "ordinary.txt"), "--rate", "0.2", "--draws", "1", "--quiet"]) == 0  # fmt: skip
+                 str(folder / "ordinary.txt"), "--fpr", "0.2", "--draws", "1", "--quiet"]) == 0  # fmt: skip
     return folder
 
 

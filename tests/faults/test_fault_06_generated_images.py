@@ -19,7 +19,7 @@ def model(tmp_path_factory):
     return folder
 
 
-COMMAND = ("a fox", "a hen", "--images", 2, "--steps", 1)
+COMMAND = ("a fox", "a hen", "--images-per-prompt", 2, "--steps", 1)
 
 
 def test_fault_06_few_images_are_written_as_png(model, tmp_path, capsys):
@@ -46,6 +46,6 @@ def test_fault_06_png_names_the_folder(model, tmp_path, capsys):
 def test_fault_06_match_takes_a_run(tmp_path, capsys):
     inputs = write_inputs(tmp_path / "inputs")
     found = printed_json(capsys, "match", copied("generate", tmp_path), "--train", inputs.train, "--heldout", inputs.heldout,
-                         "--false-positives", 0.1)  # fmt: skip
+                         "--fpr", 0.1)  # fmt: skip
     assert len(found["matches"]) == 12
     assert sum(bool(row["copy"]) for row in found["matches"]) >= 6, "three of the six prompts are memorized"

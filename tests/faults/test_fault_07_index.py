@@ -25,8 +25,8 @@ def command(verb: str, folders, train: str, out) -> tuple[object, ...]:
     more = {"audit": ("--score", "text-uppercase", "--draws", 1), "mitigate": ("--method", "random-tokens:count=1")}[
         verb
     ]
-    return (verb, folders / "model", "a fox", *more, "--train", folders / train, "--out", out, "--images", 1, "--steps", 1,
-            "--descriptor", "l2-tiled")  # fmt: skip
+    return (verb, folders / "model", "a fox", *more, "--train", folders / train, "--out", out,
+            "--images-per-prompt", 1, "--steps", 1, "--descriptor", "l2-tiled")  # fmt: skip
 
 
 def test_fault_07_an_audit_takes_an_index(folders, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Fault 9: a run resumed with fewer `--images` judged all it had at a threshold made for few."""
+"""Fault 9: a run resumed with fewer `--images-per-prompt` judged all it had at a threshold made for few."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def test_fault_09_as_many_images_are_judged_as_the_threshold_is_made_for(verb, t
         verb
     ]
     command = (verb, tmp_path / "model", "a fox", "a hen", *more, "--train", train, "--steps", 1, "--descriptor",
-               "l2-tiled", "--false-positives", 0.2)  # fmt: skip
-    printed_json(capsys, *command, "--images", 9, "--out", tmp_path / "run")
-    fewer = printed_json(capsys, *command, "--images", 1, "--out", tmp_path / "run")
-    afresh = printed_json(capsys, *command, "--images", 1, "--out", tmp_path / "afresh")
+               "l2-tiled", "--fpr", 0.2)  # fmt: skip
+    printed_json(capsys, *command, "--images-per-prompt", 9, "--out", tmp_path / "run")
+    fewer = printed_json(capsys, *command, "--images-per-prompt", 1, "--out", tmp_path / "run")
+    afresh = printed_json(capsys, *command, "--images-per-prompt", 1, "--out", tmp_path / "afresh")
     if verb == "mitigate":
         names = ("n_images", "copied_before", "copied_after")
         assert [[row[name] for name in names] for row in fewer] == [[row[name] for name in names] for row in afresh]

@@ -27,7 +27,7 @@ def test_fault_11_summaries_carry_a_version(tmp_path, capsys):
 def test_fault_11_match_too(tmp_path, capsys):
     inputs = write_inputs(tmp_path / "inputs")
     found = printed_json(capsys, "match", inputs.images, "--train", inputs.train, "--heldout", inputs.heldout, "--metrics",
-                         "--out", tmp_path / "out", "--false-positives", 0.1)  # fmt: skip
+                         "--out", tmp_path / "out", "--fpr", 0.1)  # fmt: skip
     written = json.loads((tmp_path / "out" / "match.json").read_text(encoding="utf-8"))
     assert found["threshold"]["statistic"] == "normalised"
     assert found["threshold"]["value"] > 0 and written["threshold"]["value"] > 0

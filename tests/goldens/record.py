@@ -32,7 +32,7 @@ COPIED = ("plant 20", "plant 50", "template 2")
 """Prompts that the bundled model answers with a training image: tier and how often the image is in its training set."""
 TRAINING, HELD_OUT = 160, 80
 SAMPLING = ("--steps", "8", "--guidance", "2")
-COPIES = ("--descriptor", "l2-tiled", "--false-positives", "0.1")
+COPIES = ("--descriptor", "l2-tiled", "--fpr", "0.1")
 
 Rows = dict[str, Any]
 Read = Callable[[str, Path], Rows]

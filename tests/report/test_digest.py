@@ -84,7 +84,7 @@ def test_galleries_sort_pairs_by_what_is_known_of_them(digest):
     }
     pair = digest.galleries[0].pairs[0]
     assert (pair.images, pair.prompts, pair.seed) == (2, 2, 1000)
-    command = "diffmem generate ./model 'prompt a' --images 1 --seed 7 --steps 20 --guidance 2.0 --out again"
+    command = "diffmem generate ./model 'prompt a' --images-per-prompt 1 --seed 7 --steps 20 --guidance 2.0 --out again"
     assert pair.command == command
 
 

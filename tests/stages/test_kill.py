@@ -34,7 +34,7 @@ def same(a, b):
 def command(folder, out):
     return [
         sys.executable, "-m", "diffmem.cli.app", "audit", str(folder / "m"), *(f"prompt {i}" for i in range(24)),
-        "--train", str(folder / "train"), "--out", str(out), "--steps", "4", "--images", "4", "--batch", "4",
+        "--train", str(folder / "train"), "--out", str(out), "--steps", "4", "--images-per-prompt", "4", "--batch", "4",
         "--micro-batch", "4", "--quiet", "--score", "score-difference:over=steps,k=4,steps=10", "--score", "alignment",
         "--score", "anisotropy",
     ]  # fmt: skip

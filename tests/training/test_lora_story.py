@@ -37,8 +37,18 @@ def test_a_lora_leaks_its_pictures_and_its_base_does_not(tmp_path, monkeypatch, 
     (tmp_path / "plan.toml").write_text(PLAN.format(steps=110))
     assert main(["train", "plan.toml", "--out", "tuned", "--device", "cpu", "--quiet"]) == 0
     arguments = ["audit", "testbed:digits", "--lora", "tuned/lora", "--train", "pictures", "--prompts", "pictures"]
-    arguments += ["--heldout", "heldout", "--against-base", "--out", "audit", "--images", "2", "--draws", "1"]
-    arguments += ["--steps", "12", "--false-positives", "0.02", "--score", "score-difference", "--device", "cpu"]
+    arguments += [
+        "--heldout",
+        "heldout",
+        "--against-base",
+        "--out",
+        "audit",
+        "--images-per-prompt",
+        "2",
+        "--draws",
+        "1",
+    ]
+    arguments += ["--steps", "12", "--fpr", "0.02", "--score", "score-difference", "--device", "cpu"]
     capsys.readouterr()
     assert main([*arguments, "--json", "--fail-if", "against.prompts.lora_only<3"]) == 0
     against = json.loads(capsys.readouterr().out)["against"]

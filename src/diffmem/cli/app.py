@@ -19,48 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from diffmem import __version__
+from diffmem.cli.verbs import JOBS, RENAMED, VERBS, Verb
 from diffmem.errors import DiffmemError, IncompleteRun, UsageError
-
-VERBS: dict[str, tuple[str, str]] = {
-    "demo": (
-        "diffmem.cli.demo:demo",
-        "Audit the bundled model whose memorized images are known; minutes, CPU, offline.",
-    ),
-    "audit": ("diffmem.cli.audit:audit", "Score prompts, generate images, find copies, say what was found."),
-    "score": ("diffmem.cli.score:score", "Score prompts for memorization, without generating images."),
-    "measure": ("diffmem.cli.measure:measure", "Measure, image by image, how strongly a model holds on to it."),
-    "curate": ("diffmem.cli.curate:curate", "Propose what to do with each training image, from what was measured."),
-    "generate": ("diffmem.cli.generate:generate", "Generate images per prompt with recorded seeds."),
-    "index": ("diffmem.cli.index:index", "Describe a training set once, for later matching."),
-    "extract": ("diffmem.cli.extract:extract", "Find memorized images without the training set, from prompts alone."),
-    "match": ("diffmem.cli.match:match", "Find the nearest training images of generated images."),
-    "mitigate": ("diffmem.cli.mitigate:mitigate", "Compare mitigations on the same prompts and noises."),
-    "robustness": (
-        "diffmem.cli.robustness:robustness",
-        "Try a mitigation under other seeds, guidance, samplers, words and embeddings.",
-    ),
-    "train": ("diffmem.cli.train:train", "Train or fine-tune with known duplication, captions and mitigations."),
-    "canaries": (
-        "diffmem.cli.canaries:canaries",
-        "Put registered synthetic pictures into a training set; measure how strongly each is reproduced.",
-    ),
-    "lab": ("diffmem.cli.lab:lab", "Train a grid of duplication, captions and mitigations; measure what is copied."),
-    "evaluate": ("diffmem.cli.evaluate:evaluate", "AUROC and TPR of a run's scores, with intervals."),
-    "calibrate": ("diffmem.cli.calibrate:calibrate", "Set a score's threshold at a stated false-positive rate."),
-    "compare": ("diffmem.cli.compare:compare", "Compare two runs on the same prompts, paired."),
-    "show": ("diffmem.cli.show:show", "Print what a run found."),
-    "report": ("diffmem.cli.report:report", "Write the report of a run: one HTML file, offline."),
-    "schema": ("diffmem.cli.schema:schema", "Print the JSON schema of what diffmem writes."),
-    "methods": (
-        "diffmem.cli.methods:methods",
-        "List the methods: what they need, what they cost, where they come from.",
-    ),
-    "doctor": ("diffmem.cli.doctor:doctor", "Check this machine and installation; say what is missing."),
-    "bench": ("diffmem.cli.bench:bench", "Measure the methods on models with known memorization."),
-}
 
 EXIT_DEFECT = 70
 EXIT_BROKEN_PIPE = 141
@@ -68,12 +31,12 @@ EXIT_BROKEN_PIPE = 141
 _STOPPED = "stopped; the same command goes on where it left"
 
 
-def build_app(verbs: Mapping[str, tuple[str, str]], called: str | None = None) -> App:
+def build_app(verbs: Mapping[str, tuple[str, ...] | Verb], asked: str | None = None) -> App:
     """The cyclopts application over a table of verbs, none of which is imported until it runs.
 
     Args:
-        verbs: name to (`module:function`, one-line help).
-        called: the verb about to run; its own help page then shows the function's docstring, not the one line.
+        verbs: name to a `Verb`, or to (`module:function`, one-line help).
+        asked: the verb about to run; its own help page then shows the function's docstring, and its examples first.
     """
     app = App(
         name="diffmem",
@@ -85,13 +48,26 @@ def build_app(verbs: Mapping[str, tuple[str, str]], called: str | None = None) -
         exit_on_error=False,
         print_error=False,
         suppress_keyboard_interrupt=False,
+        default_parameter=Parameter(negative_iterable=(), show_default=_show_default),
+        group_parameters=Group("Parameters", sort_key=0),
     )
-    for place, (name, (path, summary)) in enumerate(verbs.items()):
-        app.command(path, name=name, help=None if name == called else summary, sort_key=place)
+    groups = {job: Group(job, sort_key=place) for place, job in enumerate(JOBS)}
+    for place, (name, entry) in enumerate(verbs.items()):
+        verb = Verb(*entry)
+        app.command(
+            verb.path, name=name, help=None if name == asked else verb.summary, sort_key=place,
+            group=groups.get(verb.job, groups[JOBS[-1]]),
+            **({"help_prologue": verb.shown_examples} if name == asked and not verb.has_own_app else {}),
+        )  # fmt: skip
     return app
 
 
-def main(argv: Sequence[str] | None = None, verbs: Mapping[str, tuple[str, str]] = VERBS) -> int:
+def _show_default(value: object) -> str | None:
+    """A default as the help shows it; what is empty or off is not shown."""
+    return None if value is None or value is False or value == () else str(value)
+
+
+def main(argv: Sequence[str] | None = None, verbs: Mapping[str, tuple[str, ...] | Verb] = VERBS) -> int:
     """Run one verb and return its exit code.
 
     Args:
@@ -114,14 +90,30 @@ def main(argv: Sequence[str] | None = None, verbs: Mapping[str, tuple[str, str]]
     return code
 
 
-def _run(arguments: list[str], verbs: Mapping[str, tuple[str, str]]) -> int:
-    called = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if called is not None and called not in verbs:
-        close = difflib.get_close_matches(called, verbs, n=1)
+def _run(arguments: list[str], verbs: Mapping[str, tuple[str, ...] | Verb]) -> int:
+    asked = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if asked is not None and asked not in verbs:
+        close = difflib.get_close_matches(asked, verbs, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise UsageError(f"There is no verb '{called}'.{hint} Verbs: {', '.join(verbs)}.")
-    result = build_app(verbs, called)(arguments)
+        raise UsageError(f"There is no verb '{asked}'.{hint} Verbs: {', '.join(verbs)}.")
+    result = build_app(verbs, asked)(_with_names_of_today(asked, arguments))
     return result if isinstance(result, int) else 0
+
+
+def _with_names_of_today(verb: str | None, arguments: list[str]) -> list[str]:
+    """The arguments with options of 0.1.0 under the names that they have now, each named once in a warning."""
+    renamed = RENAMED.get(verb or "", {})
+    told: list[str] = []
+    for place, argument in enumerate(arguments):
+        if argument == "--":
+            return told + arguments[place:]
+        option, equals, value = argument.partition("=")
+        if option in renamed:
+            text = f"{option} is called {renamed[option]} now; the old name goes with the next release."
+            logging.getLogger("diffmem").warning(text)
+            option = renamed[option]
+        told.append(option + equals + value)
+    return told
 
 
 def _report(error: BaseException) -> int:

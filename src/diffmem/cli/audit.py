@@ -15,8 +15,10 @@ from diffmem.cli.options import (
     PromptOptions,
     ResumeOptions,
     SamplingOptions,
+    between_0_and_1,
     need,
 )
+from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,16 +39,21 @@ def audit(
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
     scores: Annotated[tuple[str, ...], Parameter(name="--score", help="name[:key=value,...]; may be repeated")] = (),
     draws: Annotated[int, Parameter(help="noises per prompt, for scoring")] = 4,
-    images: Annotated[int, Parameter(help="images per prompt")] = 4,
-    noise: Literal["bank", "per-prompt"] = "bank",
+    images_per_prompt: Annotated[int, Parameter(help="images generated of each prompt")] = 4,
+    noise: Annotated[
+        Literal["bank", "per-prompt"],
+        Parameter(group=RARE, help="noises common to all prompts, or each prompt its own"),
+    ] = "bank",
     statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
-    false_positives: Annotated[float, Parameter(help="nominal rate of falsely called prompts")] = 0.01,
-    micro_batch: Annotated[int, Parameter(help="rows per network call when scoring")] = 64,
-    batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,
+    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate of falsely called prompts")] = 0.01,
+    micro_batch: Annotated[int, Parameter(group=RARE, help="rows per network call when scoring")] = 64,
+    batch: Annotated[int, Parameter(group=RARE, help="images per pipeline call")] = 32,
     measures: Annotated[
         tuple[str, ...], Parameter(name="--measure", help="image scores on copied and other training images, e.g. vgr")
     ] = (),
-    measure_images: Annotated[int, Parameter(help="training images of either kind to measure, at most")] = 64,
+    measure_images: Annotated[
+        int, Parameter(group=RARE, help="training images of either kind to measure, at most")
+    ] = 64,
     fail_if: Annotated[
         tuple[str, ...], Parameter(help='exit with 1 if this holds of the findings, e.g. "copies>0"; may be repeated')
     ] = (),
@@ -79,8 +86,6 @@ def audit(
     from diffmem.stages.measure.cost import estimate_measuring
     from diffmem.stages.score.rows import Scoring
 
-    if not 0 < false_positives < 1:
-        raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
     if against_base and not target.lora:
         raise UsageError("--against-base compares a LoRA with its base: give the LoRA with --lora FILE.")
     for gate in fail_if:
@@ -95,7 +100,7 @@ def audit(
     if work.dry_run:
         opened = target.open(model, how, check=False)
         scoring = Scoring(draws=draws, seed=work.seed, noise=noise, micro_batch=micro_batch)
-        making = Generation(draws=images, seed=work.seed, batch=batch, sampling=how)
+        making = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=how)
         cost = add(
             estimate_scoring(opened, wanted, len(listed), scoring), estimate_generation(opened, len(listed), making)
         )
@@ -107,10 +112,10 @@ def audit(
         print_estimate(add(cost, cost) if against_base else cost, work.json)
         return 0
     settings: dict[str, Any] = {
-        "heldout": heldout, "out": folder, "scores": wanted, "draws": draws, "images": images, "seed": work.seed,
+        "heldout": heldout, "out": folder, "scores": wanted, "draws": draws, "images": images_per_prompt, "seed": work.seed,
         "noise": noise, "sampling": how, "descriptor": copies.descriptor,
         "descriptor_options": copies.options(target.allow_pickle),
-        "matching": Matching(statistic=statistic, false_positives=false_positives), "micro_batch": micro_batch,
+        "matching": Matching(statistic=statistic, false_positives=fpr), "micro_batch": micro_batch,
         "batch": batch, "retry_errors": work.retry_errors, "redact": redact, "silent": work.quiet or work.json,
         "measure": asked, "measure_images": measure_images,
     }  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import ModelOptions, RunOptions, need
+from diffmem.cli.options import ModelOptions, RunOptions, between_0_and_1, need
+from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
 
 MODEL = ModelOptions()
@@ -25,7 +26,7 @@ def calibrate(
             "for generation"
         ),
     ] = None,
-    rate: Annotated[float, Parameter(help="nominal false-positive rate")] = 0.01,
+    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal false-positive rate")] = 0.01,
     draws: Annotated[int | None, Parameter(help="noises per prompt; default: 4")] = None,
     noise: Literal["bank", "per-prompt"] | None = None,
     regime: Annotated[
@@ -37,7 +38,7 @@ def calibrate(
     reference: Annotated[
         Path | None, Parameter(help="prompts of which none is memorized; default: captions that come with diffmem")
     ] = None,
-    run: Annotated[Path | None, Parameter(help="run directory for the reference scores; resumes")] = None,
+    run: Annotated[Path | None, Parameter(group=RARE, help="run directory for the reference scores; resumes")] = None,
     target: ModelOptions = MODEL,
     work: RunOptions = WORK,
 ) -> int:
@@ -55,8 +56,6 @@ def calibrate(
     from diffmem.models.generation import Sampling
     from diffmem.stages.score.screen import calibrate as calibrate_score
 
-    if not 0 < rate < 1:
-        raise UsageError(f"--rate is {rate}; expected a rate between 0 and 1.")
     file = need(out, "--out", "the threshold needs a file")
     listed = reference_prompts() if reference is None else load_prompts(reference)
     chosen = target.open(model, Sampling(steps=steps, guidance=guidance))
@@ -68,12 +67,12 @@ def calibrate(
                 raise UsageError(
                     f"{name} belongs to the regime 'before': a generation has one noise, its own. Leave it out."
                 )
-        found = calibrate_during(chosen, listed, score, rate, steps=steps, guidance=guidance, seed=work.seed)
+        found = calibrate_during(chosen, listed, score, fpr, steps=steps, guidance=guidance, seed=work.seed)
     elif steps is not None or guidance is not None:
         raise UsageError("--steps and --guidance belong to --regime generation: before it they play no part.")
     else:
         found = calibrate_score(
-            chosen, listed, score or "score-difference", rate=rate, draws=4 if draws is None else draws, seed=work.seed,
+            chosen, listed, score or "score-difference", rate=fpr, draws=4 if draws is None else draws, seed=work.seed,
             noise=noise or "bank", out=run, silent=work.quiet or work.json,
         )  # fmt: skip
     write_atomic(file.absolute(), json.dumps(found.as_dict(), indent=1, allow_nan=False).encode())
@@ -85,7 +84,7 @@ def calibrate(
         note(threshold.note)
     else:
         print(
-            f"{threshold.score} >= {threshold.value:.6g} flags {percent(rate)} of prompts like the reference (nominal), "
+            f"{threshold.score} >= {threshold.value:.6g} flags {percent(fpr)} of prompts like the reference (nominal), "
             f"{percent(threshold.realised_fpr)} of the {threshold.n_reference} reference prompts themselves (95 % interval "
             f"for new ones {percent(threshold.realised_low)} to {percent(threshold.realised_high)})"
         )

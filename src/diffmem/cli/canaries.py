@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from diffmem.cli.options import CaptionOption, DescriptorOptions, ModelOptions, ResumeOptions, SamplingOptions, need
+from diffmem.cli.verbs import VERBS
 from diffmem.errors import DataError, UsageError
 
 MODEL = ModelOptions()
@@ -17,7 +18,11 @@ COPIES = DescriptorOptions()
 SAMPLING = SamplingOptions()
 WORK = ResumeOptions()
 
-canaries = App(name="canaries", help="Image canaries: an unbiased yardstick of memorization on your own fine-tune.")
+canaries = App(
+    name="canaries",
+    help="Image canaries: an unbiased yardstick of memorization on your own fine-tune.",
+    help_prologue=VERBS["canaries"].shown_examples,
+)
 
 
 @canaries.command
@@ -97,7 +102,7 @@ def measure(
     *,
     registration: Annotated[Path | None, Parameter(help="canaries.json, or its folder")] = None,
     out: Annotated[Path | None, Parameter(help="run directory; the same command goes on where it left")] = None,
-    images: Annotated[int, Parameter(help="per caption; without prompts: per registered picture")] = 8,
+    images_per_prompt: Annotated[int, Parameter(help="per caption; without prompts: per registered picture")] = 8,
     scores: Annotated[
         tuple[str, ...], Parameter(name="--score", help="image score to measure with, too; none for none")
     ] = ("loss",),
@@ -121,12 +126,12 @@ def measure(
     from diffmem.experiments.canaries.run import measure_canaries
     from diffmem.stages.generate import Generation
 
-    if images < 1:
-        raise UsageError(f"--images is {images}; expected at least 1.")
+    if images_per_prompt < 1:
+        raise UsageError(f"--images-per-prompt is {images_per_prompt}; expected at least 1.")
     known = read_registration(
         need(registration, "--registration", "give the canaries.json that was made before training")
     )
-    settings = Generation(draws=images, seed=work.seed, batch=batch, sampling=sampling.sampling())
+    settings = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling())
     folder = None if work.dry_run else need(out, "--out", "measuring needs a run directory")
     source = str(Path(model) / "model") if (Path(model) / "model" / "model_index.json").exists() else model
     opened = target.open(source, settings.sampling, check=not work.dry_run)

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from diffmem.cli.options import between_0_and_1
+
 
 def compare(
     before: Path,
@@ -15,7 +17,7 @@ def compare(
     labels: Annotated[
         Literal["given", "measured"], Parameter(help="those of the prompt list, or what the images of BEFORE copy")
     ] = "given",
-    rate: Annotated[float, Parameter(help="false-positive rate")] = 0.01,
+    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="false-positive rate")] = 0.01,
     seed: Annotated[int, Parameter(help="of the resampling")] = 0,
     despite_settings: Annotated[
         bool,
@@ -32,7 +34,7 @@ def compare(
     from diffmem.cli.output import emit_table, note
     from diffmem.experiments.evaluate.compare import compare as compare_pairs
 
-    found = compare_pairs(before, after, labels, rate, seed, despite_settings=despite_settings)
+    found = compare_pairs(before, after, labels, fpr, seed, despite_settings=despite_settings)
     if found.models[0] != found.models[1]:
         note(f"different models: {found.models[0]} before, {found.models[1]} after")
     for text in found.unlike:

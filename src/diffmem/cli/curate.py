@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import CaptionOption, DescriptorOptions, ModelOptions, need
+from diffmem.cli.options import CaptionOption, DescriptorOptions, ModelOptions, between_0_and_1, need
 
 COPIES, OPENING = DescriptorOptions(), ModelOptions()
 
@@ -18,8 +18,8 @@ def curate(
     run: Annotated[Path | None, Parameter(help="run directory of diffmem measure on these images")] = None,
     out: Annotated[Path | None, Parameter(help="folder for the proposal and the modified dataset")] = None,
     score: Annotated[str | None, Parameter(help="which measure of the run; default: the first of memorization")] = None,
-    false_positives: Annotated[
-        float, Parameter(help="held on to: above all but this share of the held-out images")
+    fpr: Annotated[
+        float, Parameter(validator=between_0_and_1, help="held on to: above all but this share of the held-out images")
     ] = 0.01,
     share: Annotated[float, Parameter(help="without held-out images: this share with the highest evidence")] = 0.02,
     alter: Annotated[
@@ -56,7 +56,7 @@ def curate(
     made = run_curation(
         load_images(images, captions=captions), need(run, "--run", "curation reads what diffmem measure found"),
         need(out, "--out", "the proposal needs a folder"), score=score,
-        rule=Rule(false_positives=false_positives, share=share, alter=alter, recaption=recaption),
+        rule=Rule(false_positives=fpr, share=share, alter=alter, recaption=recaption),
         descriptor=copies.descriptor, descriptor_options=copies.options(), cut=cut, write=write, format=format,
         model=None if model is None else opening.open(model), seed=seed, silent=quiet or json,
     )  # fmt: skip

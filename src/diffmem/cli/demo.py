@@ -24,7 +24,7 @@ def demo(
     testbed: Annotated[Literal["photos", "digits"], Parameter(help="which bundled model")] = "photos",
     out: Annotated[Path, Parameter(help="run directory; an earlier demo in it is replaced")] = Path("runs/demo"),
     prompts: Annotated[int | None, Parameter(help="only so many of the prompts, spread over all kinds")] = None,
-    images: Annotated[int, Parameter(help="images per prompt")] = 4,
+    images_per_prompt: Annotated[int, Parameter(help="images generated of each prompt")] = 4,
     seed: int = 0,
     json: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
@@ -63,7 +63,7 @@ def demo(
     torch.set_num_threads(1)
     target = Target.from_pretrained(inputs.model, name=f"testbed:{testbed}")
     result = audit(
-        target, listed, inputs.train, heldout=inputs.held_out, out=out, images=images, seed=seed,
+        target, listed, inputs.train, heldout=inputs.held_out, out=out, images=images_per_prompt, seed=seed,
         sampling=Sampling(steps=STEPS[testbed], guidance=2.0), matching=Matching(statistic=STATISTIC[testbed]),
         silent=silent, batch=64,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from diffmem.errors import UsageError
+from diffmem.cli.options import between_0_and_1
 
 
 def evaluate(
@@ -17,7 +17,7 @@ def evaluate(
     labels: Annotated[
         Literal["given", "measured"], Parameter(help="those of the prompt list, or what the run's own generations copy")
     ] = "given",
-    rate: Annotated[float, Parameter(help="false-positive rate")] = 0.01,
+    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="false-positive rate")] = 0.01,
     seed: Annotated[int, Parameter(help="of the resampling")] = 0,
     write_labels: Annotated[
         Path | None, Parameter(help="write the measured labels, with the raw similarities, as a prompt list (jsonl)")
@@ -35,8 +35,6 @@ def evaluate(
     from diffmem.experiments.evaluate.runs import evaluate as evaluate_run
     from diffmem.experiments.evaluate.runs import read_scores
 
-    if not 0 < rate < 1:
-        raise UsageError(f"--rate is {rate}; expected a rate between 0 and 1.")
     if write_labels is not None:
         measured = measured_labels(run)
         texts = read_scores(run).prompts
@@ -47,8 +45,8 @@ def evaluate(
         ]
         write_atomic(write_labels.absolute(), ("\n".join(lines) + "\n").encode("utf-8"))
         note(f"{len(lines)} measured labels written to {write_labels}")
-    rows = evaluate_run(run, labels, rate, seed)
+    rows = evaluate_run(run, labels, fpr, seed)
     columns = ["score", "negatives", "n_positives", "n_negatives", "auroc", "auroc_low", "auroc_high", "tpr", "tpr_low",
                "tpr_high", "realised_fpr", "n_eff", "reason"]  # fmt: skip
-    emit_table(rows, columns, json, title=f"Labels {labels}; TPR at {rate:.2%} FPR; 95 % intervals")
+    emit_table(rows, columns, json, title=f"Labels {labels}; TPR at {fpr:.2%} FPR; 95 % intervals")
     return 0

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, ResumeOptions, SamplingOptions, need
+from diffmem.cli.verbs import RARE
 
 MODEL = ModelOptions()
 COPIES = DescriptorOptions()
@@ -21,12 +22,12 @@ def extract(
     *typed: Annotated[str, Parameter(show=False)],
     out: Annotated[Path | None, Parameter(help="run directory; the same command goes on where it left")] = None,
     train: Annotated[Path | None, Parameter(help="training images, to prove what was extracted")] = None,
-    images: Annotated[int, Parameter(help="per prompt; the paper takes 500")] = 100,
+    images_per_prompt: Annotated[int, Parameter(help="images generated of each prompt; the paper takes 500")] = 100,
     clique: Annotated[int, Parameter(help="alike images that make an extraction; the paper takes 10")] = 10,
     edge: Annotated[
         float | None, Parameter(help="similarity from which two images are alike; default: the descriptor's own")
     ] = None,
-    batch: Annotated[int, Parameter(help="images per call of the pipeline at first")] = 32,
+    batch: Annotated[int, Parameter(group=RARE, help="images per call of the pipeline at first")] = 32,
     redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of pictures on the page")] = "none",
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
@@ -48,7 +49,7 @@ def extract(
     from diffmem.stages.generate import Generation
 
     listed = prompts.load(typed)
-    settings = Generation(draws=images, seed=work.seed, batch=batch, sampling=sampling.sampling())
+    settings = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling())
     folder = None if work.dry_run else need(out, "--out", "the extraction needs a run directory")
     opened = target.open(model, settings.sampling, check=not work.dry_run)
     if work.dry_run:

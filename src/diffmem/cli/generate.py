@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from diffmem.cli.options import ModelOptions, PromptOptions, SamplingOptions, WorkOptions, need
+from diffmem.cli.verbs import RARE
 
 MODEL = ModelOptions()
 PROMPTS = PromptOptions()
@@ -20,8 +21,8 @@ FEW = 100
 def generate(
     model: str,
     *typed: Annotated[str, Parameter(show=False)],
-    images: Annotated[int, Parameter(help="per prompt")] = 4,
-    batch: Annotated[int, Parameter(help="images per call of the pipeline at first")] = 32,
+    images_per_prompt: Annotated[int, Parameter(help="images generated of each prompt")] = 4,
+    batch: Annotated[int, Parameter(group=RARE, help="images per call of the pipeline at first")] = 32,
     out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
     png: Annotated[
         Path | None,
@@ -49,7 +50,7 @@ def generate(
 
     shard = parse_shard(work.shard)
     listed = prompts.load(typed)
-    settings = Generation(draws=images, seed=work.seed, batch=batch, sampling=sampling.sampling())
+    settings = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling())
     opened = target.open(model, settings.sampling, check=not work.dry_run)
     if work.dry_run:
         print_estimate(estimate_generation(opened, len(listed), settings), work.json)
@@ -61,7 +62,7 @@ def generate(
     )  # fmt: skip
     for text in dict.fromkeys(result.notes):
         note(text)
-    if png is None and len(listed) * images <= FEW:
+    if png is None and len(listed) * images_per_prompt <= FEW:
         png = folder / "png"
     written = None if png is None else write_png(folder, png)
     if work.json:

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from diffmem.cli.options import DescriptorOptions, need
+from diffmem.cli.verbs import RARE
 
 COPIES = DescriptorOptions()
 
@@ -17,11 +18,13 @@ def index(
     *,
     out: Annotated[Path | None, Parameter(help="folder of the index")] = None,
     copies: DescriptorOptions = COPIES,
-    allow_pickle: Annotated[bool, Parameter(negative="", help="open descriptor weights that can run code")] = False,
+    allow_pickle: Annotated[
+        bool, Parameter(group=RARE, negative="", help="open descriptor weights that can run code")
+    ] = False,
     append: Annotated[
         bool, Parameter(negative="", help="add these images to the index in --out, as another part")
     ] = False,
-    column: Annotated[str | None, Parameter(help="the image column of a parquet file")] = None,
+    column: Annotated[str | None, Parameter(group=RARE, help="the image column of a parquet file")] = None,
     json: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:

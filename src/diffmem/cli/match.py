@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import DescriptorOptions
+from diffmem.cli.options import DescriptorOptions, between_0_and_1
+from diffmem.cli.verbs import RARE
 from diffmem.errors import NothingJudged, UsageError
 
 if TYPE_CHECKING:
@@ -25,13 +26,16 @@ def match(
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
     statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
     copies: DescriptorOptions = COPIES,
-    allow_pickle: Annotated[bool, Parameter(negative="", help="open descriptor weights that can run code")] = False,
-    false_positives: Annotated[float, Parameter(help="nominal rate per image")] = 0.01,
+    allow_pickle: Annotated[
+        bool, Parameter(group=RARE, negative="", help="open descriptor weights that can run code")
+    ] = False,
+    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate per image")] = 0.01,
     top: Annotated[int, Parameter(help="pairs shown")] = 20,
     search: Annotated[
         Literal["exact", "faiss"] | None,
         Parameter(
-            help="default: exact; above 10 million training images faiss, where it is installed (diffmem[faiss])"
+            group=RARE,
+            help="default: exact; above 10 million training images faiss, where it is installed (diffmem[faiss])",
         ),
     ] = None,
     metrics: Annotated[
@@ -48,7 +52,10 @@ def match(
         int, Parameter(help="with --metrics: split-product similarity too, of descriptors in so many parts")
     ] = 1,
     across: Annotated[
-        bool, Parameter(negative="", help="with --parts: every part against every part (descriptors made of patches)")
+        bool,
+        Parameter(
+            group=RARE, negative="", help="with --parts: every part against every part (descriptors made of patches)"
+        ),
     ] = False,
     seed: Annotated[int, Parameter(help="with --metrics: of resampling")] = 0,
     out: Annotated[
@@ -77,15 +84,13 @@ def match(
 
     if train is None:
         raise UsageError("--train is missing: give the training images or an index of them.")
-    if not 0 < false_positives < 1:
-        raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
     if not metrics and (parts > 1 or any(option is not None for option in (text_alignment, above, out))):
         raise UsageError("--text-alignment, --above, --parts and --out belong to --metrics; add it.")
     choose_search(search, 0)  # before anything is described
     judge = None if text_alignment is None else parse_alignment(text_alignment)
     index = open_or_build_index(train, copies, allow_pickle, quiet or json)
     index.use_search(search)
-    settings = Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives)
+    settings = Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=fpr)
     held = None if heldout is None else load_images(heldout)
     listed = images_of(images)
     found = match_images(listed, index, settings, held, quiet or json)
@@ -123,7 +128,7 @@ def match(
             f"that were searched exactly too (recall@1, 95 % interval {percent(recall.low)} to {percent(recall.high)}); "
             "of the others a farther one is shown"
         )
-    note(_threshold_text(found.threshold.calibrated, found.threshold.note, false_positives))
+    note(_threshold_text(found.threshold.calibrated, found.threshold.note, fpr))
     if page is not None:
         note(f"the page is {page}")
     return _conclude(called, undecided, found)

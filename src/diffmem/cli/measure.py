@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import CaptionOption, ModelOptions, WorkOptions, need
+from diffmem.cli.verbs import RARE
 from diffmem.errors import NothingJudged, UsageError
 
 if TYPE_CHECKING:
@@ -35,9 +36,10 @@ def measure(
     captions: CaptionOption = None,
     limit: Annotated[int | None, Parameter(help="only a random part of so many images (and held-out images)")] = None,
     strict_size: Annotated[
-        bool, Parameter(negative="", help="refuse images of another size or mode instead of converting them")
+        bool,
+        Parameter(group=RARE, negative="", help="refuse images of another size or mode instead of converting them"),
     ] = False,
-    batch: Annotated[int, Parameter(help="images at once at first; halved when memory runs out")] = 64,
+    batch: Annotated[int, Parameter(group=RARE, help="images at once at first; halved when memory runs out")] = 64,
     out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
     top: Annotated[int, Parameter(help="images shown per score")] = 10,
     target: ModelOptions = MODEL,

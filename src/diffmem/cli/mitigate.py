@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, ResumeOptions, SamplingOptions, need
+from diffmem.cli.options import (
+    DescriptorOptions,
+    ModelOptions,
+    PromptOptions,
+    ResumeOptions,
+    SamplingOptions,
+    between_0_and_1,
+    need,
+)
+from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
 
 MODEL = ModelOptions()
@@ -40,11 +49,11 @@ def mitigate(
     ] = None,
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
     out: Annotated[Path | None, Parameter(help="folder; the same command resumes it")] = None,
-    images: Annotated[int, Parameter(help="images per prompt")] = 4,
+    images_per_prompt: Annotated[int, Parameter(help="images generated of each prompt")] = 4,
     text_alignment: Annotated[str | None, Parameter(help="clip:FOLDER, digits or photos; default: not judged")] = None,
     statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
-    false_positives: Annotated[float, Parameter(help="nominal rate of falsely called prompts")] = 0.01,
-    batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,
+    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate of falsely called prompts")] = 0.01,
+    batch: Annotated[int, Parameter(group=RARE, help="images per pipeline call")] = 32,
     redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="pictures on the page")] = "none",
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
@@ -76,8 +85,6 @@ def mitigate(
 
     if not methods:
         raise UsageError(f"--method is missing: all, or one of {', '.join(MITIGATIONS)}.")
-    if not 0 < false_positives < 1:
-        raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
     if train is None:
         raise UsageError("--train is missing: without the training images nothing says what a copy is.")
     wanted = [one for text in methods for one in (MITIGATIONS if text == "all" else [text])]
@@ -86,12 +93,12 @@ def mitigate(
     listed = prompts.load(typed)
     bystanders = None if others is None else load_prompts(others)
     ordinary = None if reference is None else load_prompts(reference)
-    settings = Generation(draws=images, seed=work.seed, batch=batch, sampling=sampling.sampling())
+    settings = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling())
     judge = None if text_alignment is None else parse_alignment(text_alignment)
     if work.dry_run:
         total = len(listed) + len(bystanders or ())
         emit_table(
-            [{"settings": len(made), "prompts": total, "images": total * images * (len(made) + 1)}], json=work.json,
+            [{"settings": len(made), "prompts": total, "images": total * images_per_prompt * (len(made) + 1)}], json=work.json,
             title="with --others, and once without mitigation; each one's own evaluations: diffmem methods --mitigations",
         )  # fmt: skip
         return 0
@@ -101,7 +108,7 @@ def mitigate(
     opened = target.open(model, settings.sampling)
     run = compare_mitigations(
         opened, listed, made, index, out=folder, others=bystanders, reference=ordinary, heldout=heldout, settings=settings,
-        matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives),
+        matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=fpr),
         alignment=judge, pictures=None if index_files.exists(train) else train, retry_errors=work.retry_errors, silent=silent,
     )  # fmt: skip
     page = run.report(redact)

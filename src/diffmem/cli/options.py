@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from diffmem.cli import verbs
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,27 +18,40 @@ if TYPE_CHECKING:
     from diffmem.models.target import Target
 
 
-@Parameter(name="*", group="Model")
+def between_0_and_1(_: Any, value: float) -> None:
+    """Refuse a rate outside the open interval, NaN included."""
+    if not 0 < value < 1:
+        raise ValueError("expected a rate above 0 and below 1.")
+
+
+@Parameter(name="*", group=verbs.MODEL)
 @dataclass(frozen=True)
 class ModelOptions:
     """How the model is opened."""
 
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, mps; default: a GPU where there is one")] = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    revision: Annotated[str | None, Parameter(help="of a hub repository")] = None
+    revision: Annotated[str | None, Parameter(group=verbs.RARE, help="of a hub repository")] = None
     lora: Annotated[
         tuple[str, ...],
         Parameter(negative="", help="FILE or FILE:SCALE, a LoRA to load into the model; repeat for several"),
     ] = ()
-    allow_pickle: Annotated[bool, Parameter(negative="", help="open .bin weights, which can run code")] = False
-    variant: Annotated[str | None, Parameter(help="of the weights' files, such as fp16")] = None
+    allow_pickle: Annotated[
+        bool, Parameter(group=verbs.RARE, negative="", help="open .bin weights, which can run code")
+    ] = False
+    variant: Annotated[str | None, Parameter(group=verbs.RARE, help="of the weights' files, such as fp16")] = None
     distilled: Annotated[
         bool | None,
-        Parameter(help="whether the model has no unconditional branch; default: by its configs and sampler"),
+        Parameter(
+            group=verbs.RARE, help="whether the model has no unconditional branch; default: by its configs and sampler"
+        ),
     ] = None
-    offload: Annotated[bool, Parameter(negative="", help="keep only the part at work on the GPU")] = False
+    offload: Annotated[bool, Parameter(group=verbs.RARE, negative="", help="keep only the part at work on the GPU")] = (
+        False
+    )
     despite_check: Annotated[
-        bool, Parameter(negative="", help="go on where diffmem sees another model than the pipeline runs")
+        bool,
+        Parameter(group=verbs.RARE, negative="", help="go on where diffmem sees another model than the pipeline runs"),
     ] = False
 
     def open(self, model: str, sampling: Sampling | None = None, check: bool = True) -> Target:
@@ -80,19 +94,19 @@ CaptionOption = Annotated[
 ]
 
 
-@Parameter(name="*", group="Prompts")
+@Parameter(name="*", group=verbs.PROMPTS)
 @dataclass(frozen=True)
 class PromptOptions:
     """Where the prompts come from."""
 
     prompts: Annotated[Path | None, Parameter(help="txt, csv, json, jsonl or parquet; a folder: its captions")] = None
     column: Annotated[str | None, Parameter(help="the column with the prompts")] = None
-    id: Annotated[str | None, Parameter(help="the column with the ids; none numbers the rows")] = None
+    id: Annotated[str | None, Parameter(group=verbs.RARE, help="the column with the ids; none numbers the rows")] = None
     labels: Annotated[
         str | None, Parameter(help="the column that says which prompts are memorized (true, false); default: not read")
     ] = None
     captions: CaptionOption = None
-    encoding: Annotated[str | None, Parameter(help="of a text file; default: UTF-8")] = None
+    encoding: Annotated[str | None, Parameter(group=verbs.RARE, help="of a text file; default: UTF-8")] = None
 
     def load(self, typed: tuple[str, ...]) -> PromptList:
         """Prompts from the file or from the shell, not both."""
@@ -114,7 +128,7 @@ class PromptOptions:
         return load_prompts(list(typed))
 
 
-@Parameter(name="*", group="Sampling")
+@Parameter(name="*", group=verbs.SAMPLING)
 @dataclass(frozen=True)
 class SamplingOptions:
     """How images are sampled; what is left out is the pipeline's own default."""
@@ -145,7 +159,7 @@ class SamplingOptions:
             raise as_usage(problem) from problem
 
 
-@Parameter(name="*", group="Run")
+@Parameter(name="*", group=verbs.RUN)
 @dataclass(frozen=True)
 class RunOptions:
     """How any work is done; the classes below add what some verbs honour."""
@@ -155,24 +169,28 @@ class RunOptions:
     json: Annotated[bool, Parameter(negative="", help="print JSON")] = False
 
 
-@Parameter(name="*", group="Run")
+@Parameter(name="*", group=verbs.RUN)
 @dataclass(frozen=True)
 class ResumeOptions(RunOptions):
     """How work is done that leaves error rows and can be estimated."""
 
-    retry_errors: Annotated[bool, Parameter(negative="", help="compute rows again that ended in an error")] = False
+    retry_errors: Annotated[
+        bool, Parameter(group=verbs.RARE, negative="", help="compute rows again that ended in an error")
+    ] = False
     dry_run: Annotated[bool, Parameter(negative="", help="print NFE, images and time, and stop")] = False
 
 
-@Parameter(name="*", group="Run")
+@Parameter(name="*", group=verbs.RUN)
 @dataclass(frozen=True)
 class WorkOptions(ResumeOptions):
     """How the work of one stage is done, which several machines can share."""
 
-    shard: Annotated[str | None, Parameter(help="I/N: do only this part of the prompts, the first is 0/N")] = None
+    shard: Annotated[
+        str | None, Parameter(group=verbs.RARE, help="I/N: do only this part of the prompts, the first is 0/N")
+    ] = None
 
 
-@Parameter(name="*", group="Copies")
+@Parameter(name="*", group=verbs.COPIES)
 @dataclass(frozen=True)
 class DescriptorOptions:
     """How images are compared."""
@@ -180,9 +198,11 @@ class DescriptorOptions:
     descriptor: Annotated[str, Parameter(help="l2-tiled, sscd, dinov2, clip or inception (for the FID)")] = "l2-tiled"
     weights: Annotated[str | None, Parameter(help="its weights: a file, folder or hub id")] = None
     weights_sha256: Annotated[
-        str | None, Parameter(help="sscd, inception: checksum of a weights file that is not pinned")
+        str | None, Parameter(group=verbs.RARE, help="sscd, inception: checksum of a weights file that is not pinned")
     ] = None
-    preset: Annotated[str | None, Parameter(help="sscd: short-288, square-320, -288, -256, -32 or crop-224")] = None
+    preset: Annotated[
+        str | None, Parameter(group=verbs.RARE, help="sscd: short-288, square-320, -288, -256, -32 or crop-224")
+    ] = None
 
     def options(self, allow_pickle: bool = False) -> dict[str, Any]:
         """Options of the descriptor's class; those that it does not have are refused."""

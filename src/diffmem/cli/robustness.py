@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, ResumeOptions, SamplingOptions, as_usage
+from diffmem.cli.options import (
+    DescriptorOptions,
+    ModelOptions,
+    PromptOptions,
+    ResumeOptions,
+    SamplingOptions,
+    as_usage,
+    between_0_and_1,
+)
+from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,15 +43,17 @@ def robustness(
     worst_of: Annotated[tuple[int, ...], Parameter(help="numbers of seeds of which the worst counts")] = (1, 4, 16),
     scales: Annotated[tuple[float, ...], Parameter(help="guidance scales")] = (1.0, 2.0, 4.0, 7.5),
     samplers: Annotated[tuple[str, ...] | None, Parameter(help="scheduler:steps; own: the pipeline's")] = None,
-    images: Annotated[int, Parameter(help="images per prompt under every condition but the seeds")] = 4,
+    images_per_prompt: Annotated[
+        int, Parameter(help="images generated of each prompt under every condition but the seeds")
+    ] = 4,
     paraphrases: Annotated[
         str, Parameter(help="a file with the columns prompt and paraphrase; words: turned round and halved; none")
     ] = "words",
     adversarial_steps: Annotated[int, Parameter(help="of the embedding search; 0 leaves it out")] = 50,
     text_alignment: Annotated[str | None, Parameter(help="clip:FOLDER, digits or photos; default: not judged")] = None,
     statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
-    false_positives: Annotated[float, Parameter(help="nominal rate of falsely called images")] = 0.01,
-    batch: Annotated[int, Parameter(help="images per pipeline call")] = 32,
+    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate of falsely called images")] = 0.01,
+    batch: Annotated[int, Parameter(group=RARE, help="images per pipeline call")] = 32,
     redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of pictures on the page")] = "none",
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
@@ -74,10 +85,8 @@ def robustness(
         raise UsageError("--method is missing: name a mitigation (diffmem methods --mitigations lists them).")
     if train is None:
         raise UsageError("--train is missing: without the training images nothing says what a copy is.")
-    if not 0 < false_positives < 1:
-        raise UsageError(f"--false-positives is {false_positives}; expected a rate between 0 and 1.")
     mitigations = [parse_mitigation(one) for one in methods]  # all of them before the work on the first begins
-    plan = _plan(worst_of, scales, samplers, images, adversarial_steps, batch, sampling, work)
+    plan = _plan(worst_of, scales, samplers, images_per_prompt, adversarial_steps, batch, sampling, work)
     listed = [prompt.text for prompt in prompts.load(typed) if prompt.problem is None]
     others = None if paraphrases == "none" else word_variants if paraphrases == "words" else paraphrases_in(paraphrases)
     silent = work.quiet or work.json
@@ -95,7 +104,7 @@ def robustness(
         return 0
     run = try_mitigations(
         opened, listed, mitigations, index, plan, out=out, heldout=heldout, paraphrase=others, pictures=pictures,
-        matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=false_positives),
+        matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=fpr),
         alignment=judge, retry_errors=work.retry_errors, silent=silent,
     )  # fmt: skip
     summary: Any = run.summary
@@ -113,7 +122,8 @@ def robustness(
 
 
 def _plan(
-    worst_of: tuple[int, ...], scales: tuple[float, ...], samplers: tuple[str, ...] | None, images: int, steps: int,
+    worst_of: tuple[int, ...], scales: tuple[float, ...], samplers: tuple[str, ...] | None,
+    images_per_prompt: int, steps: int,
     batch: int, sampling: SamplingOptions, work: ResumeOptions,
 ) -> RobustnessPlan:  # fmt: skip
     from pydantic import ValidationError
@@ -123,7 +133,7 @@ def _plan(
 
     try:
         return RobustnessPlan(
-            sampling=sampling.sampling(), worst_of=worst_of, guidance=scales, samplers=samplers, draws=images,
+            sampling=sampling.sampling(), worst_of=worst_of, guidance=scales, samplers=samplers, draws=images_per_prompt,
             adversarial=None if steps == 0 else AdversarialParameters(steps=steps), seed=work.seed, batch=batch,
         )  # fmt: skip
     except ValidationError as problem:

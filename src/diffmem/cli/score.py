@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import ModelOptions, PromptOptions, WorkOptions
+from diffmem.cli.verbs import RARE
 from diffmem.errors import NothingJudged, UsageError
 
 if TYPE_CHECKING:
@@ -26,12 +27,16 @@ def score(
     scores: Annotated[tuple[str, ...], Parameter(name="--score", help="name[:key=value,...]; may be repeated")] = (),
     draws: Annotated[int | None, Parameter(help="noises per prompt; default: 4, or the threshold's own")] = None,
     noise: Annotated[
-        Literal["bank", "per-prompt"], Parameter(help="noises common to all prompts, or each prompt its own")
+        Literal["bank", "per-prompt"],
+        Parameter(group=RARE, help="noises common to all prompts, or each prompt its own"),
     ] = "bank",
     noise_file: Annotated[
-        Path | None, Parameter(help="a .safetensors file with the noises, one tensor [draws, *sample_shape]")
+        Path | None,
+        Parameter(group=RARE, help="a .safetensors file with the noises, one tensor [draws, *sample_shape]"),
     ] = None,
-    micro_batch: Annotated[int | None, Parameter(help="rows per network call at first; default: 64")] = None,
+    micro_batch: Annotated[
+        int | None, Parameter(group=RARE, help="rows per network call at first; default: 64")
+    ] = None,
     out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
     threshold: Annotated[Path | None, Parameter(help="decide at a threshold made by diffmem calibrate")] = None,
     early_exit: Annotated[

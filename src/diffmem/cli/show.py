@@ -79,7 +79,11 @@ def print_summary(summary: dict[str, Any], top: int = 5) -> None:
         made = summary["images"]
         print(
             f"Images   {made['made']} made, {made['errors']} errors, {made['degenerate']} black or constant (set aside)"
-            + (f"; {made['uncounted']} beyond --images are kept, not counted" if made.get("uncounted") else "")
+            + (
+                f"; {made['uncounted']} beyond --images-per-prompt are kept, not counted"
+                if made.get("uncounted")
+                else ""
+            )
         )
     if summary["copies"] is not None:
         _print_copies(summary["copies"])

@@ -95,7 +95,7 @@ class Again:
         """One line for a shell; None for a prompt that no line can hold."""
         if prompt is None or prompt != visible(prompt) or "\n" in prompt or prompt.startswith("-") or not self._plan:
             return None
-        words = ["diffmem", "generate", self._model, prompt, "--images", str(draw + 1)]
+        words = ["diffmem", "generate", self._model, prompt, "--images-per-prompt", str(draw + 1)]
         words += ["--seed", str(self._plan.get("seed", 0))]
         sampling = self._plan.get("sampling")
         for name, value in (sampling if isinstance(sampling, dict) else {}).items():

@@ -123,7 +123,11 @@ def checks(
                 state="note" if images.errors or images.degenerate else "passed",
                 found=f"{images.made:,} made, {images.errors:,} failed, {images.degenerate:,} black or constant "
                 "(set aside)"
-                + (f"; {images.uncounted:,} beyond --images are kept, not counted" if images.uncounted else ""),
+                + (
+                    f"; {images.uncounted:,} beyond --images-per-prompt are kept, not counted"
+                    if images.uncounted
+                    else ""
+                ),
             )
         )
     return tuple(found) + (_copy_checks(copies) if copies is not None else ())

@@ -20,7 +20,7 @@ from diffmem.runs.manifest import read_manifest
 SHARE = "share of images called copies"
 _SECTIONS = ("score", "generate", "match")
 _INDIFFERENT = {"score.scores", "score.micro_batch", "generate.batch"}
-_NAMES = {"generate.draws": "images per prompt (--images)", "score.draws": "noises per prompt (--draws)"}
+_NAMES = {"generate.draws": "images per prompt (--images-per-prompt)", "score.draws": "noises per prompt (--draws)"}
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def extract_images(
     settings = settings or Generation(draws=100)
     if settings.draws < smallest:
         raise UsageError(
-            f"{settings.draws} images per prompt cannot hold a clique of {smallest}: make more (--images) or ask for "
+            f"{settings.draws} images per prompt cannot hold a clique of {smallest}: make more (--images-per-prompt) or ask for "
             "smaller cliques (--clique)."
         )
     known = None if train is None else as_images(train)

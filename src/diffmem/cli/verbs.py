@@ -1,0 +1,156 @@
+"""The verbs of the command: what each does, the job it belongs to, two examples, and options that had other names."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from cyclopts import Group
+
+JOBS = ("Audit a model", "Look at images", "Compare and evaluate", "Train and try out", "Protect", "Tools")
+
+PROMPTS, SAMPLING, COPIES, MODEL, RUN, RARE = (
+    Group(name, sort_key=place)
+    for place, name in enumerate(("Prompts", "Sampling", "Copies", "Model", "Run", "Rarely needed"), start=1)
+)
+"""The groups of options in a verb's help, behind those of the verb itself."""
+
+
+class Verb(NamedTuple):
+    """One verb of the command line.
+
+    Attributes:
+        path: `module:function`, imported when the verb runs.
+        summary: its line in the list of verbs.
+        job: the group in that list, one of `JOBS`.
+        examples: arguments after `diffmem`, as a user would type them; they lead the verb's help.
+        has_own_app: it has verbs of its own (and shows the examples itself).
+    """
+
+    path: str
+    summary: str
+    job: str = "Tools"
+    examples: tuple[str, ...] = ()
+    has_own_app: bool = False
+
+    @property
+    def shown_examples(self) -> str:
+        """The examples as a text for the help; lines too long for a terminal are broken before options."""
+        return "\n".join(["Examples:", *map(_typed_line, self.examples)]) if self.examples else ""
+
+
+def _typed_line(arguments: str) -> str:
+    """A command as it is typed."""
+    lines = ["  diffmem"]
+    for part in re.split(r" (?=--)", arguments):
+        if len(lines[-1]) + len(part) > 74:
+            lines[-1] += " \\"
+            lines.append("     ")
+        lines[-1] += f" {part}"
+    return "\n".join(lines)
+
+
+def _verb(name: str, job: int, summary: str, *examples: str) -> Verb:
+    return Verb(f"diffmem.cli.{name}:{name}", summary, JOBS[job], tuple(f"{name} {text}".strip() for text in examples))
+
+
+_SUMMARIES = {
+    "demo": _verb(
+        "demo", 0, "Audit the bundled model whose memorized images are known: minutes, CPU, offline.", "", "--testbed digits"
+    ),
+    "audit": _verb(
+        "audit", 0, "Score prompts, generate images, find copies, say what was found.",
+        "./my-model --prompts captions.csv --train ./images --out runs/audit",
+        "./base --lora my.safetensors --against-base --prompts captions.csv --train ./images --out runs/lora",
+    ),
+    "score": _verb(
+        "score", 0, "Score prompts for memorization, without generating images.",
+        './my-model "a red fox" "a blue bird"', "./my-model --prompts captions.csv --out runs/scores",
+    ),
+    "generate": _verb(
+        "generate", 0, "Generate images per prompt with recorded seeds.",
+        './my-model "a red fox" --images-per-prompt 8 --out runs/images',
+        "./my-model --prompts captions.csv --out runs/images --shard 0/4",
+    ),
+    "show": _verb("show", 0, "Print what a run found.", "runs/audit", 'runs/audit --fail-if "copies>0"'),
+    "report": _verb(
+        "report", 0, "Write the report of a run: one HTML file, offline.",
+        "runs/audit", "runs/audit --out for-the-client.html --redact blur",
+    ),
+    "measure": _verb(
+        "measure", 1, "Measure how easily a model reproduces each image.",
+        "./my-model --images ./images --score vgr --out runs/measure",
+        "./my-model --images ./images --heldout ./unseen --trained --out runs/measure",
+    ),
+    "match": _verb(
+        "match", 1, "Find the nearest training image of each generated image.",
+        "./generated --train ./images --heldout ./unseen", "runs/images --train index --metrics --out runs/match",
+    ),
+    "index": _verb(
+        "index", 1, "Describe a training set once, for later matching.",
+        "./images --out index", "./more-images --out index --append",
+    ),
+    "extract": _verb(
+        "extract", 1, "Find memorized images without the training set, from prompts alone.",
+        './my-model "a red fox" --out runs/extract', "./my-model --prompts captions.csv --train ./images --out runs/extract",
+    ),
+    "curate": _verb(
+        "curate", 1, "Propose what to do with each training image, from what was measured.",
+        "./images --run runs/measure --out runs/curate", "./images --run runs/measure --out curated --write",
+    ),
+    "evaluate": _verb(
+        "evaluate", 2, "AUROC and TPR of a run's scores, with intervals.",
+        "runs/audit", "runs/audit --labels measured --fpr 0.05",
+    ),
+    "compare": _verb(
+        "compare", 2, "Compare two runs on the same prompts, paired.", "runs/base runs/tuned", "runs/base runs/tuned --json"
+    ),
+    "bench": _verb(
+        "bench", 2, "Measure the methods on models with known memorization.", "--suite digits", "--suite digits-images"
+    ),
+    "train": _verb(
+        "train", 3, "Train or fine-tune with known duplication, captions and mitigations.",
+        "plan.toml --dry-run", "plan.toml --out runs/train",
+    ),
+    "lab": _verb(
+        "lab", 3, "Train a grid of duplication, captions and mitigations; measure what is copied.",
+        "digits --out runs/lab", "plan.toml --data ./images --out runs/lab --shard 0/2",
+    ),
+    "canaries": _verb(
+        "canaries", 3, "Put registered synthetic pictures into a training set; measure how strongly each is reproduced.",
+        "make ./images --out with-canaries",
+        "measure ./my-model --registration with-canaries/canaries.json --out runs/canaries",
+    )._replace(has_own_app=True),
+    "mitigate": _verb(
+        "mitigate", 4, "Compare mitigations on the same prompts and noises.",
+        "./my-model --prompts memorized.csv --train ./images --method random-tokens --out runs/mitigate",
+        "./my-model --prompts memorized.csv --train ./images --method all --sweep --out runs/mitigate",
+    ),
+    "robustness": _verb(
+        "robustness", 4, "Try a mitigation under other seeds, guidance, samplers, words and embeddings.",
+        "./my-model --prompts memorized.csv --train ./images --method random-tokens --out runs/robust",
+        "./my-model --prompts memorized.csv --train ./images --adversarial-steps 0 --out runs/robust",
+    ),
+    "calibrate": _verb(
+        "calibrate", 4, "Set a score's threshold at a stated false-positive rate, for score and for the guard.",
+        "./my-model --out threshold.json", "./my-model --reference ordinary.txt --fpr 0.05 --out threshold.json",
+    ),
+    "methods": _verb(
+        "methods", 5, "List the methods: what they need, what they cost, where they come from.", "", "anisotropy"
+    ),
+    "doctor": _verb(
+        "doctor", 5, "Check this machine and installation, or what diffmem sees of a model.", "", "./my-model"
+    ),
+    "schema": _verb("schema", 5, "Print the JSON schema of what diffmem writes.", "audit", "mitigate"),
+}  # fmt: skip
+
+VERBS = {name: verb for job in JOBS for name, verb in _SUMMARIES.items() if verb.job == job}
+
+RENAMED: dict[str, dict[str, str]] = {
+    name: {"--false-positives": "--fpr"} for name in ("audit", "match", "mitigate", "robustness", "curate")
+}
+"""Verb -> option of 0.1.0 -> its name today. The old name works for one release more, with a warning."""
+for _name in ("calibrate", "compare", "evaluate"):
+    RENAMED[_name] = {"--rate": "--fpr"}
+for _name in ("audit", "demo", "extract", "generate", "canaries", "mitigate", "robustness"):
+    RENAMED.setdefault(_name, {})["--images"] = "--images-per-prompt"
