@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def between_0_and_1(_: Any, value: float) -> None:
     """Refuse a rate outside the open interval, NaN included."""
     if not 0 < value < 1:
-        raise ValueError("expected a rate above 0 and below 1.")
+        raise ValueError("expected a rate between 0 and 1.")
 
 
 @Parameter(name="*", group=verbs.MODEL)
