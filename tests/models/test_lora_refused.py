@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests import tiny_families as families
-from tests.models.lora_files import linears, pair, rand, write
+from tests.models.lora_files import assert_changes, linears, pair, rand, write
 from tests.tiny import tiny_sd
 
-from diffmem.errors import ModelError
-from diffmem.models.lora import load_lora
+from diffmem.errors import ModelError, UsageError
+from diffmem.models.lora import choices, load_lora
 from diffmem.models.target import Target
 
 Q = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -66,6 +66,9 @@ BROKEN = {
         r"in its text encoders there is no lora_te2"),
     "magnitudes of another size": (lambda t: t | {f"{Q}.dora_scale": rand(5, 1)}, r"dora_scale has the shape \(5, 1\)"),
     "quantised": (lambda t: t | {f"{Q}.lora_up.weight": torch.ones(16, 2, dtype=torch.int8)}, "quantised"),
+    "a factor for each layer": (lambda t: t | {f"{Q}.scalar": rand(1)}, "use_scalar"),
+    "one tensor for each rank": (lambda t: t | {f"{Q}.up_list.0": rand(16, 1)}, "DyLoRA as it is trained"),
+    "a changed shape": (lambda t: t | {f"{Q}.reshape_weight": rand(2)}, "belong to nothing"),
     "a scale of fp8": (lambda t: t | {f"{Q}.scale_weight": rand(1)}, "quantised weights"),
     "LoRA and LoHa of one layer": (lambda t: t | {f"{Q}.hada_w1_a": rand(16, 2)}, "LoRA and LoHa"),
     "no layer at all": (lambda t: {"bundle_emb.cat.string_to_param.*": rand(1, 16)}, "holds no layers"),
@@ -162,6 +165,10 @@ CONFIGS = {
     "whole layers": ({"modules_to_save": ["conv_in"]}, "modules_to_save"),
     "DoRA without magnitudes": ({"use_dora": True}, "holds no magnitudes"),
     "another rank": ({"r": 16}, "says rank 16 .* have rank 2"),
+    "no alpha": ({"lora_alpha": None}, "lora_alpha = None; expected a number"),
+    "a word for alpha": ({"lora_alpha": "x"}, "expected a number"),
+    "a list of patterns": ({"alpha_pattern": [1]}, "alpha_pattern"),
+    "a pattern that is none": ({"rank_pattern": {"[": 2}}, "no regular expression"),
     "another alpha": ({"lora_alpha": 8}, "alpha makes alpha/r 0.5, and adapter_config.json 4"),
 }
 
@@ -183,6 +190,50 @@ def test_an_alpha_in_sd_scripts_header_alone_is_asked_for(tmp_path):
     assert "scale 0.5" in load_lora(tiny_sd(), file, 0.5).summary
     write(tensors, file, ss_network_alpha="2", ss_network_dim="2")
     load_lora(tiny_sd(), file)
+    for header in ({"network_alpha": "1"}, {"alpha": "1", "rank": "2"}, {"config": json.dumps({"net": {"alpha": 1}})}):
+        write(tensors, file, **header)
+        refuses(tiny_sd(), file, "alpha 1 at rank 2")
+
+
+@pytest.mark.parametrize("trainer", ["networks.dylora", "lycoris.kohya"])
+def test_a_dylora_is_named_and_loaded_at_full_rank(sd, tmp_path, trainer):
+    arguments = json.dumps({"algo": "dylora"} if "lycoris" in trainer else {"unit": 1})
+    file = write(whole(), tmp_path / "lora.safetensors", ss_network_module=trainer, ss_network_args=arguments)
+    loaded = load_lora(sd, file)
+    assert "rank 2" in loaded.summary
+    assert any("DyLoRA" in note and "full rank" in note for note in loaded.notes)
+
+
+def test_a_converter_that_multiplied_alpha_in_and_kept_the_header(tmp_path):
+    """sd-scripts' converters to the names of diffusers do, and everything loads such a file as it is."""
+    pipe, wanted, tensors = tiny_sd(), {}, {}
+    for name, layer in linears(pipe.unet).items():
+        down, up, wanted[name] = pair(layer)
+        tensors |= {f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}
+    loaded = load_lora(pipe, write(tensors, tmp_path / "lora.safetensors", ss_network_alpha="1", ss_network_dim="2"))
+    assert_changes(pipe.unet, wanted)
+    assert "after multiplying alpha/r in" in loaded.notes[0]
+
+
+@pytest.mark.parametrize(("text", "said"), [("50%", "'50%'"), ("0,5", "'0,5'"), ("nan", "'nan'"), ("", "''")])
+def test_a_scale_that_is_no_number(tmp_path, text, said):
+    file = write(whole(), tmp_path / "lora.safetensors")
+    with pytest.raises(UsageError, match=f"has the scale {said}; expected a number"):
+        load_lora(tiny_sd(), f"{file}:{text}")
+
+
+def test_a_folder_of_checkpoints_says_where_they_are(sd, tmp_path):
+    (tmp_path / "checkpoint-500").mkdir()
+    write(whole(), tmp_path / "checkpoint-500" / "pytorch_lora_weights.safetensors")
+    refuses(sd, tmp_path, "give one, such as .*checkpoint-500")
+    load_lora(sd, tmp_path / "checkpoint-500")
+
+
+def test_paths_of_windows_are_no_scales():
+    assert [str(c) for c in choices([r"C:\loras\a.safetensors", r"C:\loras\b.safetensors:0.5"])] == [
+        r"C:\loras\a.safetensors", r"C:\loras\b.safetensors:0.5",
+    ]  # fmt: skip
+    assert choices(r"C:\loras\a.safetensors")[0].scale is None
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "pixart", "dit"])

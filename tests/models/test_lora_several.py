@@ -13,6 +13,7 @@ from diffmem.cli.app import main
 from diffmem.errors import ModelError, UsageError
 from diffmem.models.lora import LoraChoice, choices, load_lora, load_loras, name_of
 from diffmem.models.target import Target
+from diffmem.runs.facts import read_fact
 
 
 def made(pipe, file, rank=2, alpha=1.0, magnitudes=False, words=("to_q", "to_v"), factor=1.0):
@@ -226,3 +227,20 @@ def test_what_the_header_says_of_the_base(tmp_path, header, name, words):
     write(load_file(file), file, **header)
     notes = load_lora(tiny_sd(), file).notes
     assert (len(notes) == 1 and words in notes[0]) if words else notes == []
+
+
+def test_what_was_assumed_is_in_the_run_in_show_and_on_the_page(tmp_path, capsys):
+    tiny_sd().save_pretrained(tmp_path / "m")
+    file, _ = made(tiny_sd(), tmp_path / "lora.safetensors")
+    write(load_file(file), file, ss_network_module="networks.dylora")
+    run = tmp_path / "run"
+    command = ["score", str(tmp_path / "m"), "a fox", "--score", "score-difference", "--draws", "1", "--out", str(run)]
+    assert main([*command, "--lora", f"{file}:0.5"]) == 0
+    said = ["layers: 16 of unet, rank 2, scale 0.5", "trained as a DyLoRA"]
+    assert all(any(words in note for note in read_fact(run, "model")["notes"]) for words in said)
+    capsys.readouterr()
+    assert main(["show", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert all(words in shown and words in page for words in said)

@@ -93,8 +93,8 @@ def print_summary(summary: dict[str, Any], top: int = 5) -> None:
 
         print_measures(summary["measures"], top)
     print("\nLimits")
-    for text in summary["limits"]:
-        print(f"  - {text}")
+    for text in (*summary["limits"], *summary.get("notes", ())):
+        print(f"  - {plain(text)}")
 
 
 def _print_scores(summary: dict[str, Any], top: int) -> None:

@@ -15,6 +15,7 @@ from diffmem.experiments._arm import Arm, Made, Options, Reference, cost_of, mak
 from diffmem.experiments._run import Run
 from diffmem.experiments._table import ArmTable, read_arm
 from diffmem.runs.directory import RunDirectory
+from diffmem.runs.facts import read_fact
 from diffmem.runs.summary import ArmPlace, Summary
 
 S = TypeVar("S", bound=Summary)
@@ -112,16 +113,23 @@ def run_experiment(experiment: Experiment[S], out: str | Path | None, options: O
             places = tuple(
                 ArmPlace(name=name, place=one.arm.place or ".") for name, one in results.items() if one.made is not None
             )
-            summary = experiment.summarize(results, places)
+            summary = _with_notes(experiment.summarize(results, places), results)
             summary.write(folder)
     if experiment.summarize_at_end and folder is not None:
         if directory is None:
             directory = RunDirectory(folder, *experiment.identity())
-        summary = experiment.summarize(results, ())
+        summary = _with_notes(experiment.summarize(results, ()), results)
         summary.write(folder)
     if summary is None or folder is None:
         raise ValueError("an experiment needs at least one arm")
     return Run(folder, summary.verb, summary, results, directory)
+
+
+def _with_notes(summary: S, results: Results) -> S:
+    """A summary with what was found while the models of its arms were opened."""
+    models = [read_fact(one.made.run.path, "model") or {} for one in results.values() if one.made is not None]
+    found = [text for model in models for text in model.get("notes") or ()]
+    return summary.model_copy(update={"notes": tuple(dict.fromkeys((*summary.notes, *found)))})
 
 
 def _result(experiment: Experiment[S], arm: Arm, folder: Path | None, options: Options) -> ArmResult:

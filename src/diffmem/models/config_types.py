@@ -11,7 +11,7 @@ from typing import Any
 
 from diffmem.errors import ModelError
 
-_LAYERS = re.compile(r"(layers|blocks|heads|depth)$")
+_LAYERS = re.compile(r"layers(_|$)|(blocks|heads|depth)$")
 _WIDTHS = re.compile(r"(channels|heads|_dim|hidden_size|_groups|d_model|d_ff|d_kv)$")
 _SIZES = re.compile(r"(size|length|positions|embeds|embeddings|_ada_norm)$")
 _NEVER_ZERO = frozenset(

@@ -93,6 +93,7 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
     problems = read_problems(store, [prompts.id_of(i) for i in table]) if reasons else {}
 
     check, model = read_fact(folder, "check"), read_fact(folder, "model") or {}
+    notes = tuple(model.get("notes") or ())
     model = {"fingerprint": manifest.fingerprints.get("model")} | {
         key: value for key, value in model.items() if key in ModelFacts.model_fields
     }
@@ -123,7 +124,7 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
         checks=checks(check, manifest, counted, described, images, copies),
         methods=used_methods(list(scores), copies, measures) if methods else (),
         limits=limits(copies, images, measures, bool(prompts.listed)),
-        against=read_fact(folder, "against"), nothing=_nothing(fact, copies, images, described, measures),
+        notes=notes, against=read_fact(folder, "against"), nothing=_nothing(fact, copies, images, described, measures),
     )  # fmt: skip
 
 

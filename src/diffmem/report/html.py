@@ -122,7 +122,7 @@ def _page(
     return render_page(
         source / "template.html", script=(source / "sort.js").read_text(encoding="utf-8"),
         title=f"Memorization report: {prose.shorten(digest.model.name or run_name, 80)}",
-        kicker=f"Memorization report · {digest.created[:10]}", headline=digest.headline, limits=digest.limits,
+        kicker=f"Memorization report · {digest.created[:10]}", headline=digest.headline, limits=[*digest.limits, *digest.notes],
         d=digest, whole=whole, pictures=pictures, measured=measured, redact=redact, hashed=hash_prompts,
         statistic=statistic, plan=_flat(digest.plan), run_name=run_name,
         histogram_chart=histogram_chart, roc_chart=roc_chart, scale_chart=scale_chart, interval_chart=interval_chart,

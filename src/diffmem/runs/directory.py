@@ -87,7 +87,7 @@ class RunDirectory:
 def record_model(target: Target, folder: Path) -> None:
     """Write the fact `model`: what the run is about."""
     denoiser = target.denoiser
-    fact = {"name": target.name, "fingerprint": target.fingerprint}
+    fact: dict[str, Any] = {"name": target.name, "fingerprint": target.fingerprint, "notes": list(target.notes)}
     if denoiser is not None:
         fact |= {
             "family": denoiser.family, "prediction": denoiser.prediction, "space": denoiser.space,

@@ -38,7 +38,12 @@ def check_tokenizers(pipeline: Any) -> None:
                 f"{key} makes up to {limit:g} tokens of a prompt (model_max_length) and {name} has {positions} positions: "
                 f"the model would fail on its prompts. {_mend(key)}"
             )
-        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=False))
+        try:
+            special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=False))
+        except Exception as problem:  # transformers looks for an unknown token's number without an end
+            raise ModelError(
+                f"The special tokens of {key} cannot be looked up ({type(problem).__name__}). {_mend(key)}"
+            ) from problem
         lost = [token for token, number in special.items() if number is None or (rows and not 0 <= number < rows)]
         if lost:
             raise ModelError(

@@ -75,14 +75,26 @@ def _choice(item: str | Path | LoraChoice | tuple[str | Path, float]) -> LoraCho
     if isinstance(item, str | Path):
         text = str(item)
         scaled = _SCALED.match(text)
-        if scaled and not Path(text).expanduser().exists():
+        if scaled and not _there(text):
             return LoraChoice(scaled["file"], float(scaled["scale"]))
+        before, colon, said = text.rpartition(":")
+        if colon and before and not _there(text) and _there(before):
+            raise UsageError(
+                f"The LoRA {before} has the scale {said!r}; expected a number other than 0, such as {before}:0.5."
+            )
         return LoraChoice(text)
     try:
         file, scale = item
         return LoraChoice(str(file), float(scale))
     except (TypeError, ValueError) as problem:
         raise UsageError(f"{item!r} is no LoRA; expected a file or (file, scale).") from problem
+
+
+def _there(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):
+        return False  # no path at all, which is said where it is opened
 
 
 def lora_name(lora: str | Path) -> str:

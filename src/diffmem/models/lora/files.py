@@ -108,7 +108,9 @@ def _chosen(folder: Path, lora: str, allow_pickle: bool) -> list[tuple[Path, str
         own = [f for f in pickles if not _named_embeddings(f, f, True)]
     if not own:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
-        raise ModelError(f"The folder {lora} holds no .safetensors file, so no LoRA (found: {found}).")
+        deeper = sorted({p.parent.name for p in folder.glob("*/*.safetensors")})
+        more = f" Some lie deeper; give one, such as {folder / deeper[-1]}." if deeper else ""
+        raise ModelError(f"The folder {lora} holds no .safetensors file, so no LoRA (found: {found}).{more}")
     if len(own) > 1:
         names = ", ".join(file.name for file in own[:4])
         raise ModelError(

@@ -15,6 +15,9 @@ _KINDS: tuple[tuple[str, str, str], ...] = (
     (r"\.boft_", "BOFT", _LYCORIS),
     (r"\.(a1|a2|b1|b2)\.weight$|\.(a1|a2|b1|b2|bm1|bm2)$", "GLoRA (LyCORIS)", _LYCORIS),
     (r"\.on_input$|ia3_l", "(IA)^3", _LYCORIS),
+    (r"\.(up|down)_list\.\d+|lora_(up|down)_list", "DyLoRA as it is trained, one tensor for each rank", "save it with its "
+     "trainer, which joins them, or cut one rank out of it"),
+    (r"\.scalar$", "a trained factor for each layer (LyCORIS' use_scalar), not multiplied in", _LYCORIS),
     (r"\.vera_|vera_A|vera_B", "VeRA (peft)", "merge it with peft (merge_and_unload) and audit the merged model"),
     (r"lora_E\b|ranknum", "AdaLoRA (peft)", "merge it with peft (merge_and_unload) and audit the merged model"),
     (r"randlora_|fourierft_|hra_|vblora_|lora_xs|\.R\.weight$", "another method of peft", "merge it with peft "

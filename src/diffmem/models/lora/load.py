@@ -15,7 +15,8 @@ from diffmem.models.lora.entries import Entry, Sorted, kinds_of, sort_keys
 from diffmem.models.lora.files import LoraFiles, Weights, read_lora
 from diffmem.models.lora.foreign import foreign, format_of, named
 from diffmem.models.lora.remarks import remarks
-from diffmem.models.lora.settings import Settings, header_settings, network_alpha, peft_settings
+from diffmem.models.lora.settings import says_dora
+from diffmem.models.lora.strength import Strengths
 
 if TYPE_CHECKING:
     from diffmem.models.lora.changes import Change
@@ -120,7 +121,7 @@ class _OneLora:
     def __init__(self, choice: LoraChoice, number: int, pipeline: Any, names: Names, loaded: Loaded) -> None:
         self.choice, self.number, self.pipeline, self.names, self.loaded = choice, number, pipeline, names, loaded
         self._embedded: dict[str, Any] = {}
-        self._assumed: Counter[str] = Counter()
+        self.strengths = Strengths(choice, self.refuse)
 
     def refuse(self, why: str) -> ModelError:
         return ModelError(f"The LoRA {self.choice.file} cannot be loaded into a {type(self.pipeline).__name__}: {why}.")
@@ -169,6 +170,10 @@ class _OneLora:
         found = sort_keys(weights.tensors, weights.component)
         self._embedded |= found.tokens
         self._refuse_broken(found, weights)
+        if says_dora(weights.header) and not any("magnitude" in entry.tensors for entry in found.entries):
+            raise self.refuse(
+                "its header says that magnitudes were trained (DoRA), and the file holds none; copy or save it again"
+            )
         places = {entry.layer: self.names.find(entry.layer, entry.component) for entry in found.entries}
         lost = [entry.layer for entry in found.entries if places[entry.layer] is None]
         if lost:
@@ -184,7 +189,7 @@ class _OneLora:
             )
             if problem:
                 raise self.refuse(f"it is for another architecture: {problem}")
-            change.scaling = self._scaling(
+            change.scaling = self.strengths.of(
                 entry, place.parts[0].layer, place.component, weights, kinds_of(found.entries)
             )
             made.append(change)
@@ -228,42 +233,6 @@ class _OneLora:
             f"{kinds_of(entries)} format of {format_of([k for e in entries for k in e.keys.values()], False)})"
         )
 
-    def _scaling(self, entry: Entry, layer: str, component: str, weights: Weights, kinds: str) -> float:
-        """Alpha / r of one layer, from its tensor, peft's config, or the header; else 1."""
-        if entry.kind == "difference":
-            return 1.0
-        rank, given = entry.rank, entry.tensors.get("alpha")
-        config, source = weights.config, "adapter_config.json"
-        if config is None:
-            config, source = dict(header_settings(weights.header, component)), "the file's header"
-        settings = peft_settings(config, source, kinds) if config else Settings()
-        said_rank = settings.rank(layer)
-        if rank is not None and said_rank is not None and said_rank != rank and entry.kind == "LoRA":
-            raise self.refuse(f"{source} says rank {said_rank} for {layer}, and the file's weights have rank {rank}")
-        told = settings.scaling(layer, rank)
-        if given is not None:
-            if given.numel() != 1:
-                raise self.refuse(f"{entry.keys['alpha']} holds {given.numel()} values; expected one")
-            own = float(given) / rank if rank else 1.0  # LyCORIS: full matrices are not scaled
-            if told is not None and abs(own - told) > 1e-3 * abs(own):
-                raise self.refuse(f"{entry.keys['alpha']} makes alpha/r {own:g}, and {source} {told:g}")
-            return own
-        if told is not None:
-            return told
-        return self._without_alpha(entry, rank, weights)
-
-    def _without_alpha(self, entry: Entry, rank: int | None, weights: Weights) -> float:
-        alpha = network_alpha(weights.header, entry.tensors.get("down", entry.tensors.get("mid")) is not None
-                              and max(entry.tensors["down"].shape[2:], default=1) > 1)  # fmt: skip
-        if alpha is not None and rank is not None and abs(alpha - rank) > 1e-3 and self.choice.scale is None:
-            raise self.refuse(
-                f"its header says alpha {alpha:g} at rank {rank}, and {entry.layer} holds no alpha, so that its strength is "
-                f"either {alpha / rank:g} or, if a converter has multiplied it in, 1; say which with "
-                f"{self.choice.file}:{alpha / rank:g} or {self.choice.file}:1"
-            )
-        self._assumed["peft" if entry.keys and weights.config is None and _is_peft(entry) else "other"] += 1
-        return 1.0
-
     def embeddings(self, files: LoraFiles) -> dict[str, Any]:
         """Embeddings of new tokens, key -> tensor, from within and beside the file."""
         found = dict(self._embedded)
@@ -282,17 +251,4 @@ class _OneLora:
             f"LoRA {self.loaded.name}: {kinds_of(change.entry for change in made)} in the format of "
             f"{format_of(keys, files.weights[0].config is not None)}, layers: {where}{rank}{scale}"
         )
-        if self._assumed["peft"]:
-            self.loaded.notes.append(
-                f"the LoRA {self.loaded.name} is in peft's format without its adapter_config.json, which holds alpha: "
-                "taken as the rank (alpha/r = 1)"
-            )
-        elif 0 < self._assumed["other"] < len(made):
-            self.loaded.notes.append(
-                f"{self._assumed['other']} of {len(made)} layers of the LoRA {self.loaded.name} have no alpha: taken as "
-                "the rank (alpha/r = 1)"
-            )
-
-
-def _is_peft(entry: Entry) -> bool:
-    return any(key.startswith("base_model.model.") for key in entry.keys.values())
+        self.loaded.notes += self.strengths.notes(self.loaded.name, len(made))

@@ -33,6 +33,12 @@ def remarks(name: str, header: Mapping[str, str], pipeline: Any) -> list[str]:
         said.append(
             f"the LoRA {name} was trained on a model that predicts {trained}, says its header, and this predicts {used}"
         )
+    module, arguments = header.get("ss_network_module", ""), header.get("ss_network_args", "")
+    if "dylora" in (module + arguments).lower():
+        said.append(
+            f"the LoRA {name} was trained as a DyLoRA, says its header: it is loaded at its full rank, as by everything that "
+            "loads it; the smaller ranks that can be cut out of it are other models"
+        )
     titles = (name, header.get("modelspec.title", ""), header.get("ss_output_name", ""))
     fast = next((found for title in titles if (found := _FEW_STEPS.search(title))), None)
     if fast:

@@ -24,6 +24,14 @@ UNREAD = {
     "arrow_config": "it routes between several LoRAs (Arrow)",
     "layers_to_transform": None,
 }
+KNOWN = frozenset(UNREAD) | {
+    "alpha", "alpha_dropout", "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
+    "decompose_both", "decompose_factor", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode",
+    "init_lora_weights", "init_weights", "layers_pattern", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout",
+    "lora_ga_config", "module_dropout", "peft_type", "peft_version", "qalora_group_size", "r", "rank_dropout",
+    "rank_dropout_scale", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_dora",
+    "use_effective_conv2d", "use_rslora", "ensure_weight_tying", "megatron_core",
+}  # fmt: skip
 MERGE = (
     "Merge it into its base with the tool that trained it (peft: merge_and_unload, then save_pretrained) and audit the "
     "merged model"
@@ -76,6 +84,7 @@ def peft_settings(config: Mapping[str, Any], source: str, kinds: str) -> Setting
     Raises:
         ModelError: the config says something of the adapter that its weights alone do not give.
     """
+    _check_values(config, source)
     kind = str(config.get("peft_type") or "LORA").upper().rpartition(".")[2]
     if kind not in ("LORA", "LOHA", "LOKR"):
         raise ModelError(f"{source} says that this is a {kind} adapter, not a LoRA. {MERGE}.")
@@ -91,6 +100,31 @@ def peft_settings(config: Mapping[str, Any], source: str, kinds: str) -> Setting
     if config.get("use_dora") and "DoRA" not in kinds:
         raise ModelError(f"{source} says use_dora, and the file holds no magnitudes; copy or save the LoRA again.")
     return Settings(config, source)
+
+
+def _check_values(config: Mapping[str, Any], source: str) -> None:
+    """Refuse alphas and ranks that are no numbers, and patterns that are no regular expressions."""
+    for name in ("lora_alpha", "alpha", "r"):
+        if name in config and (_number(config[name]) is None or not math.isfinite(float(config[name]))):
+            raise ModelError(f"{source} says {name} = {config[name]!r}; expected a number. Save the LoRA again.")
+    if "lora_alpha" not in config and "alpha" not in config:
+        raise ModelError(f"{source} gives no lora_alpha, so the strength of the LoRA is not known; add it.")
+    for name in ("alpha_pattern", "rank_pattern"):
+        patterns = config.get(name) or {}
+        if not isinstance(patterns, dict) or any(_number(value) is None for value in patterns.values()):
+            raise ModelError(f"{source} says {name} = {patterns!r}; expected layers' names and a number for each.")
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as problem:
+                raise ModelError(
+                    f"{source} has the {name} {pattern!r}, no regular expression ({problem})."
+                ) from problem
+
+
+def unknown(config: Mapping[str, Any]) -> list[str]:
+    """Entries of a peft config that are set, and of which it is not known here what they do to the weights."""
+    return sorted(k for k, v in config.items() if v and k not in KNOWN)
 
 
 def header_settings(header: Mapping[str, str], component: str) -> Mapping[str, Any]:
@@ -115,16 +149,53 @@ def header_settings(header: Mapping[str, str], component: str) -> Mapping[str, A
     return found
 
 
+def says_dora(header: Mapping[str, str]) -> bool:
+    """Whether the network's arguments in sd-scripts' header ask for magnitudes (LyCORIS' dora_wd)."""
+    found = re.search(r'"?(dora_wd|weight_decompose|use_dora)"?\s*[:=]\s*"?(\w+)', header.get("ss_network_args") or "")
+    return found is not None and found[2].lower() == "true"
+
+
 def network_alpha(header: Mapping[str, str], conv: bool) -> float | None:
-    """`ss_network_alpha` of sd-scripts' header (`conv_alpha` of the network's arguments for kernels above 1x1)."""
-    text = header.get("ss_network_alpha")
+    """Alpha by the header of sd-scripts (`ss_network_alpha`, `conv_alpha` for kernels above 1x1) or of any other trainer."""
     if conv:
-        try:
-            arguments = json.loads(header.get("ss_network_args") or "{}")
-            text = arguments.get("conv_alpha", text) if isinstance(arguments, dict) else text
-        except ValueError:
-            pass  # an argument list that is no JSON says nothing of convolutions
+        found = _number_in(header.get("ss_network_args"), "conv_alpha")
+        if found is not None:
+            return found
+    told = _number(header.get("ss_network_alpha"))  # "Dynamic" after resizing: alpha is in the tensors then
+    if told is not None or "ss_network_alpha" in header:
+        return told
+    for name, text in header.items():
+        own = _number(text) if _ALPHA.fullmatch(name) else None
+        inside = own if own is not None else _number_in(text, None)
+        if inside is not None:
+            return inside
+    return None
+
+
+_ALPHA = re.compile(r"(.*[._-])?(lora|network)?_?alpha", re.IGNORECASE)
+
+
+def _number(text: Any) -> float | None:
     try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None  # "Dynamic", after resizing: alpha is in the tensors then
+        return None if text is None or isinstance(text, bool) else float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _number_in(text: str | None, wanted: str | None) -> float | None:
+    """The number of an entry in a JSON text, at any depth: of this name, or any that is called alpha."""
+    try:
+        waiting = [json.loads(text or "")]
+    except (ValueError, RecursionError):
+        return None  # no JSON: it says nothing
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, dict):
+            continue
+        for name, inner in value.items():
+            named = name == wanted if wanted is not None else _ALPHA.fullmatch(str(name)) is not None
+            found = _number(inner) if named else None
+            if found is not None:
+                return found
+            waiting.append(inner)
+    return None

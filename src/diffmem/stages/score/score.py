@@ -17,7 +17,7 @@ from diffmem.keys import row_key
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.meter import Nfe
 from diffmem.models.target import Target
-from diffmem.runs.directory import RunDirectory, StageClock, in_shard
+from diffmem.runs.directory import RunDirectory, StageClock, in_shard, record_model
 from diffmem.runs.microbatch import MicroBatches, describe
 from diffmem.runs.progress import Progress
 from diffmem.scores import DEFAULT_SCORES
@@ -171,6 +171,7 @@ class Scorer:
     def score(self, shard: tuple[int, int] | None, retry_errors: bool, silent: bool) -> ScoreResult:
         """Do what is not done yet."""
         mine = [p for p in self.prompts if in_shard(p, shard)]
+        record_model(self.target, self.run.path)
         self.run.record_prompts(mine)
         done = self.run.store.finished("scores", retry_errors)
         total = len(mine) * self.settings.draws
