@@ -156,11 +156,16 @@ def test_unknown_names_and_parameters_are_told():
     assert parse_mitigation("random-tokens:count=3").label == "random-tokens:count=3"
 
 
-def test_a_model_given_as_a_function_is_refused():
+def test_a_model_that_makes_its_images_with_a_function_is_refused():
     from diffmem.errors import ModelError
 
-    made = Target.from_callable(lambda x, t, c: x, (1, 4, 4), encode=lambda texts: torch.zeros(len(texts), 2))
-    with pytest.raises(ModelError, match="was given as a function"), strong("random-tokens").apply(made):
+    made = Target.from_callable(
+        lambda x, t, c: x,
+        (1, 4, 4),
+        encode=lambda texts: torch.zeros(len(texts), 2),
+        generate=lambda prompts, seeds: [],
+    )
+    with pytest.raises(ModelError, match="a function of its own"), strong("random-tokens").apply(made):
         pass
 
 

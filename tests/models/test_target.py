@@ -168,11 +168,15 @@ def test_callable_models():
     def fn(x, t, cond):
         return x * cond["prompt"].reshape(-1, 1, 1, 1)
 
-    target = Target.from_callable(fn, (1, 2, 2), encode=lambda prompts: torch.tensor([float(len(p)) for p in prompts]))
+    def lengths(prompts):
+        return torch.tensor([float(len(p)) for p in prompts])
+
+    target = Target.from_callable(fn, (1, 2, 2), encode=lengths, null="")
     x = torch.ones(2, 1, 2, 2)
     out = target.denoiser.predict(x, 10.0, target.denoiser.encode_prompts(["ab", "abc"]))
     assert out[:, 0, 0, 0].tolist() == [2.0, 3.0]
-    assert target.fingerprint == Target.from_callable(fn, (1, 2, 2), encode=lambda p: torch.zeros(len(p))).fingerprint
+    assert target.fingerprint == Target.from_callable(fn, (1, 2, 2), encode=lengths, null="").fingerprint
+    assert target.fingerprint != Target.from_callable(lambda x, t, c: 2 * x + 1, (1, 2, 2)).fingerprint
     wrong = Target.from_callable(lambda x, t, c: x[:, 0], (1, 2, 2))
     with pytest.raises(ModelError, match="returned shape"):
         wrong.denoiser.predict(x, 10.0, wrong.denoiser.null())

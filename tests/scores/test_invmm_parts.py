@@ -103,7 +103,7 @@ def test_the_settings_of_the_paper():
     def model(**more):
         return CallableDenoiser(lambda x, t, c: x, (1, 4, 4), **more)
 
-    latent, text = {"encode_images": lambda x: x}, {"encode": lambda prompts: torch.zeros(len(prompts), 2)}
+    latent, text = {"encode_images": lambda x: x}, {"encode": lambda prompts: torch.zeros(len(prompts), 2), "null": ""}
     assert table(model()) == (32, 50, 1e-4, 200, (1.0,), "null", 75)
     assert table(model(**latent)) == (16, 10, 5e-4, 50, (1.0,), "null", 75)
     scales = tuple(float(g) for g in range(1, 8))
@@ -175,7 +175,7 @@ def test_the_published_success_test_is_sscd_at_a_half():
     def of(**more):
         return CallableDenoiser(lambda x, t, c: x, (1, 4, 4), **more)
 
-    latent, text = {"encode_images": lambda x: x}, {"encode": lambda prompts: torch.zeros(len(prompts), 2)}
+    latent, text = {"encode_images": lambda x: x}, {"encode": lambda prompts: torch.zeros(len(prompts), 2), "null": ""}
     assert [sscd_side(of()), sscd_side(of(**latent)), sscd_side(of(**latent, **text))] == [32, 256, 320]
     score = parse_image_score("invmm:mode=paper")
     assert (score.similarity, score.beta) == ("sscd", 0.5)

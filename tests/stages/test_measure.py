@@ -10,10 +10,10 @@ from tests import measuring
 from tests.measuring import ToyBatch, ToyLong, ToyParameters, memorizer, strangers, write_folder
 
 from diffmem.errors import DataError, IncompatibleRun, ModelError, ScoreRefused, UsageError
+from diffmem.models.model_image import ModelImage, convert
 from diffmem.models.target import Target
 from diffmem.stages.measure.bench import RunBench, pack, unpack
 from diffmem.stages.measure.measure import measure
-from diffmem.stages.measure.pixels import ModelImage, convert
 
 COLUMNS = ("image_id", "score", "value", "evidence", "error_bar", "components", "status", "error", "nfe")
 

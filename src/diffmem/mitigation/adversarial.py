@@ -152,7 +152,7 @@ class _Objective:
         share = torch.rand(count, generator=generator(seed, "adversarial", name, "times", step), dtype=torch.float64)
         if schedule.kind == "flow":
             return noise, schedule.t_max * (1 - share)  # (0, t_max]: at 0 there is no noise to predict
-        return noise, (share * (schedule.t_max + 1)).floor().clamp(max=schedule.t_max)
+        return noise, schedule.training_times(share)
 
 
 def _noised(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,6 +18,8 @@ from diffmem.models.pipelines.calls import Call
 
 class AttentionMitigation(Mitigation):
     """Edits the logits of cross-attention in the conditional rows."""
+
+    needs_tokenizer: ClassVar[bool] = True
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuses networks without cross-attention."""

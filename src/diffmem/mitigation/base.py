@@ -47,6 +47,7 @@ class Mitigation(Method):
     Attributes:
         neutral: parameters under which the image is the unmitigated one, exactly.
         needs_guidance: whether the network is compared with and without the prompt.
+        needs_tokenizer: whether it draws or counts tokens of the pipeline's tokenizer.
         target_fields: parameters that say where it stops, any of which the user may set; published values are for other
             models. Empty: it has no target.
     """
@@ -54,6 +55,7 @@ class Mitigation(Method):
     about: ClassVar[About]
     neutral: ClassVar[Mapping[str, Any]]
     needs_guidance: ClassVar[bool] = False
+    needs_tokenizer: ClassVar[bool] = False
     target_fields: ClassVar[frozenset[str]] = frozenset()
 
     @property
@@ -85,8 +87,13 @@ class Mitigation(Method):
             )
         if self.needs_guidance and not denoiser.unconditional_branch:
             raise MitigationRefused(
-                f"{self.name} compares the network with and without the prompt, but guidance-distilled models have no "
-                "unconditional branch: use one that changes the prompt (random-tokens, rewrite)."
+                f"{self.name} compares the network with and without the prompt, but this model has no unconditional branch "
+                "(it is guidance-distilled, or was given without one): use one that changes the prompt (random-tokens, rewrite)."
+            )
+        if self.needs_tokenizer and not denoiser.has_tokenizer:
+            raise MitigationRefused(
+                f"{self.name} works on the tokens of a tokenizer, and this model brings none: use a mitigation of the guidance "
+                "(transition-static, opposite-guidance) or of the noise (han-sample)."
             )
 
     @abstractmethod

@@ -40,7 +40,7 @@ class EmbeddingMitigation(Mitigation):
         with torch.inference_mode(False):
             cond = call.conditioning()
             embeddings = continuous(cond)
-            if not embeddings:
+            if not embeddings or not all(EMBEDDINGS[name] in call.parameters for name in embeddings):
                 raise MitigationRefused(
                     f"{self.name} hands the pipeline changed embeddings, but how this model's ({', '.join(cond.tensors)}) are "
                     f"handed to a {type(call.pipeline).__name__} is not known: use a mitigation of the prompt or the guidance."

@@ -37,8 +37,7 @@ class GuidanceMitigation(Mitigation):
 
 def thousandths(denoiser: Denoiser, t: float) -> float:
     """A time as thousandths of the training time, 0 ... 1000, in which transition points are published."""
-    top = denoiser.schedule.t_max + (1 if denoiser.schedule.kind == "vp" else 0)
-    return 1000 * t / top
+    return 1000 * denoiser.schedule.share_at(t)
 
 
 def early_scale(call: Call, scale: float, until: float) -> Callable[[Step], Decision]:

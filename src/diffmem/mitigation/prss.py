@@ -70,6 +70,11 @@ class Prss(GuidanceMitigation):
     def check(self, denoiser: Denoiser) -> None:
         """Refuses models without a text prompt."""
         super().check(denoiser)
+        if self._alternatives is None and not denoiser.has_tokenizer:
+            raise MitigationRefused(
+                "prss adds random tokens of a tokenizer, and this model brings none: give a function for the wordings "
+                "(function=package.module:name)."
+            )
         if "prompt" not in denoiser.generation_arguments([]):
             raise MitigationRefused(
                 "prss looks for another wording, but this model takes class labels: use another mitigation of the guidance "

@@ -34,6 +34,7 @@ class RandomTokens(PromptMitigation):
         fails_when="alignment falls with every token; long prompts are cut at the tokenizer's limit",
     )
     neutral: ClassVar = {"count": 0}
+    needs_tokenizer: ClassVar[bool] = True
 
     def __init__(self, parameters: RandomTokensParameters | None = None) -> None:
         self.settings = parameters or RandomTokensParameters()

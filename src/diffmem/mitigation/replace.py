@@ -34,6 +34,7 @@ class Replace(PromptMitigation):
         fails_when="it takes away words that carry the meaning; a prompt of few words loses all of it",
     )
     neutral: ClassVar = {"count": 0}
+    needs_tokenizer: ClassVar[bool] = True
 
     def __init__(self, parameters: ReplaceParameters | None = None) -> None:
         self.settings = parameters or ReplaceParameters()

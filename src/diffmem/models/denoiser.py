@@ -30,6 +30,7 @@ class Denoiser(ABC):
         device: where the network runs.
         dtype: in which floating type it runs.
         batches: whether the pipeline makes the same images of several prompts as of each alone; False: one at a time.
+        has_tokenizer: whether prompts go through a tokenizer that mitigations can ask.
         takes_noise: whether the pipeline is known to take initial noise; False: it draws its own from the generators.
     """
 
@@ -44,6 +45,7 @@ class Denoiser(ABC):
     device: torch.device
     dtype: torch.dtype
     batches: bool = True
+    has_tokenizer: bool = True
     takes_noise: bool = True
 
     @abstractmethod
@@ -57,6 +59,10 @@ class Denoiser(ABC):
     @abstractmethod
     def null(self) -> Conditioning:
         """The conditioning without a prompt, one row."""
+
+    def any_conditioning(self) -> Conditioning:
+        """Some conditioning of one row, to time or probe the network with."""
+        return self.null()
 
     @abstractmethod
     def forward(self, x: torch.Tensor, t: torch.Tensor, cond: Conditioning) -> torch.Tensor:

@@ -55,11 +55,14 @@ def _public(config: dict[str, Any]) -> bytes:
 
 def probe_fingerprint(denoiser: Denoiser) -> str:
     """A fingerprint of a model without weights to read: its outputs on fixed noise, to four digits. Cost: 2 NFE."""
-    digest = hashlib.blake2b(f"{denoiser.prediction}{denoiser.sample_shape}".encode(), digest_size=16)
+    declared = f"{denoiser.prediction}{denoiser.sample_shape}"
+    pixel_range = getattr(denoiser, "pixel_range", (-1.0, 1.0))
+    declared += "" if pixel_range == (-1.0, 1.0) else str(pixel_range)
+    digest = hashlib.blake2b(declared.encode(), digest_size=16)
     x = gaussian((1, *denoiser.sample_shape), 0, "fingerprint")
     times = denoiser.schedule.sampling_times(2)
     for t in times:
         with torch.no_grad():
-            output = denoiser.predict(x, t, denoiser.null())
+            output = denoiser.predict(x, t, denoiser.any_conditioning())
         digest.update("".join(f"{float(v):.3e}" for v in output.reshape(-1)).encode())
     return digest.hexdigest()

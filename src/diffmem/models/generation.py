@@ -57,6 +57,9 @@ def steps_of(pipeline: Any, sampling: Sampling) -> int:
     """How many steps one image takes under this sampling."""
     if sampling.steps is not None:
         return sampling.steps
+    own = getattr(pipeline, "default_steps", None)  # of the built-in sampler
+    if own is not None:
+        return int(own)
     default = accepted(pipeline).get("num_inference_steps")
     return int(default.default) if default is not None and isinstance(default.default, int) else 1
 

@@ -5,6 +5,7 @@ Times are in the model's own units, those that the network is fed with (0 ... 99
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal
@@ -15,7 +16,11 @@ from diffmem.errors import UsageError
 
 
 class Schedule(ABC):
-    """alpha(t), sigma(t) and the sampler's times."""
+    """alpha(t), sigma(t) and the sampler's times: from the clean end `t_min` to the noisy end `t_max`.
+
+    A network outside diffusers may be given another time than t, and its input in other units: `network_time` and
+    `input_scale` say so, and only `Target.from_callable` looks at them.
+    """
 
     kind: Literal["vp", "flow"]
     t_min: float
@@ -36,6 +41,26 @@ class Schedule(ABC):
     def training_times(self, uniform: torch.Tensor) -> torch.Tensor:
         """The times of training at quantiles u in [0, 1), float64, any shape: uniform where nothing else is known."""
         return self.t_max - uniform * (self.t_max - self.t_min)
+
+    def nearest_times(self, t: torch.Tensor) -> torch.Tensor:
+        """The times nearest to `t` that the network was trained at; any time where training drew from a range."""
+        return t
+
+    def time_at_share(self, share: float) -> float:
+        """The time at a share of training's range, from 0 (clean) to 1 (noisy): .1 is t = 100 of 1000."""
+        return self.t_min + share * (self.t_max - self.t_min)
+
+    def share_at(self, t: float) -> float:
+        """The inverse of `time_at_share`."""
+        return (t - self.t_min) / (self.t_max - self.t_min)
+
+    def network_time(self, t: torch.Tensor) -> torch.Tensor:
+        """What the network is given as its time at times t [B]."""
+        return t
+
+    def input_scale(self, t: torch.Tensor) -> torch.Tensor | None:
+        """What x = alpha x0 + sigma eps is multiplied with before the network sees it, [B]; None for 1."""
+        return None
 
     def at(self, t: float) -> tuple[float, float]:
         """(alpha, sigma) at one time."""
@@ -68,6 +93,14 @@ class DiscreteSchedule(Schedule):
         betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)
         return cls(torch.cumprod(1 - betas, 0))
 
+    @classmethod
+    def cosine(cls, steps: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> DiscreteSchedule:
+        """The schedule of improved DDPM (Nichol & Dhariwal 2021, eq. 17): abar = cos^2 of the time, betas at most beta_max."""
+        t = torch.arange(steps + 1, dtype=torch.float64) / steps
+        level = ((t + offset) / (1 + offset) * math.pi / 2).cos().square()
+        betas = (1 - level[1:] / level[:-1]).clamp(max=beta_max)
+        return cls(torch.cumprod(1 - betas, 0))
+
     def alpha_sigma(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See Schedule.alpha_sigma."""
         t = t.detach().to("cpu", torch.float64)
@@ -97,6 +130,18 @@ class DiscreteSchedule(Schedule):
         """See Schedule.training_times: each of the times 0 ... T-1 is as likely."""
         return (uniform * len(self.alphas_cumprod)).floor()
 
+    def nearest_times(self, t: torch.Tensor) -> torch.Tensor:
+        """See Schedule.nearest_times: whole ones."""
+        return t.round()
+
+    def time_at_share(self, share: float) -> float:
+        """See Schedule.time_at_share: a whole time."""
+        return min(float(round(share * (self.t_max + 1))), self.t_max)
+
+    def share_at(self, t: float) -> float:
+        """See Schedule.share_at: t of T."""
+        return t / (self.t_max + 1)
+
     def time_at_ratio(self, ratio: float) -> float:
         """See Schedule.time_at_ratio: the integer time whose log(sigma/alpha) is closest to log(ratio)."""
         abar = self.alphas_cumprod.clamp(1e-12, 1 - 1e-12)
@@ -112,6 +157,7 @@ class FlowSchedule(Schedule):
         scale: the network's time at pure noise (1000 in diffusers).
         sampling_times: steps -> the sampler's times; if None, s = 1, 1 - 1/n, ... 1/n.
         shift: of the times towards the noise (Stable Diffusion 3: 3); 1 for none.
+        reversed: the network's own time runs from 0 at pure noise to `scale` at the image (x = t x0 + (1 - t) eps).
     """
 
     kind = "flow"
@@ -121,8 +167,9 @@ class FlowSchedule(Schedule):
         scale: float = 1000.0,
         sampling_times: Callable[[int], list[float]] | None = None,
         shift: float = 1.0,
+        reversed: bool = False,
     ) -> None:
-        self.scale, self.shift = scale, shift
+        self.scale, self.shift, self.reversed = scale, shift, reversed
         self.t_min, self.t_max = 0.0, scale
         self._sampling_times = sampling_times
 
@@ -147,3 +194,7 @@ class FlowSchedule(Schedule):
     def time_at_ratio(self, ratio: float) -> float:
         """See Schedule.time_at_ratio: s/(1-s) = ratio, so s = ratio/(1+ratio)."""
         return self.scale * ratio / (1 + ratio)
+
+    def network_time(self, t: torch.Tensor) -> torch.Tensor:
+        """See Schedule.network_time."""
+        return self.scale - t if self.reversed else t

@@ -17,11 +17,14 @@ from diffmem.models.check import CheckResult, compare_run
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.families import denoiser_for
 from diffmem.models.families._inputs import network_of
-from diffmem.models.families.callable import CallableDenoiser
+from diffmem.models.families.callable import Bound, CallableDenoiser, Encoded, Function, ScheduleName
 from diffmem.models.fingerprint import pipeline_fingerprint, probe_fingerprint
 from diffmem.models.generation import Sampling, accepted, generate, nfe_per_image, prepared
 from diffmem.models.loading import load_pipeline
 from diffmem.models.lora import Loras, load_loras, name_of
+from diffmem.models.network_pipeline import NetworkPipeline
+from diffmem.models.parameterization import Prediction
+from diffmem.models.schedule import Schedule
 
 _LOG = logging.getLogger(__name__)
 _OWN: dict[str, Any] = {"scheduler": None}  # the one asked for is in its place already
@@ -39,7 +42,7 @@ class Target:
         denoiser: for scoring; None for a model that only generates.
         despite_check: whether a check that fails is only said (`require_check`).
         generates_only: why it only generates, or None.
-        pipeline: the user's diffusers pipeline, or None.
+        pipeline: the user's diffusers pipeline; for functions the built-in sampler, or None.
         fingerprint: identifies weights, configs and type; scores of different fingerprints never mix.
         notes: what was found while opening that the user should know.
     """
@@ -171,30 +174,73 @@ class Target:
     @classmethod
     def from_callable(
         cls,
-        fn: Callable[..., torch.Tensor] | None = None,
+        fn: Function | None = None,
         sample_shape: Sequence[int] | None = None,
         *,
-        name: str = "callable",
+        prediction: Prediction = "epsilon",
+        schedule: Schedule | ScheduleName | Sequence[float] | torch.Tensor = "linear",
+        pixel_range: tuple[Bound, Bound] = (-1.0, 1.0),
+        classes: int | Sequence[str] | None = None,
+        encode: Callable[[Sequence[str]], Encoded] | None = None,
+        null: Encoded | str | int | None = None,
+        encode_images: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        decode: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        steps: int = 50,
+        guidance: float = 1.0,
         generate: Generate | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        name: str = "callable",
         fingerprint: str | None = None,
-        **denoiser: Any,
     ) -> Target:
-        """Wrap functions as a model.
+        """Wrap a network of one's own: `fn(x, t, cond)` is its output for noisy samples x at times t under cond.
+
+        x is [B, *sample_shape] and x = alpha x0 + sigma eps, x0 in `pixel_range` (for "ve" and "edm" x = x0 + t eps); t is
+        [B], in the same floating type and on the same device as x, from the schedule's clean end to its noisy one (0 ...
+        999 for "linear"); cond is a dict: {} for an unconditional model, {"label": int64 [B]} with `classes`, {"prompt":
+        ...} or the names that `encode` gave. It returns a tensor of the shape of x.
 
         Args:
-            fn: the network, see CallableDenoiser; None for a model that only generates (a remote service).
-            sample_shape: shape of one x; needed with `fn`.
-            name: what to call it.
-            generate: (prompts, seeds) -> PIL images, for generation.
+            fn: the network; None for a model that only generates (a remote service).
+            sample_shape: shape of one x, (channels, height, width); needed with `fn`.
+            prediction: what `fn` returns: "epsilon" (the noise), "x0" (the clean sample), "v" (alpha eps - sigma x0),
+                "flow" (eps - x0) or "score" (-eps/sigma).
+            schedule: "linear" or "cosine" (DDPM, t = 0 ... 999), "flow" (alpha = 1 - t, sigma = t, t in [0, 1]), "ve" or
+                "edm" (t is the noise level sigma, .01 ... 50 or .002 ... 80); an object of diffmem.models.schedule or
+                noise_levels for other numbers (FlowSchedule(scale=1, reversed=True): t = 1 is the image); or the
+                cumulative alphas abar at t = 0 ... T-1.
+            pixel_range: what black and white are to the network, each a number or one per channel.
+            classes: how many classes, or their names: a prompt is then the number or name of a class.
+            encode: prompts -> tensor [B, ...], or tensors by name, for other conditional models.
+            null: the conditioning without a prompt: the number of the class that means "none", a prompt (""), or what
+                `encode` returns for one prompt. None: the model has no unconditional branch; scores that compare with one
+                refuse, all else works.
+            encode_images: images [B, C, H, W] in `pixel_range` -> x0, for a network on latents; None for pixels.
+            decode: x0 -> images in `pixel_range`, for a network on latents.
+            steps: steps of the built-in sampler (DDIM, for flows Euler) where nothing else is asked for.
+            guidance: its guidance scale; 1 for none.
+            generate: (prompts, seeds) -> PIL images, in place of the built-in sampler; mitigations cannot change it.
+            device: where x is put before `fn` is called; None: where the parameters of `fn` are, if it is a module.
+            dtype: the floating type of x; None: that of the parameters of `fn`, else float32.
+            name: what to call it in reports.
             fingerprint: identifies the model; None hashes its outputs on fixed noise.
-            denoiser: further arguments of CallableDenoiser.
+
+        Raises:
+            UsageError: an argument that makes no sense, with what was expected.
+            ModelError: a module in training mode.
         """
         if fn is None and generate is None:
             raise UsageError("from_callable needs `fn` (for scoring), `generate` (for images) or both.")
-        if fn is not None and sample_shape is None:
+        if fn is None:
+            return cls(name, None, None, fingerprint or f"callable:{name}", generate)
+        if sample_shape is None:
             raise UsageError("from_callable needs `sample_shape`, the shape of one sample without the batch.")
-        made = CallableDenoiser(fn, sample_shape, **denoiser) if fn is not None and sample_shape is not None else None
-        return cls(name, made, None, fingerprint or (None if made else f"callable:{name}"), generate)
+        made = CallableDenoiser(
+            fn, sample_shape, prediction=prediction, schedule=schedule, pixel_range=pixel_range, classes=classes,
+            encode=encode, null=null, encode_images=encode_images, decode=decode, device=device, dtype=dtype,
+        )  # fmt: skip
+        sampler = None if generate is not None else NetworkPipeline(made, steps, guidance)
+        return cls(name, made, sampler, fingerprint, generate)
 
     @classmethod
     def from_denoiser(cls, denoiser: Denoiser, *, name: str | None = None) -> Target:
@@ -205,7 +251,7 @@ class Target:
     def fingerprint(self) -> str:
         """Identifies the model; computed on first use where it was not given."""
         if self._fingerprint is None:
-            if self.pipeline is not None:
+            if self.pipeline is not None and not self.is_function:
                 self._fingerprint = pipeline_fingerprint(self.pipeline)
             else:
                 self._fingerprint = probe_fingerprint(self.need_denoiser())
@@ -217,6 +263,11 @@ class Target:
             reason = "scores that look into the network cannot run on it."
             raise ModelError(f"This model only generates images: {self.generates_only or reason}")
         return self.denoiser
+
+    @property
+    def is_function(self) -> bool:
+        """Whether the model was given as functions, so that there is no pipeline of diffusers."""
+        return self.pipeline is None or isinstance(self.pipeline, NetworkPipeline)
 
     @property
     def can_generate(self) -> bool:
@@ -295,6 +346,8 @@ class Target:
         self, prompts: Sequence[str], draws: Sequence[int], root_seed: int = 0, sampling: Sampling | None = None
     ) -> list[Image.Image]:
         """One image per (prompt, draw), see `diffmem.models.generation.generate`."""
+        if isinstance(self.pipeline, NetworkPipeline):
+            return self.pipeline.images(prompts, draws, root_seed, sampling or Sampling())
         if self.pipeline is not None:
             return generate(self.pipeline, self.denoiser, prompts, draws, root_seed, sampling or Sampling())
         if self._generator is None:
@@ -308,6 +361,8 @@ class Target:
         """NFE of one generated image, or None where it cannot be known."""
         if self.pipeline is None or self.denoiser is None:
             return None
+        if isinstance(self.pipeline, NetworkPipeline):
+            return self.pipeline.nfe(sampling)
         return nfe_per_image(self.pipeline, self.denoiser, sampling)
 
 

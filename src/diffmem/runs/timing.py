@@ -61,7 +61,7 @@ def seconds_per_nfe(target: Target, batch: int) -> float | None:
     if denoiser is None:
         return None
     x = gaussian((batch, *denoiser.sample_shape), 0, "estimate")
-    t, cond = denoiser.schedule.sampling_times(1)[0], denoiser.null().expand(batch)
+    t, cond = denoiser.schedule.sampling_times(1)[0], denoiser.any_conditioning().expand(batch)
 
     def work() -> None:
         with torch.no_grad():

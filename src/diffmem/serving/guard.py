@@ -17,7 +17,7 @@ import torch
 from diffmem.copies.calibration import CopyThreshold
 from diffmem.copies.index import CopyIndex
 from diffmem.data.prompts import PromptList, as_prompts
-from diffmem.errors import DataError, IncompatibleRun, UsageError
+from diffmem.errors import DataError, IncompatibleRun, ModelError, UsageError
 from diffmem.evaluation.calibration import ScoreThreshold
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.spec import parse_mitigation
@@ -104,6 +104,8 @@ class Guard:
                 "`copy_threshold`, so that the new image can be checked, or choose 'mitigate' or 'refuse'."
             )
         self.target = target_of(pipe)
+        if self.target.is_function:
+            raise ModelError("The guard stands about a diffusers pipeline, but this model was given as a function.")
         self.pipeline = self.target.pipeline
         self.denoiser = self.target.need_denoiser()
         made = _threshold(threshold)

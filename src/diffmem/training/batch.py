@@ -11,8 +11,8 @@ import torch
 from diffmem.mitigation.embedding import continuous, with_embeddings
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.model_image import convert, encode, model_image, to_pixels
 from diffmem.randomness import gaussian, generator
-from diffmem.stages.measure.pixels import convert, encode, model_image, to_pixels
 from diffmem.training.captions import CaptionDraw
 from diffmem.training.changes import mix as blend
 from diffmem.training.changes import own_weight

@@ -77,7 +77,7 @@ def prepare_model(plan: ModelPlan, target: Target, seed: int) -> Trainable:
         UsageError: a text encoder that the model does not have.
     """
     pipeline = target.pipeline
-    if pipeline is None:
+    if target.is_function:
         raise ModelError("Only a diffusers pipeline can be trained; this model was given as a function.")
     name = target.need_denoiser().network_name  # type: ignore[attr-defined]
     names = [name]

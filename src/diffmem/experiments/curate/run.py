@@ -16,13 +16,14 @@ from diffmem.data.images import ImageSet, as_images
 from diffmem.errors import DataError, UsageError
 from diffmem.experiments.curate.trials import LEAST, Trial, try_changes
 from diffmem.experiments.curate.write import Format, write_dataset, write_table, write_trials
+from diffmem.models.model_image import ModelImage, convert
 from diffmem.models.target import Target
 from diffmem.report.measures.summary import is_membership
 from diffmem.runs.facts import read_fact
 from diffmem.runs.manifest import read_manifest
 from diffmem.runs.progress import Progress
 from diffmem.runs.store import RunStore
-from diffmem.stages.measure.pixels import HELD_OUT, ModelImage, convert, image_sha
+from diffmem.stages.measure.pixels import HELD_OUT, image_sha
 from diffmem.stages.measure.rows import label_in
 
 

@@ -12,11 +12,12 @@ from PIL import Image
 from diffmem.copies.curation import Proposal
 from diffmem.data.images import ImageSet
 from diffmem.experiments.curate.changes import CANDIDATES, alter, size_of
+from diffmem.models.model_image import convert, model_image
 from diffmem.models.target import Target
 from diffmem.randomness import seed_of
 from diffmem.runs.store import RunStore
 from diffmem.stages.measure.measure import measure
-from diffmem.stages.measure.pixels import convert, image_sha, model_image
+from diffmem.stages.measure.pixels import image_sha
 
 LEAST = "least"
 """The alteration that stands for the smallest change that is enough."""

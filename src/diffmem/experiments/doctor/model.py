@@ -10,7 +10,7 @@ from diffmem.errors import DiffmemError
 from diffmem.experiments.doctor.environment import Finding, examine_extras
 from diffmem.experiments.doctor.scores import ScoreFinding, examine_scores
 from diffmem.models.denoiser import Denoiser
-from diffmem.models.generation import Sampling, accepted, nfe_per_image, steps_of
+from diffmem.models.generation import Sampling, accepted, steps_of
 from diffmem.models.known import KnownModel, find_known
 from diffmem.models.loading import quiet_libraries
 from diffmem.models.target import Target
@@ -104,7 +104,7 @@ def describe(target: Target) -> dict[str, Any]:
         "name": target.name,
         "fingerprint": target.fingerprint,
         "pipeline": None if pipeline is None else type(pipeline).__name__,
-        "scheduler": None if pipeline is None else type(pipeline.scheduler).__name__,
+        "scheduler": None if target.is_function else type(pipeline.scheduler).__name__,
         "parameters": _parameters(pipeline),
     }
     if denoiser is None:
@@ -136,7 +136,7 @@ def _parameters(pipeline: Any) -> dict[str, int]:
     """Parameters per component of the pipeline."""
     import torch
 
-    parts = {} if pipeline is None else pipeline.components
+    parts = getattr(pipeline, "components", {})
     return {
         name: sum(p.numel() for p in part.parameters())
         for name, part in parts.items()
@@ -164,7 +164,7 @@ def _image_cost(target: Target, prompts: list[str], budget: float) -> ImageCost 
     if target.pipeline is None or target.denoiser is None:
         return None
     own = Sampling()
-    steps, nfe = steps_of(target.pipeline, own), nfe_per_image(target.pipeline, target.denoiser, own)
+    steps, nfe = steps_of(target.pipeline, own), target.generation_nfe(own)
 
     def make(count: int | None) -> object:
         return target.generate(prompts[:1], [0], 0, Sampling(steps=count))

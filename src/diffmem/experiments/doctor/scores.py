@@ -167,4 +167,4 @@ def sample_item(denoiser: Denoiser) -> ImageItem:
         coarse = gaussian((1, shape[0], 4, 4), 0, "doctor")
         pixels = torch.nn.functional.interpolate(coarse, shape[1:], mode="bicubic").clamp(-1, 1)
         x0 = denoiser.encode_images(pixels)[0].float().cpu()
-    return ImageItem("doctor", pixels[0], x0, None, denoiser.null())
+    return ImageItem("doctor", pixels[0], x0, None, denoiser.any_conditioning())

@@ -45,7 +45,10 @@ def target_of(target: Target | Any) -> Target:
 
     made = target if isinstance(target, Target) else Target.from_pipeline(target, called_by_user=True)
     if made.pipeline is None:
-        raise ModelError("A mitigation changes how a diffusers pipeline runs, but this model was given as a function.")
+        raise ModelError(
+            "A mitigation changes how a pipeline or the built-in sampler runs, but this model makes its images with a "
+            "function of its own (`generate`): leave that out."
+        )
     return made
 
 

@@ -74,7 +74,7 @@ def seconds_per_evaluation(denoiser: Denoiser, batch: int, wanted: Nfe) -> Nfe |
     image fits. Tangents are taken several at once, as the scores do.
     """
     x = gaussian((batch, *denoiser.sample_shape), 0, "estimate").to(denoiser.device)
-    t, cond = denoiser.schedule.sampling_times(1)[0], denoiser.null().expand(batch)
+    t, cond = denoiser.schedule.sampling_times(1)[0], denoiser.any_conditioning().expand(batch)
     directions = gaussian((_DIRECTIONS, *x.shape), 0, "estimate", "tangents").to(x)
 
     def forward(at: torch.Tensor) -> torch.Tensor:

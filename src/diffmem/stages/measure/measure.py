@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from diffmem.data.images import ImageSet, as_images
 from diffmem.errors import UsageError
+from diffmem.models.model_image import model_image
 from diffmem.models.target import Target
 from diffmem.runs.directory import RunDirectory
 from diffmem.scores.image.base import ImageScore
 from diffmem.scores.spec import parse_image_scores
-from diffmem.stages.measure.pixels import HELD_OUT, MeasuredSet, model_image
+from diffmem.stages.measure.pixels import HELD_OUT, MeasuredSet
 from diffmem.stages.measure.rows import Measuring
 from diffmem.stages.measure.stage import Measurer
 from diffmem.stages.measure.stage import MeasureResult as MeasureResult

@@ -11,10 +11,11 @@ import torch
 from diffmem.data.png import decode_png
 from diffmem.evaluation.shift import FOLDS, shift_check
 from diffmem.keys import row_key
+from diffmem.models.model_image import to_pixels
 from diffmem.randomness import seed_of
 from diffmem.runs.directory import RunDirectory
 from diffmem.runs.facts import read_fact, write_fact
-from diffmem.stages.measure.pixels import HELD_OUT, to_pixels
+from diffmem.stages.measure.pixels import HELD_OUT
 
 MOST = 300
 """Images of each kind that the check looks at, a random choice by name."""

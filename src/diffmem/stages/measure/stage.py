@@ -14,6 +14,7 @@ import torch
 from diffmem.errors import IncompatibleRun, ScoreRefused
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.meter import Nfe
+from diffmem.models.model_image import encode, to_pixels
 from diffmem.models.target import Target
 from diffmem.runs.directory import RunDirectory, StageClock, record_model
 from diffmem.runs.facts import read_fact, write_fact
@@ -21,7 +22,7 @@ from diffmem.runs.microbatch import describe
 from diffmem.runs.progress import Progress
 from diffmem.runs.store import RowWriter
 from diffmem.scores.image.base import ImageItem, ImageScore
-from diffmem.stages.measure.pixels import MeasuredSet, TargetImage, encode, in_image_shard, to_pixels
+from diffmem.stages.measure.pixels import MeasuredSet, TargetImage, in_image_shard
 from diffmem.stages.measure.rows import TARGET_COLUMNS, MeasureRows, Measuring, label_in
 from diffmem.stages.measure.shift import record_shift
 from diffmem.stages.measure.work import Worker

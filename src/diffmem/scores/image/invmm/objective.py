@@ -28,7 +28,7 @@ def draw_times(denoiser: Denoiser, settings: Settings, seed: int, image_id: str,
     stops = schedule.sampling_times(settings.sampler_steps)
     low, high = min(stops), max(stops)
     times = low + (torch.arange(count) + uniform) / count * (high - low)
-    return times.round() if schedule.kind == "vp" else times
+    return schedule.nearest_times(times)
 
 
 def reconstruction_losses(

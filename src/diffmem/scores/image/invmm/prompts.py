@@ -49,7 +49,7 @@ class Prompts:
     """
 
     def __init__(self, denoiser: Denoiser, settings: Settings) -> None:
-        null = denoiser.null()
+        null = denoiser.any_conditioning() if settings.prompt == "caption" else denoiser.null()
         self._null = Conditioning({name: value.detach() for name, value in null.tensors.items()}, len(null))
         self._settings = settings
         # A prompt per sample of a check is drawn for Stable Diffusion 3 only, in the released code.

@@ -68,6 +68,11 @@ class InvMM(ImageScore):
             raise ScoreRefused(
                 f"{self.label} asks for a prompt, and this model takes none: leave prompt={self.settings.prompt} out."
             )
+        if settings.prompt == "null" and denoiser.conditional and not denoiser.unconditional_branch:
+            raise ScoreRefused(
+                f"{self.label} asks for the model without a prompt, and this model has no unconditional branch: measure "
+                "with prompt=caption."
+            )
         if settings.prompt == "invert":
             try:
                 denoiser.soft_prompt()

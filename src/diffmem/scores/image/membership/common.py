@@ -24,10 +24,7 @@ FAILS_WHEN = (
 
 def time_of(denoiser: Denoiser, share: float) -> float:
     """The network's time at a share of the schedule: .1 is t = 100 of 1000; whole times for discrete schedules."""
-    schedule = denoiser.schedule
-    if schedule.kind == "flow":
-        return schedule.t_min + share * (schedule.t_max - schedule.t_min)
-    return min(float(round(share * (schedule.t_max + 1))), schedule.t_max)
+    return denoiser.schedule.time_at_share(share)
 
 
 def stacked(denoiser: Denoiser, items: Sequence[ImageItem]) -> tuple[torch.Tensor, Conditioning]:

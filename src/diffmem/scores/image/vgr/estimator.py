@@ -46,8 +46,8 @@ class VolumeScore(BatchImageScore):
             )
         if self.common.condition == "null" and not denoiser.unconditional_branch:
             raise ScoreRefused(
-                f"{self.name} asks for the model without a prompt, which a guidance-distilled model does not have: "
-                f"use {self.name}:condition=caption."
+                f"{self.name} asks for the model without a prompt, which this model does not have (it has no "
+                f"unconditional branch): use {self.name}:condition=caption."
             )
         alpha, _ = denoiser.schedule.at(denoiser.schedule.t_max)
         if alpha == 0 and denoiser.prediction in ("epsilon", "score"):
@@ -147,5 +147,5 @@ def _peak(denoiser: Denoiser) -> int:
     if denoiser not in _PEAKS:
         x = torch.zeros(1, *denoiser.sample_shape, device=denoiser.device, dtype=denoiser.dtype)
         middle = denoiser.schedule.time_at_ratio(1.0)
-        _PEAKS[denoiser] = peak_bytes(lambda: denoiser.predict(x, middle, denoiser.null()))
+        _PEAKS[denoiser] = peak_bytes(lambda: denoiser.predict(x, middle, denoiser.any_conditioning()))
     return _PEAKS[denoiser]
