@@ -46,7 +46,7 @@ def test_schema_prints_the_schema_that_a_digest_keeps(run, capsys):
 def test_show_says_what_the_report_says(run, capsys):
     assert main(["show", str(run)]) == 0
     text = capsys.readouterr().out
-    assert "2 of 5 prompts gave images that are called copies of 1 training image." in text
+    assert "2 of 5 prompts gave images that are called copies of 1 training image" in text
     assert "0.750" in text
     assert "not measurable" in text
     assert "Copies most alike (1 of 1 training images)" in text

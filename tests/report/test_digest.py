@@ -69,8 +69,8 @@ def test_copies_are_counted_per_image_prompt_and_training_group(digest):
     assert copies.training_images_copied == 1, "t0 and t1 are near-duplicates of each other"
     assert (copies.planted, copies.found, copies.negatives, copies.false) == (2, 1, 2, 1)
     assert (copies.unlabelled, copies.unlabelled_copied, copies.unreadable) == (1, 0, 1)
-    assert digest.state == "copies"
-    assert digest.headline == "2 of 5 prompts gave images that are called copies of 1 training image."
+    assert digest.verdict.state == "unknown", "5 prompts with the same training image behind both calls"
+    assert "2 of 5 prompts gave images that are called copies of 1 training image" in digest.headline
     assert digest.images.model_dump() == {"made": 7, "errors": 0, "degenerate": 1, "uncounted": 0}
 
 
@@ -133,7 +133,7 @@ def test_a_run_with_scores_only(tmp_path):
     add_prompts(store, [("a", "x", None), ("b", "y", None)])
     store.append("scores", [score_row("a", "s", 0, 1.0), score_row("b", "s", 0, math.inf)])
     digest = build_digest(tmp_path / "r", methods=False)
-    assert (digest.copies, digest.images, digest.galleries, digest.state) == (None, None, (), "not searched")
+    assert (digest.copies, digest.images, digest.galleries, digest.verdict.state) == (None, None, (), "unknown")
     assert digest.scores[0].roc is None
     assert digest.scores[0].p95 is None, "an infinite quantile has no JSON form"
     assert [t.prompt_id for t in digest.scores[0].top] == ["a"]

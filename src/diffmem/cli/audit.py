@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from diffmem.cli.options import (
     DescriptorOptions,
     Estimate,
+    GateOptions,
     ModelOptions,
     PromptOptions,
     ResumeOptions,
@@ -29,6 +30,7 @@ COPIES = DescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
 WORK = ResumeOptions()
+GATES = GateOptions()
 
 
 def audit(
@@ -54,9 +56,6 @@ def audit(
     measure_images: Annotated[
         int, Parameter(group=RARE, help="training images of either kind to measure, at most")
     ] = 64,
-    fail_if: Annotated[
-        tuple[str, ...], Parameter(help='exit with 1 if this holds of the findings, e.g. "copies>0"; may be repeated')
-    ] = (),
     against_base: Annotated[
         bool, Parameter(negative="", help="with --lora: audit the base too, and say what leaks with the LoRA only")
     ] = False,
@@ -66,6 +65,7 @@ def audit(
     copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
     work: ResumeOptions = WORK,
+    gates: GateOptions = GATES,
 ) -> int:
     """Score prompts, generate images, find copies in the training set, say what was found.
 
@@ -74,11 +74,12 @@ def audit(
         typed: prompts typed here, instead of --prompts FILE.
     """
     from diffmem.cli.estimates import add, estimate_generation, estimate_scoring, print_estimate
-    from diffmem.cli.gates import conclude, parse_gate
+    from diffmem.cli.gates import conclude
     from diffmem.cli.output import emit_json, note
     from diffmem.cli.show import print_run, print_summary
     from diffmem.experiments.audit.run import audit as run_audit
     from diffmem.report.html import FILE
+    from diffmem.report.shape import Digest
     from diffmem.scores import DEFAULT_SCORES
     from diffmem.scores.spec import parse_image_scores, parse_scores
     from diffmem.stages.generate import Generation
@@ -88,8 +89,7 @@ def audit(
 
     if against_base and not target.lora:
         raise UsageError("--against-base compares a LoRA with its base: give the LoRA with --lora FILE.")
-    for gate in fail_if:
-        parse_gate(gate)
+    conditions = gates.parse(Digest)
     if measure_images < 1:
         raise UsageError(f"--measure-images is {measure_images}; expected at least 1.")
     # `vgr,invmm` are two names; a comma behind a colon stands between parameters.
@@ -145,7 +145,7 @@ def audit(
             print_run(run.summary)
             note(f"the comparison is {run.path / PAGE}")
         note(f"the report is {folder_of / FILE}")
-    return conclude(run.summary, fail_if, summary)
+    return conclude(run.summary, conditions, summary, gates.junit)
 
 
 def stage_notes(made: Made | None) -> list[str]:

@@ -13,9 +13,11 @@ from diffmem.cli import verbs
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
+    from diffmem.cli.gates import Gate
     from diffmem.data.prompts import PromptList
     from diffmem.models.generation import Sampling
     from diffmem.models.target import Target
+    from diffmem.runs.summary import Summary
 
 
 def between_0_and_1(_: Any, value: float) -> None:
@@ -217,6 +219,32 @@ class DescriptorOptions:
                 raise UsageError(f"{names[key]} belongs to {', '.join(owners)}, not to {self.descriptor}.")
         values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         return values | ({"allow_pickle": True} if allow_pickle and "allow_pickle" in taken else {})
+
+
+@Parameter(name="*", group="Gates")
+@dataclass(frozen=True)
+class GateOptions:
+    """What makes a command end with exit code 1 because of what it found."""
+
+    fail_if: Annotated[
+        tuple[str, ...],
+        Parameter(
+            negative="", help='exit with 1 if this holds of the findings, e.g. "verdict==reproduces"; may be repeated'
+        ),
+    ] = ()
+    junit: Annotated[Path | None, Parameter(help="file for the outcome of each --fail-if, as JUnit XML")] = None
+
+    def of(self, summary: Summary) -> list[Gate]:
+        """The conditions on a run that is there; names are free where it has no value at all, for then none passes."""
+        return self.parse(None if summary.nothing_judged() is not None else type(summary))
+
+    def parse(self, about: type[Summary] | None) -> list[Gate]:
+        """The conditions, before any work is done; UsageError for one that no such run can answer."""
+        from diffmem.cli.gates import parse_gates
+
+        if self.junit is not None and not self.fail_if:
+            raise UsageError("--junit writes the outcome of gates: give at least one --fail-if.")
+        return parse_gates(self.fail_if, about)
 
 
 def _parameters(cls: type[Any]) -> set[str]:

@@ -7,6 +7,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from diffmem.cli.options import GateOptions
+
+GATES = GateOptions()
+
 
 def report(
     run: Path,
@@ -16,10 +20,8 @@ def report(
         Literal["none", "blur", "hash"] | None,
         Parameter(help="pictures: as they are, blurred, or left out; default: none in the run directory, else blur"),
     ] = None,
-    fail_if: Annotated[
-        tuple[str, ...], Parameter(help='exit with 1 if this holds of the findings, e.g. "copies>0"; may be repeated')
-    ] = (),
     hash_prompts: Annotated[bool, Parameter(negative="", help="show hashes instead of prompts")] = False,
+    gates: GateOptions = GATES,
 ) -> int:
     """Write the report of a run: one HTML file that needs no network and no script.
 
@@ -29,15 +31,13 @@ def report(
     Args:
         run: the folder given to --out of the run.
     """
-    from diffmem.cli.gates import conclude, parse_gate
+    from diffmem.cli.gates import conclude
     from diffmem.experiments._run import open_run
 
-    for gate in fail_if:
-        parse_gate(gate)
-
     opened = open_run(run)
+    conditions = gates.of(opened.summary)
     chosen = opened.redaction(redact, out)
     path = opened.report(chosen, hash_prompts=hash_prompts, out=out)
     pictures = {"none": "pictures as they are", "blur": "pictures blurred", "hash": "no pictures"}[chosen]
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {pictures})")
-    return conclude(opened.summary, fail_if) if fail_if else 0
+    return conclude(opened.summary, conditions, junit=gates.junit) if conditions else 0

@@ -7,31 +7,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from diffmem.cli.options import GateOptions
+
 if TYPE_CHECKING:
     from diffmem.runs.summary import Summary
+
+GATES = GateOptions()
 
 
 def show(
     run: Path,
     *,
     top: Annotated[int, Parameter(help="prompts shown per score")] = 5,
-    fail_if: Annotated[
-        tuple[str, ...], Parameter(help='exit with 1 if this holds of the findings, e.g. "copies>0"; may be repeated')
-    ] = (),
     json: Annotated[bool, Parameter(negative="")] = False,
+    gates: GateOptions = GATES,
 ) -> int:
     """Print what a run found, from its directory alone.
 
     Args:
         run: the folder given to --out.
     """
-    from diffmem.cli.gates import conclude, parse_gate
+    from diffmem.cli.gates import conclude
     from diffmem.cli.output import emit_json
     from diffmem.experiments._run import open_run
 
-    for gate in fail_if:
-        parse_gate(gate)
     opened = open_run(run)
+    conditions = gates.of(opened.summary)
     values = opened.summary.as_dict()
     if json:
         emit_json(values)
@@ -40,7 +41,7 @@ def show(
     else:
         print(f"Run      {opened.path}, {opened.verb}")
         print_run(opened.summary)
-    return conclude(opened.summary, fail_if) if fail_if else 0
+    return conclude(opened.summary, conditions, junit=gates.junit) if conditions else 0
 
 
 def print_run(summary: Summary) -> None:
@@ -61,11 +62,14 @@ def print_summary(summary: dict[str, Any], top: int = 5) -> None:
     from diffmem.cli.output import plain
 
     model, prompts = summary["model"], summary["prompts"]
+    if prompts["total"] or summary["measures"] is None:
+        print_verdict(summary["verdict"])
+    else:
+        print(f"Finding  {plain(summary['headline'])}\n")
     print(f"Run      {summary['run']}, begun {summary['created']}")
     kind = f", {model['family']}, predicts {model['prediction']}, {model['dtype']} on {model['device']}"
     name, fingerprint = model["name"] or "?", (model["fingerprint"] or "no fingerprint")[:12]
     print(f"Model    {plain(name)} ({fingerprint}{kind if model['family'] else ''})")
-    print(f"Finding  {summary['headline']}")
     for check in summary["checks"]:
         if check["state"] != "passed":
             print(f"Check    {check['check']}: {check['state'].upper()}: {plain(check['found'])}")
@@ -95,6 +99,30 @@ def print_summary(summary: dict[str, Any], top: int = 5) -> None:
     print("\nLimits")
     for text in (*summary["limits"], *summary.get("notes", ())):
         print(f"  - {plain(text)}")
+
+
+def print_verdict(verdict: dict[str, Any]) -> None:
+    """The first screen: what was found, one sentence for those who read no further, and what to do next."""
+    import shutil
+    import sys
+    from textwrap import fill
+
+    from diffmem.cli.output import plain
+
+    # A file has lines as long as they are; a terminal would break them anywhere.
+    width = max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 10_000
+
+    def said(head: str, text: str) -> None:
+        print(fill(plain(text), width, initial_indent=f"{head:9}", subsequent_indent=" " * 9, break_long_words=False))
+
+    said("Verdict", verdict["state"].upper())
+    said("", verdict["sentence"])
+    said("", verdict["plain"])
+    for number, step in enumerate(verdict["steps"]):
+        said("Next" if not number else "", step["what"])
+        for command in step["commands"]:
+            print(f"           {plain(command)}")
+    print()
 
 
 def _print_scores(summary: dict[str, Any], top: int) -> None:

@@ -25,11 +25,14 @@ from diffmem.report.columns import (
     read_texts,
     score_columns,
 )  # fmt: skip
+from diffmem.report.decide import Circumstances, decide
+from diffmem.report.evidence import collect
 from diffmem.report.intervals import Separation, read_labelled, separation
 from diffmem.report.matches import Matches, PerPrompt, judge, read_match_rows
 from diffmem.report.measures.shape import MeasuresDigest
 from diffmem.report.measures.summary import read_measures
 from diffmem.report.methods import used_methods
+from diffmem.report.next_steps import next_steps
 from diffmem.report.pairs import Again, choose, galleries
 from diffmem.report.prose import Texts, shorten
 from diffmem.report.rates import RATES, finite, histogram, roc
@@ -44,7 +47,7 @@ from diffmem.report.shape import (
     TopPrompt,
 )  # fmt: skip
 from diffmem.report.table import prompt_table, table_places
-from diffmem.report.verdict import checks, limits, verdict
+from diffmem.report.verdict import checks, limits
 from diffmem.runs.asked import asked_rows
 from diffmem.runs.facts import read_fact
 from diffmem.runs.manifest import read_manifest
@@ -77,8 +80,9 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
     images = _images(store)
     matches = None if images is None else matches  # images that are not in this run cannot be shown or counted
     per_prompt = None if matches is None else matches.per_prompt(len(prompts.ids))
-    copies = None
+    copies, seen = None, None
     if fact is not None and matches is not None and per_prompt is not None:
+        seen = collect(fact, matches, per_prompt, prompts, partial(read_texts, store))
         copies = _copies(fact, matches, per_prompt, prompts)
 
     chosen = {} if matches is None else choose(matches, prompts)
@@ -108,11 +112,14 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
         for label in scores
     )  # fmt: skip
     measures = read_measures(folder)
-    state, headline = verdict(copies, images)
-    if measures is not None and not prompts.listed:
-        headline = measures.headline
+    unfinished = tuple(
+        name for name, stage in manifest.stages.items() if name in ("generate", "match") and stage.state != "done"
+    )
+    verdict = decide(copies, seen, Circumstances(check, unfinished, images))
+    verdict = verdict.model_copy(update={"steps": next_steps(verdict, folder, manifest, copies)})
+    headline = verdict.sentence if measures is None or prompts.listed else measures.headline
     return Digest(
-        run=str(folder), created=manifest.created, diffmem=manifest.diffmem_version, state=state, headline=headline,
+        run=str(folder), created=manifest.created, diffmem=manifest.diffmem_version, headline=headline, verdict=verdict,
         model=ModelFacts(**model), check=check, plan=manifest.plan, stages=manifest.stages, commands=manifest.commands,
         fingerprints=manifest.fingerprints, provenance=manifest.provenance, prompts=counted, scores=described,
         images=images, copies=copies,

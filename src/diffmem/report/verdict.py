@@ -1,4 +1,4 @@
-"""What a digest says in sentences: the headline, the checks that ran, and what the report cannot show."""
+"""What a digest says in sentences: the checks that ran, and what the report cannot show."""
 
 from __future__ import annotations
 
@@ -18,26 +18,6 @@ STATISTICS = {
     "verified": "verified evidence",
 }
 """How the statistic of a match is called where people read it; for the two distances lower is more alike."""
-
-State = Literal["copies", "none", "not searched"]
-
-
-def verdict(copies: CopiesDigest | None, images: ImageCounts | None) -> tuple[State, str]:
-    """The one sentence that a reader takes away."""
-    if copies is None:
-        what = "no images were generated" if images is None else "no training set was given"
-        return "not searched", f"Copies were not searched: {what}."
-    if not copies.prompts_matched:
-        return "not searched", "Copies were not searched: no generated image could be matched."
-    if copies.prompts_copied:
-        return "copies", (
-            f"{copies.prompts_copied:,} of {count(copies.prompts_matched, 'prompt')} gave images that are called "
-            f"copies of {count(copies.training_images_copied, 'training image')}."
-        )
-    return "none", (
-        f"No copy was found: {count(copies.images_matched, 'image')} from {count(copies.prompts_matched, 'prompt')} "
-        f"against {count(copies.searched, 'training image')}."
-    )
 
 
 def limits(

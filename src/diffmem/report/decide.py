@@ -1,0 +1,318 @@
+"""The verdict: one computation, which the terminal, the page, JSON and the gates read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffmem.errors import UsageError
+from diffmem.evaluation.chance import (
+    LEVEL,
+    Chance,
+    excess_interval,
+    most_not_excluded,
+    p_value,
+    power,
+    share_interval,
+    sign_test,
+)  # fmt: skip
+from diffmem.evaluation.planning import fewest_prompts, fewest_references
+from diffmem.report.evidence import Evidence
+from diffmem.report.prose import count, percent
+from diffmem.report.shape import CopiesDigest, ImageCounts, Verdict
+
+SHARE, POWER = 0.1, 0.8
+"""Where a share of prompts this large would be missed more often than in 1 - POWER of such runs, they are too few to say."""
+KNOWN_COPIES = 10
+"""Prompts known to be reproduced from which on the share found among them is a recall."""
+_SEEN = {
+    "pixel identity": "pixel for pixel at the size that is compared",
+    "verification": "laid over each other, the pictures agree beyond every control",
+}
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The same generated images against a gallery that no training saw, near-duplicates counted once.
+
+    Attributes:
+        only_train, only_gallery: independent events on one side alone.
+        called_train, called_gallery: prompts called against either; of the training set as many images as of the gallery.
+        prompts: that were compared.
+        size: images of either gallery.
+    """
+
+    only_train: int
+    only_gallery: int
+    called_train: int
+    called_gallery: int
+    prompts: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What stands in the way of a verdict, and what there is beside the counts.
+
+    Attributes:
+        check: fact of the check of the model; None where it was not made.
+        unfinished: stages that were stopped before their end.
+        images: generated ones.
+        gallery: the two-gallery control, if there is one.
+        waived: prompts left out because their pairs are accepted.
+    """
+
+    check: Mapping[str, Any] | None = None
+    unfinished: tuple[str, ...] = ()
+    images: ImageCounts | None = None
+    gallery: Gallery | None = None
+    waived: int = 0
+
+
+@dataclass
+class _Case:
+    """What the states have in common while a verdict is made."""
+
+    copies: CopiesDigest
+    seen: Evidence
+    around: Circumstances
+    chance: Chance | None
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def decide(copies: CopiesDigest | None, seen: Evidence | None, around: Circumstances) -> Verdict:
+    """The verdict of a run, without its next steps.
+
+    A confirmed pair comes before everything else. Then what makes the rest worthless (a failed check, work that was not
+    finished, nothing judged), then the comparison with a gallery, then the rate at a calibrated threshold.
+
+    Args:
+        copies: what the search of the training set found; None where none was searched.
+        seen: the evidence in it.
+        around: everything else.
+    """
+    if copies is None or seen is None:
+        return _not_searched(around)
+    case = _Case(copies, seen, around, _chance(copies))
+    case.values = _figures(case)
+    if seen.confirmed:
+        return _confirmed(case)
+    for state in (_prevented, _by_gallery, _by_rate):
+        found = state(case)
+        if found is not None:
+            return found
+    return _uncalibrated(case)
+
+
+def _not_searched(around: Circumstances) -> Verdict:
+    if around.images is None:
+        why, needs = "no images were generated.", "Generate images of the prompts (diffmem audit)."
+    else:
+        why = "no training set was given."
+        needs = (
+            "Give the training images (--train); without them diffmem extract finds images that many seeds agree on."
+        )
+    found = _unknown({}, why, needs)
+    return found.model_copy(update={"sentence": f"Copies were not searched: {why}"})
+
+
+def _chance(copies: CopiesDigest) -> Chance | None:
+    threshold = copies.threshold
+    if not copies.calibrated or not threshold.n_reference:
+        return None
+    try:
+        return Chance.of_rate(threshold.n_reference, threshold.per_image_fpr, threshold.images_per_prompt)
+    except UsageError:
+        return None
+
+
+def _figures(case: _Case) -> dict[str, Any]:
+    """The numbers that every state carries, as far as they are known."""
+    seen, copies = case.seen, case.copies
+    values: dict[str, Any] = {"called": seen.called, "prompts": seen.prompts, "independent": seen.events,
+                              "confirmed": seen.confirmed}  # fmt: skip
+    if not seen.prompts:
+        return values
+    share = seen.called / seen.prompts
+    worth = seen.events / seen.called if seen.called else seen.clusters / seen.prompts
+    ends = share_interval(seen.called * worth, seen.prompts * worth)
+    values |= {"share": share, "share_interval": ends}
+    if copies.planted >= KNOWN_COPIES and copies.found:
+        values["recall"] = copies.found / copies.planted
+    values["bound"] = most_not_excluded(min(seen.events, seen.clusters), seen.clusters, values.get("recall") or 1.0)
+    gallery = case.around.gallery
+    if gallery is not None:
+        values |= _gallery_figures(gallery)
+    elif case.chance is not None:
+        values |= {
+            "expected": seen.prompts * case.chance.mean, "excess": share - case.chance.mean,
+            "excess_interval": excess_interval(share, ends, case.chance),
+            "p_value": p_value(seen.events, seen.prompts * worth, case.chance),
+        }  # fmt: skip
+    return values
+
+
+def _gallery_figures(gallery: Gallery) -> dict[str, Any]:
+    apart = gallery.only_train + gallery.only_gallery
+    excess = (gallery.called_train - gallery.called_gallery) / gallery.prompts
+    # The share of discordant events on one side, scaled to all prompts: an exact interval of a paired difference.
+    low, high = share_interval(gallery.only_train, apart) if apart else (0.5, 0.5)
+    discordant = apart / gallery.prompts
+    spread = share_interval(apart, gallery.prompts)[1]
+    ends = (
+        (min(excess, discordant * (2 * low - 1)), max(excess, discordant * (2 * high - 1)))
+        if apart else (-spread, spread)
+    )  # fmt: skip
+    return {
+        "expected": float(gallery.called_gallery), "excess": excess, "excess_interval": ends,
+        "p_value": sign_test(gallery.only_train, gallery.only_gallery),
+    }  # fmt: skip
+
+
+def _confirmed(case: _Case) -> Verdict:
+    seen = case.seen
+    how = _SEEN[seen.proof or "verification"]
+    rest = "" if not seen.called else f" In all, {_called(case)}."
+    return Verdict(
+        state="reproduces", by=seen.proof, **case.values,
+        sentence=f"Reproduces {count(seen.confirmed, 'training image')}: confirmed ({how}).{rest}",
+        plain="This model gives back pictures that it was trained on.",
+    )  # fmt: skip
+
+
+def _prevented(case: _Case) -> Verdict | None:
+    """What makes counts worthless."""
+    check, copies = case.around.check, case.copies
+    if check is not None and not check["passed"]:
+        return _unknown(
+            case.values, f"the check of the model failed: {_clause(str(check['message']))}.",
+            "Find out what diffmem does not see of this pipeline (diffmem doctor), then run the same command again.",
+        )  # fmt: skip
+    if case.around.unfinished:
+        return _unknown(
+            case.values, f"the run is not finished ({', '.join(case.around.unfinished)}).", "Run the same command again."
+        )  # fmt: skip
+    if not case.seen.prompts:
+        return _unknown(
+            case.values, "no generated image could be compared with a training image.",
+            "Look at the images and their errors; a safety checker may have blackened them.",
+        )  # fmt: skip
+    if copies.planted >= KNOWN_COPIES and not copies.found:
+        return _unknown(
+            case.values, f"of {copies.planted} prompts known to be reproduced the matcher called none.",
+            "Compare with another descriptor, such as --descriptor aligned.",
+        )  # fmt: skip
+    return None
+
+
+def _by_gallery(case: _Case) -> Verdict | None:
+    gallery = case.around.gallery
+    if gallery is None:
+        return None
+    against = f"{count(gallery.called_gallery, 'prompt')} against as many images that no training saw"
+    if case.values["p_value"] <= LEVEL:
+        return Verdict(
+            state="reproduces", by="gallery", **case.values,
+            sentence=f"Reproduces training images: {count(gallery.called_train, 'prompt')} of {gallery.prompts:,} gave "
+            f"images that are called copies of one, {against}.",
+            plain="This model gives back pictures that it was trained on.",
+        )  # fmt: skip
+    if case.chance is None and not _could_tell(case.seen.clusters, Chance(0, rate=0.0)):
+        return None
+    return Verdict(
+        state="no-excess", by="gallery", **case.values,
+        sentence=f"No more than chance: {_called(case)}, {against}; {_bound(case)}.", plain=_NO_EXCESS,
+    )  # fmt: skip
+
+
+_NO_EXCESS = (
+    "From these prompts and seeds the model did not give back training pictures more often than chance; this does not "
+    "show that it cannot."
+)
+
+
+def _by_rate(case: _Case) -> Verdict | None:
+    if case.chance is None:
+        return None
+    if case.values["p_value"] <= LEVEL:
+        return Verdict(
+            state="reproduces", by="rate", **case.values,
+            sentence=f"Reproduces training images: {_called(case)}, {_expected(case)}.",
+            plain="This model gives back pictures that it was trained on.",
+        )  # fmt: skip
+    if not _could_tell(case.seen.clusters, case.chance):
+        return _too_few(case)
+    return Verdict(
+        state="no-excess", by="rate", **case.values,
+        sentence=f"No more than chance: {_called(case)}, {_expected(case)}; {_bound(case)}.", plain=_NO_EXCESS,
+    )  # fmt: skip
+
+
+def _too_few(case: _Case) -> Verdict:
+    clusters, chance = case.seen.clusters, case.chance
+    assert chance is not None
+    needed = fewest_prompts(SHARE, 1.0, chance, POWER)
+    if needed is not None:
+        more = f"{count(max(1, needed - clusters), 'more distinct prompt')}"
+    else:
+        references = fewest_references(clusters, SHARE, 1.0, chance, POWER)
+        more = (
+            "More prompts and more held-out images" if references is None
+            else count(references - chance.references, "more held-out image")
+        )  # fmt: skip
+    return _unknown(
+        case.values,
+        f"{count(clusters, 'distinct prompt')} judged by {count(chance.references, 'reference image')} are too few to tell "
+        f"even whether one prompt in {round(1 / SHARE)} reproduces a training image ({_called(case)}).",
+        f"{more} would let such a share be found in {POWER:.0%} of runs.",
+    )  # fmt: skip
+
+
+def _uncalibrated(case: _Case) -> Verdict:
+    threshold = case.copies.threshold
+    needed = math.ceil(1 / threshold.per_image_fpr - 1e-9) - 1
+    more = max(1, needed - threshold.n_reference)
+    return _unknown(
+        case.values,
+        f"the threshold of a copy is uncalibrated, so how many of the {count(case.seen.prompts, 'prompt')} are called copies "
+        "by chance is not known.",
+        f"{count(more, 'more held-out image')} (--heldout) would calibrate it at {percent(threshold.nominal_fpr)} per "
+        "prompt; fewer images per prompt or a higher --false-positives take fewer.",
+    )  # fmt: skip
+
+
+def _unknown(values: Mapping[str, Any], why: str, needs: str) -> Verdict:
+    return Verdict(
+        state="unknown", by=None, **values, sentence=f"Unknown: {why}", needs=needs,
+        plain="This run cannot say whether the model gives back pictures that it was trained on.",
+    )  # fmt: skip
+
+
+def _could_tell(prompts: int, chance: Chance) -> bool:
+    return power(prompts, SHARE, 1.0, chance) >= POWER
+
+
+def _called(case: _Case) -> str:
+    seen = case.seen
+    text = f"{seen.called:,} of {count(seen.prompts, 'prompt')} gave images that are called copies"
+    text += f" of {count(seen.groups, 'training image')}" if seen.called else ""
+    return text + (
+        "" if case.chance is not None or case.around.gallery is not None else " at an uncalibrated threshold"
+    )
+
+
+def _expected(case: _Case) -> str:
+    expected = case.values["expected"]
+    return "less than 1 expected by chance" if expected < 0.95 else f"{expected:,.0f} expected by chance"
+
+
+def _bound(case: _Case) -> str:
+    text = f"up to {percent(case.values['bound'])} of such prompts not excluded"
+    recall = case.values.get("recall")
+    return text if recall is None else f"{text}, given that {percent(recall)} of known copies are found"
+
+
+def _clause(text: str) -> str:
+    return text[:1].lower() + text[1:].rstrip(".")

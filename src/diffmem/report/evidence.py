@@ -1,0 +1,105 @@
+"""What a run holds for and against reproduction, counted so that near-duplicates are one piece of evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffmem.copies.verification import PROVEN
+from diffmem.report.columns import PromptColumns
+from diffmem.report.matches import Matches, PerPrompt
+
+MOST = 2000
+"""Prompts whose texts are compared with each other; beyond it each counts for itself."""
+LONGEST = 2000
+"""Characters of a prompt that are compared."""
+Proof = Literal["pixel identity", "verification"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Counts that a verdict rests on.
+
+    Attributes:
+        prompts: that could be judged.
+        clusters: of them, near-duplicate texts counted once.
+        called: prompts with an image that is called a copy.
+        events: of them, those of near-duplicate texts with the same training image counted once.
+        groups: training images that are called copied, near-duplicates counted once.
+        confirmed: training images of confirmed pairs, likewise; `proof` says how the first of them was confirmed.
+    """
+
+    prompts: int
+    clusters: int
+    called: int
+    events: int
+    groups: int
+    confirmed: int
+    proof: Proof | None
+
+
+def collect(
+    fact: dict[str, Any],
+    matches: Matches,
+    per_prompt: PerPrompt,
+    prompts: PromptColumns,
+    texts: Callable[[Collection[str]], dict[str, str]],
+) -> Evidence:
+    """The evidence of a run whose images were matched.
+
+    Args:
+        fact: on copies.
+        matches: of its images.
+        per_prompt: the same by prompt.
+        prompts: of the run.
+        texts: prompt ids -> their texts.
+    """
+    judged, called = np.flatnonzero(per_prompt.matched > 0), np.flatnonzero(per_prompt.copied > 0)
+    chosen = judged if len(judged) <= MOST else called
+    cluster = _clusters(chosen, prompts, texts) if len(chosen) <= MOST else {int(i): int(i) for i in chosen}
+    pairs = {
+        (int(cluster[int(place)]), int(group))
+        for place, group in zip(matches.place[matches.copy], matches.group[matches.copy], strict=True)
+    }
+    # A prompt whose images copy several training images is one called prompt all the same.
+    events = min(len(called), len(pairs))
+    identical, proven = confirmed(fact, matches)
+    return Evidence(
+        len(judged), len(set(cluster.values())) if len(judged) <= MOST else len(judged), len(called), events,
+        len(np.unique(matches.group[matches.copy])), len(np.unique(matches.group[identical | proven])),
+        "pixel identity" if identical.any() else "verification" if proven.any() else None,
+    )  # fmt: skip
+
+
+def confirmed(fact: dict[str, Any], matches: Matches) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which matches [M] are confirmed pairs: by pixel identity, and by geometric verification beyond every control.
+
+    Verification confirms where the two pictures agree, laid over each other, beyond what is taken to prove a common source
+    whatever the threshold (`PROVEN`), and beyond the threshold that the run's own controls gave.
+    """
+    descriptor = fact["descriptor"]
+    metric = descriptor.get("metric") or [""]
+    of_pixels = metric[0] == "tiled-rms" or descriptor["name"].startswith("l2")
+    similarity = matches.rows["similarity"].to_numpy()
+    whole = ~np.asarray(matches.rows["background"].to_numpy(), bool)
+    identical = (similarity == 1) & whole & of_pixels
+    verified = np.asarray(matches.rows["verified"].to_numpy(), np.float64)
+    beyond = max(PROVEN, fact["threshold"]["value"]) if fact["threshold"]["statistic"] == "verified" else PROVEN
+    with np.errstate(invalid="ignore"):
+        return identical, np.asarray(verified >= beyond, bool)
+
+
+def _clusters(
+    places: NDArray[np.int64], prompts: PromptColumns, texts: Callable[[Collection[str]], dict[str, str]]
+) -> dict[int, int]:
+    """Position of each prompt -> number of its cluster of near-duplicate texts."""
+    from diffmem.evaluation.text_groups import near_duplicate_groups
+
+    ids = [prompts.id_of(int(place)) for place in places]
+    found = texts(ids)
+    groups = near_duplicate_groups([found.get(key, key)[:LONGEST] for key in ids])
+    return {int(place): int(group) for place, group in zip(places, groups, strict=True)}

@@ -1,0 +1,152 @@
+"""The verdict: what each state rests on, and which comes first."""
+
+import numpy as np
+import pytest
+from tests.report.made import THRESHOLD, add_prompts, image_row, match_row, new_run, picture
+
+from diffmem.evaluation.chance import Chance, fewest_calls, most_not_excluded
+from diffmem.report.digest import build_digest
+from diffmem.runs.facts import write_fact
+from diffmem.runs.manifest import record_stage
+
+LADY = "the portrait of a lady in a red dress number {}"
+DESCRIPTOR = {"name": "l2-tiled", "misses": "crops", "images": 500, "metric": ["tiled-rms", 9]}
+
+
+def made_run(folder, calls, prompts=120, *, text=None, threshold=None, check=True, descriptor=DESCRIPTOR, label=None):
+    """One image per prompt; `calls` are the training images of the called ones, {prompt: train id} or a number."""
+    calls = {i: f"t{i}" for i in range(calls)} if isinstance(calls, int) else calls
+    store = new_run(folder)
+    random = np.random.default_rng(3)
+    text = text or (lambda i: "".join(chr(int(n)) for n in random.integers(97, 123, 40)))
+    add_prompts(store, [(f"p{i:03}", text(i), label and label(i)) for i in range(prompts)])
+    image = picture(0, 8)
+    store.append("images", [image_row(f"p{i:03}", 0, image) for i in range(prompts)])
+    rows = []
+    for i in range(prompts):
+        more = calls.get(i)
+        if isinstance(more, dict):
+            rows.append(match_row(f"p{i:03}", 0, f"t{i}", 0.4, **more))
+        else:
+            rows.append(match_row(f"p{i:03}", 0, more or f"t{i}", 0.3 if more else 0.9))
+    store.append("matches", rows)
+    rate = {"nominal_fpr": 0.01, "per_image_fpr": 0.01, "images_per_prompt": 1}
+    write_fact(
+        folder, "copies",
+        {"threshold": THRESHOLD | rate | (threshold or {}), "descriptor": descriptor, "problems": {}},
+    )  # fmt: skip
+    write_fact(folder, "check", {"passed": check, "calls": 4, "message": "The pipeline ran another network."})
+    return folder
+
+
+def verdict(folder):
+    return build_digest(folder, methods=False).verdict
+
+
+def test_more_calls_than_chance_reproduce_and_one_less_does_not(tmp_path):
+    needed = fewest_calls(120, Chance.of_rate(1000, 0.01, 1))
+    assert needed == 6
+    found = verdict(made_run(tmp_path / "a", needed))
+    assert (found.state, found.by, found.independent) == ("reproduces", "rate", needed)
+    assert found.p_value <= 0.01 < verdict(made_run(tmp_path / "b", needed - 1)).p_value
+    assert (
+        "6 of 120 prompts gave images that are called copies of 6 training images, 1 expected by chance"
+        in found.sentence
+    )
+    commands = " ".join(command for step in found.steps for command in step.commands)
+    assert str(tmp_path / "a") in commands
+    assert "diffmem curate" in commands
+    assert "diffmem mitigate ./model" in commands
+
+
+def test_no_excess_states_its_bound(tmp_path):
+    found = verdict(made_run(tmp_path / "r", 2))
+    assert (found.state, found.by) == ("no-excess", "rate")
+    assert found.bound == pytest.approx(most_not_excluded(2, 120))
+    assert found.sentence == (
+        "No more than chance: 2 of 120 prompts gave images that are called copies of 2 training images, 1 expected by "
+        "chance; up to 5.2\u00a0% of such prompts not excluded."
+    )
+    assert found.excess == pytest.approx(2 / 120 - 10 / 1001, rel=1e-3)
+    assert found.excess_interval[0] < 0 < found.excess_interval[1]
+
+
+def test_few_references_make_a_count_say_less(tmp_path):
+    """Six of 120 are enough with 1,000 references and not with 99: the threshold itself is uncertain."""
+    assert verdict(made_run(tmp_path / "r", 6, threshold={"n_reference": 99})).state != "reproduces"
+
+
+def test_near_duplicate_prompts_with_one_training_image_are_one_call(tmp_path):
+    calls = dict.fromkeys(range(12), "t1")
+    found = verdict(made_run(tmp_path / "r", calls, text=lambda i: LADY.format(i) if i < 12 else f"{i:b} {i**7:x}"))
+    assert (found.called, found.independent, found.state) == (12, 1, "no-excess")
+    apart = verdict(made_run(tmp_path / "s", calls))
+    assert (apart.called, apart.independent, apart.state) == (12, 12, "reproduces")
+
+
+@pytest.mark.parametrize(
+    ("more", "by"),
+    [({"similarity": 1.0}, "pixel identity"), ({"verified": 31.0}, "verification")],
+)
+def test_a_confirmed_pair_comes_before_everything(tmp_path, more, by):
+    """Neither a failed check nor a missing calibration nor a low rate hides it."""
+    uncalibrated = {
+        "calibrated": False,
+        "n_reference": 0,
+        "reference": None,
+        "realised_fpr": None,
+        "realised_interval": None,
+    }
+    for name, options in {"clean": {}, "check": {"check": False}, "uncalibrated": {"threshold": uncalibrated}}.items():
+        found = verdict(made_run(tmp_path / name, {3: more | {"group": "g"}, 9: more | {"group": "g"}}, **options))
+        assert (found.state, found.by, found.confirmed) == ("reproduces", by, 1), name
+        assert found.sentence.startswith("Reproduces 1 training image: confirmed"), name
+
+
+@pytest.mark.parametrize("more", [{"similarity": 1.0, "background": True}, {"verified": 9.9}])
+def test_what_is_no_proof_confirms_nothing(tmp_path, more):
+    assert verdict(made_run(tmp_path / "r", {3: more})).confirmed == 0
+
+
+def test_equal_feature_vectors_are_no_equal_pixels(tmp_path):
+    features = DESCRIPTOR | {"name": "sscd", "metric": ["cosine", 1]}
+    assert verdict(made_run(tmp_path / "r", {3: {"similarity": 1.0}}, descriptor=features)).confirmed == 0
+
+
+def test_verification_has_to_beat_the_controls(tmp_path):
+    of_run = {"statistic": "verified", "value": 40.0}
+    assert verdict(made_run(tmp_path / "r", {3: {"verified": 31.0}}, threshold=of_run)).confirmed == 0
+    assert verdict(made_run(tmp_path / "s", {3: {"verified": 41.0}}, threshold=of_run)).confirmed == 1
+
+
+def test_unknown_says_what_would_change_it(tmp_path):
+    failed = verdict(made_run(tmp_path / "check", 9, check=False))
+    assert (failed.state, failed.by) == ("unknown", None)
+    assert "check of the model failed: the pipeline ran another network" in failed.sentence
+    assert failed.steps[0].commands == ("diffmem doctor ./model",)
+    bare = {"calibrated": False, "n_reference": 1, "reference": None, "realised_fpr": None, "realised_interval": None}
+    found = verdict(made_run(tmp_path / "bare", 9, threshold=bare))
+    assert found.needs.startswith("98 more held-out images")
+    assert found.expected is None
+    assert found.steps[0].commands == ("diffmem audit ./model --prompts p.csv --out r --heldout HELDOUT",)
+    few = verdict(made_run(tmp_path / "few", 1, prompts=12))
+    assert "12 distinct prompts judged by 1,000 reference images are too few" in few.sentence
+    assert "more distinct prompts" in few.needs
+    record_stage(made_run(tmp_path / "cut", 0), "generate", state="stopped", done=3, total=9)
+    assert "not finished (generate)" in verdict(tmp_path / "cut").sentence
+
+
+def test_the_prompts_that_are_asked_for_are_enough(tmp_path):
+    needs = verdict(made_run(tmp_path / "few", 0, prompts=12)).needs
+    more = int(needs.split()[0])
+    assert verdict(made_run(tmp_path / "enough", 0, prompts=12 + more)).state == "no-excess"
+    assert verdict(made_run(tmp_path / "less", 0, prompts=11 + more)).state == "unknown"
+
+
+def test_known_copies_give_the_recall_that_the_bound_needs(tmp_path):
+    found = verdict(made_run(tmp_path / "r", 2, label=lambda i: True if i < 10 else None))
+    assert found.recall == pytest.approx(0.2)
+    assert found.bound == pytest.approx(5 * most_not_excluded(2, 120))
+    blind = verdict(made_run(tmp_path / "s", {20: "t20"}, label=lambda i: True if i < 10 else None))
+    assert blind.state == "unknown"
+    assert "of 10 prompts known to be reproduced the matcher called none" in blind.sentence
