@@ -163,9 +163,16 @@ def hide_prompts(digest: Digest) -> Digest:
         else check
         for check in digest.checks
     )
+    # A command to run again holds the prompts that were typed; the others hold paths and numbers.
+    steps = tuple(
+        step.model_copy(
+            update={"commands": tuple("diffmem audit …" if c.startswith("diffmem audit") else c for c in step.commands)}
+        )
+        for step in digest.verdict.steps
+    )
     return digest.model_copy(
         update={
-            "galleries": galleries, "scores": scores, "checks": checks,
+            "verdict": digest.verdict.model_copy(update={"steps": steps}), "galleries": galleries, "scores": scores, "checks": checks,
             "table": digest.table.model_copy(update={"rows": rows}), "measures": _without_captions(digest.measures),
             "plan": _without_words(digest.plan),
             "commands": tuple((*command[:2], "…") for command in digest.commands),
