@@ -72,7 +72,7 @@ _SUMMARIES = {
         './my-model "a red fox" --images-per-prompt 8 --out runs/images',
         "./my-model --prompts captions.csv --out runs/images --shard 0/4",
     ),
-    "show": _verb("show", 0, "Print what a run found.", "runs/audit", 'runs/audit --fail-if "copies>0"'),
+    "show": _verb("show", 0, "Print what a run found.", "runs/audit", 'runs/audit --fail-if verdict==reproduces'),
     "report": _verb(
         "report", 0, "Write the report of a run: one HTML file, offline.",
         "runs/audit", "runs/audit --out for-the-client.html --redact blur",

@@ -22,7 +22,7 @@ class Plan:
         images_per_prompt: seeds of each.
         images: in all.
         references: held-out images for the threshold.
-        rate: nominal false-positive rate per prompt (--false-positives).
+        rate: nominal false-positive rate per prompt (--fpr).
         power: that it has.
         bound: share not excluded (95 %) if no prompt is called.
     """

@@ -279,7 +279,7 @@ def _uncalibrated(case: _Case) -> Verdict:
         f"the threshold of a copy is uncalibrated, so how many of the {count(case.seen.prompts, 'prompt')} are called copies "
         "by chance is not known.",
         f"{count(more, 'more held-out image')} (--heldout) would calibrate it at {percent(threshold.nominal_fpr)} per "
-        "prompt; fewer images per prompt or a higher --false-positives take fewer.",
+        "prompt; fewer images per prompt or a higher --fpr take fewer.",
     )  # fmt: skip
 
 
