@@ -172,7 +172,8 @@ def hide_prompts(digest: Digest) -> Digest:
     )
     return digest.model_copy(
         update={
-            "verdict": digest.verdict.model_copy(update={"steps": steps}), "galleries": galleries, "scores": scores, "checks": checks,
+            "verdict": digest.verdict.model_copy(update={"steps": steps}), "galleries": galleries,
+            "scores": scores, "checks": checks,
             "table": digest.table.model_copy(update={"rows": rows}), "measures": _without_captions(digest.measures),
             "plan": _without_words(digest.plan),
             "commands": tuple((*command[:2], "…") for command in digest.commands),
