@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffmem import mitigation as mitigations
     from diffmem.data.images import load_images
     from diffmem.data.prompts import load_prompts
+    from diffmem.experiments._export import export_run as export
     from diffmem.experiments._run import open_run
     from diffmem.experiments.audit.run import audit
     from diffmem.experiments.canaries.run import measure_canaries as canaries
@@ -65,6 +66,7 @@ _VERBS = {
     "compare": "diffmem.experiments.evaluate.compare",
     "curate": "diffmem.experiments.curate.run",
     "evaluate": "diffmem.experiments.evaluate.runs",
+    "export": "diffmem.experiments._export:export_run",
     "extract": "diffmem.experiments.extract.run:extract_images",
     "generate": "diffmem.stages.generate",
     "index": "diffmem.stages.match.stage",

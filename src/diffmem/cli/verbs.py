@@ -135,6 +135,10 @@ _SUMMARIES = {
         "calibrate", 4, "Set a score's threshold at a stated false-positive rate, for score and for the guard.",
         "./my-model --out threshold.json", "./my-model --reference ordinary.txt --fpr 0.05 --out threshold.json",
     ),
+    "export": _verb(
+        "export", 5, "Write a run's tables and images as CSV, Parquet and PNG files.",
+        "runs/audit --csv tables", "runs/audit --parquet tables --png images",
+    ),
     "methods": _verb(
         "methods", 5, "List the methods: what they need, what they cost, where they come from.", "", "anisotropy"
     ),
