@@ -11,8 +11,8 @@ import torch
 
 from diffmem.errors import MitigationRefused
 from diffmem.mitigation.base import Mitigation
-from diffmem.mitigation.steering import RowFinder, own_evaluation
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.pipelines.branches import BranchSorter, hooked, own_evaluation, read_pass
 from diffmem.models.pipelines.calls import Call
 
 
@@ -55,21 +55,17 @@ class AttentionMitigation(Mitigation):
             return
         content = content_tokens(call)
         rows = _Rows(call, content)
-        handles = [
-            module.register_forward_pre_hook(rows, with_kwargs=True) for module in call.denoiser.network_modules()
-        ]
         before: list[tuple[Any, Any]] = []
         try:
             for _, module in self.chosen(cross_attentions(call.denoiser)):
                 before.append((module, module.processor))
                 module.set_processor(_Edited(self, rows))
             call.record.items += [{"layers": len(before), "tokens": int(row.sum())} for row in content]
-            yield
+            with hooked(call.denoiser, rows, before=True):
+                yield
         finally:
             for module, processor in before:
                 module.set_processor(processor)
-            for handle in handles:
-                handle.remove()
 
 
 def cross_attentions(denoiser: Denoiser) -> list[tuple[str, Any]]:
@@ -98,15 +94,15 @@ class _Rows:
     """Before every call of the network: which of its rows are conditional, and their content tokens."""
 
     def __init__(self, call: Call, content: torch.Tensor) -> None:
-        self.denoiser, self.finder, self.tokens = call.denoiser, RowFinder(call), content
+        self.denoiser, self.tokens = call.denoiser, content
+        self.sorter = BranchSorter(call.conditioning(), call.negative())
         self.conditional: torch.Tensor = torch.zeros(0, dtype=torch.bool)
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if own_evaluation():  # another mitigation looks at the network as it is
             self.conditional = torch.zeros(0, dtype=torch.bool)
             return
-        _, _, conditioning = self.denoiser.read_call(args, kwargs)
-        self.conditional = torch.tensor(self.finder.conditional_rows(conditioning))
+        self.conditional = torch.tensor(self.sorter.conditional_rows(read_pass(self.denoiser, args, kwargs).cond))
 
 
 class _Edited:

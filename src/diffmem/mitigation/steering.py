@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,14 @@ import torch
 
 from diffmem.errors import MitigationRefused
 from diffmem.models.ode import guided
+from diffmem.models.pipelines.branches import (
+    BranchSorter,
+    hooked,
+    own_evaluation,
+    own_evaluations,
+    raw_output,
+    read_pass,
+)
 
 if TYPE_CHECKING:
     from diffmem.models.pipelines.calls import Call
@@ -47,54 +54,6 @@ Decision = tuple[torch.Tensor, torch.Tensor] | None
 """(guided outputs [B, *sample_shape], which images they are for [B] bool), or None: the pipeline's own guidance."""
 
 
-class RowFinder:
-    """Tells conditional from unconditional rows of a network call by the embeddings, not by their place.
-
-    Families put the branches in one batch in either order, or in two calls. The arrangement whose embeddings lie
-    closest to the prompts' and the negative prompts' is taken.
-
-    Args:
-        call: the pipeline's call, whose arguments are final.
-    """
-
-    def __init__(self, call: Call) -> None:
-        self.denoiser, self.size = call.denoiser, call.size
-        self._conditional = _main(dict(call.conditioning().tensors))
-        self._negative = _main(dict(call.negative().tensors))
-
-    def conditional_rows(self, conditioning: dict[str, torch.Tensor], expected_first: bool = True) -> list[bool]:
-        """Per row of a call whether it is conditional; the images are in order within both branches."""
-        main = _main(conditioning)
-        if len(main) == self.size:
-            near, far = self._distance(main, self._conditional), self._distance(main, self._negative)
-            return [near < far or (near == far and expected_first)] * self.size
-        if len(main) != 2 * self.size:
-            raise MitigationRefused(
-                f"The network was called with {len(main)} rows for {self.size} images; a mitigation that looks at the "
-                "guidance knows one or two rows per image: turn further guidance (perturbed attention) off."
-            )
-        first, second = main[: self.size], main[self.size :]
-        usual = self._distance(first, self._negative) + self._distance(second, self._conditional)
-        reverse = self._distance(first, self._conditional) + self._distance(second, self._negative)
-        return [reverse < usual] * self.size + [reverse >= usual] * self.size
-
-    @staticmethod
-    def _distance(rows: torch.Tensor, known: torch.Tensor) -> float:
-        if rows.ndim == 1:
-            return float((rows != known.to(rows.device)).sum())
-        length = min(rows.shape[1], known.shape[1])
-        rows, known = rows[:, :length].double(), known[:, :length].to(rows.device).double()
-        return float((rows - known).square().mean())
-
-
-def _main(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The tensor by which branches are told apart: token embeddings, class labels, else whatever has most values per row."""
-    for name in ("encoder_hidden_states", "class_labels"):
-        if name in tensors:
-            return tensors[name]
-    return max(tensors.values(), key=lambda value: value[0].numel())
-
-
 @contextmanager
 def steered(call: Call, decide: Callable[[Step], Decision]) -> Iterator[None]:
     """Call `decide` at every step with both branches; where it gives outputs, both branches are set to them.
@@ -106,46 +65,24 @@ def steered(call: Call, decide: Callable[[Step], Decision]) -> Iterator[None]:
         MitigationRefused: the pipeline runs without guidance, or with more branches than two.
     """
     steering = _Steering(call, decide)
-    handles = [m.register_forward_hook(steering, with_kwargs=True) for m in call.denoiser.network_modules()]
-    try:
+    with hooked(call.denoiser, steering):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
     steering.finish()
-
-
-_own: ContextVar[bool] = ContextVar("own", default=False)
-
-
-def own_evaluation() -> bool:
-    """Whether a mitigation, and not the pipeline, is calling the network just now."""
-    return _own.get()
-
-
-@contextmanager
-def own_evaluations(own: bool = True) -> Iterator[None]:
-    """Mark what is evaluated inside as no evaluation of the pipeline's, or as one after all."""
-    token = _own.set(own)
-    try:
-        yield
-    finally:
-        _own.reset(token)
 
 
 class _Steering:
     def __init__(self, call: Call, decide: Callable[[Step], Decision]) -> None:
-        self.denoiser, self.decide, self.finder = call.denoiser, decide, RowFinder(call)
+        self.denoiser, self.decide = call.denoiser, decide
+        self.sorter = BranchSorter(call.conditioning(), call.negative())
         self.index = 0
         self.waiting: tuple[float, torch.Tensor] | None = None
 
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if own_evaluation():
             return None
-        x, t, conditioning = self.denoiser.read_call(args, kwargs)
-        raw = output[0] if isinstance(output, tuple) else output.sample
-        time = float(torch.as_tensor(t).reshape(-1)[0])
-        conditional = self.finder.conditional_rows(conditioning, self.waiting is None)
+        asked, raw = read_pass(self.denoiser, args, kwargs), raw_output(output)
+        x, time = asked.x, asked.t
+        conditional = self.sorter.conditional_rows(asked.cond, self.waiting is None)
         if all(conditional) or not any(conditional):
             self._one_branch(x, time, raw, conditional[0])
             return None

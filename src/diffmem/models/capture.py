@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.pipelines.branches import hooked, raw_output, read_pass
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Call:
 
     x: torch.Tensor
     t: float
-    conditioning: dict[str, torch.Tensor]
+    cond: Conditioning
     output: torch.Tensor
 
 
@@ -82,15 +84,9 @@ def capture(denoiser: Denoiser) -> Iterator[list[Call]]:
     calls: list[Call] = []
 
     def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        x, t, conditioning = denoiser.read_call(args, kwargs)
-        first = output[0] if isinstance(output, tuple) else output.sample
-        kept = {name: value.detach().clone() for name, value in conditioning.items() if value is not None}
-        time = float(torch.as_tensor(t).reshape(-1)[0])
-        calls.append(Call(x.detach().clone(), time, kept, denoiser.read_output(first).detach().clone()))
+        asked = read_pass(denoiser, args, kwargs)
+        kept = Conditioning({k: v.clone() for k, v in asked.cond.tensors.items()}, len(asked.cond))
+        calls.append(Call(asked.x.clone(), asked.t, kept, denoiser.read_output(raw_output(output)).detach().clone()))
 
-    handles = [m.register_forward_hook(record, with_kwargs=True) for m in denoiser.network_modules()]
-    try:
+    with hooked(denoiser, record):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -15,6 +15,7 @@ from diffmem.errors import DiffmemError, UsageError
 from diffmem.models.capture import Call, Step
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.pipelines.branches import nearest_branch
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative difference that rounding explains, by the network's type."""
@@ -89,9 +90,9 @@ def compare_run(
     for call in calls:
         rows = []
         for row in range(len(call.x)):
-            distance, branch = min((_distance(candidate, call, row), i) for i, candidate in enumerate(branches))
-            conditioning = max(conditioning, distance)
-            rows.append(denoiser.predict(call.x[row : row + 1], call.t, branches[branch])[0].cpu())
+            branch = branches[nearest_branch(call.cond.select([row]), branches)]
+            conditioning = max(conditioning, _distance(branch, call, row))
+            rows.append(denoiser.predict(call.x[row : row + 1], call.t, branch)[0].cpu())
             output = max(output, relative(rows[-1], call.output[row].cpu()))
         ours.append(rows)
         try:
@@ -117,7 +118,7 @@ def compare_run(
 
 
 def _distance(candidate: Conditioning, call: Call, row: int) -> float:
-    pairs = [(candidate.tensors.get(name), value[row]) for name, value in call.conditioning.items()]
+    pairs = [(candidate.tensors.get(name), value[row]) for name, value in call.cond.tensors.items()]
     return max(
         (math.inf if a is None or a[0].ndim != b.ndim else relative(*_padded(a[0].to(b.device), b)) for a, b in pairs),
         default=0.0,

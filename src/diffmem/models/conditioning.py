@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+SHAPE = ".shape"
+"""After the name of a tensor whose rows differ in shape: the shape of each row, before it was padded with zeros."""
+
 
 @dataclass(frozen=True)
 class Conditioning:

@@ -12,7 +12,7 @@ import torch
 
 from diffmem.errors import IncompatibleRun, MitigationRefused
 from diffmem.mitigation.base import Record
-from diffmem.mitigation.steering import own_evaluations
+from diffmem.models.pipelines.branches import own_evaluations
 from diffmem.models.pipelines.calls import Call
 from diffmem.serving.conditionings import Known, key_of
 from diffmem.serving.decisions import Attempt, Decision, GenerationRefused, finite, in_words, outcome_of, prompt_sha

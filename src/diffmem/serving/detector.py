@@ -14,11 +14,11 @@ import torch
 
 from diffmem.errors import IncompatibleRun
 from diffmem.evaluation.calibration import ScoreThreshold, require_matching
-from diffmem.mitigation.steering import own_evaluations
 from diffmem.models.conditioning import Conditioning
+from diffmem.models.pipelines.branches import Pass, own_evaluations
 from diffmem.models.target import Target
 from diffmem.serving.conditionings import Known, equal, is_null, kept, key_of, surroundings
-from diffmem.serving.gate import Pass, Watch
+from diffmem.serving.gate import Watch
 from diffmem.serving.reading import Flagged, Reading
 from diffmem.serving.regimes import finite_threshold, network_score
 from diffmem.stages.score.executor import Executor, Noises

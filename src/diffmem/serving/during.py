@@ -12,13 +12,13 @@ import torch
 
 from diffmem.errors import UsageError
 from diffmem.evaluation.calibration import ScoreThreshold, require_matching
-from diffmem.mitigation.steering import own_evaluation
 from diffmem.models.conditioning import Conditioning
+from diffmem.models.pipelines.branches import Pass, hooked, own_evaluation, read_pass
 from diffmem.models.target import Target
 from diffmem.scores.base import DenoiserScore
 from diffmem.serving.conditionings import Known, equal, is_null, kept
 from diffmem.serving.first_steps import FirstSteps, Judge
-from diffmem.serving.gate import Pass, Watch
+from diffmem.serving.gate import Watch
 from diffmem.serving.reading import Flagged, Reading
 from diffmem.serving.regimes import OwnSetting, OwnSteps, finite_threshold, generation_setting, network_score
 
@@ -115,7 +115,7 @@ class StepWatch(Watch):
     def after(self, asked: Pass, output: Any) -> None:
         """Read the first steps; Flagged when the last one that counts is done and the call ends there."""
         if self.first is not None:
-            self.first.see(asked.x, asked.t, asked.cond, output)
+            self.first.see(asked, output)
 
     def finish(self) -> None:
         """IncompatibleRun if the call came to its end before the score could be read."""
@@ -168,19 +168,14 @@ class StepReader:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if own_evaluation() or threading.get_ident() != thread:
                 return  # those of another thread on shared weights are not this generation's
-            x, t, tensors = self.denoiser.read_call(args, kwargs)
-            given = {name: value.detach() for name, value in tensors.items() if value is not None}
-            first.see(x.detach(), float(torch.as_tensor(t).reshape(-1)[0]), Conditioning(given, len(x)), output)
+            first.see(read_pass(self.denoiser, args, kwargs), output)
 
-        handles = [m.register_forward_hook(hook, with_kwargs=True) for m in self.denoiser.network_modules()]
         try:
-            yield
+            with hooked(self.denoiser, hook):
+                yield
         except Flagged:
             # A pipeline that ends frees the memory of offloaded parts; this one was interrupted.
             if hasattr(self.pipeline, "maybe_free_model_hooks"):
                 self.pipeline.maybe_free_model_hooks()
             raise
-        finally:
-            for handle in handles:
-                handle.remove()
         first.require_read()

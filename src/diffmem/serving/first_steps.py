@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from diffmem.errors import IncompatibleRun
-from diffmem.mitigation.steering import RowFinder, own_evaluations
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.ode import Stop
+from diffmem.models.pipelines.branches import BranchSorter, Pass, halves_of, own_evaluations, raw_output
 from diffmem.scores.base import DenoiserScore
 from diffmem.scores.prompt.needs import Branch, Moment
 from diffmem.serving.conditionings import is_null
@@ -61,18 +61,18 @@ class FirstSteps:
         self.negative: list[Stop] = []
         self.spent = 0.0
         self.started = time.perf_counter()
-        self.finder: RowFinder | None = None
+        self.sorter: BranchSorter | None = None
 
-    def see(self, x: torch.Tensor, t: float, cond: Conditioning, output: Any) -> None:
+    def see(self, asked: Pass, output: Any) -> None:
         """Keep one evaluation of the network; Flagged if it was the last one and the call ends there."""
         upto = self.reader.steps.upto
-        if len(self.stops) == upto and (t != self.stops[-1].t or len(self.negative) == upto):
+        if len(self.stops) == upto and (asked.t != self.stops[-1].t or len(self.negative) == upto):
             return
         entered = time.perf_counter()
-        raw = self.denoiser.read_output(output[0] if isinstance(output, tuple) else output.sample).detach().float()
+        raw = self.denoiser.read_output(raw_output(output)).detach().float()
         before = len(self.stops), len(self.negative)
         with torch.inference_mode(False), torch.no_grad():
-            self._take(x, t, cond, raw)
+            self._take(asked.x, asked.t, asked.cond, raw)
             now = zip((self.stops, self.negative), before, strict=True)
             complete = [stops for stops, count in now if len(stops) == upto > count]
             if complete:
@@ -90,8 +90,8 @@ class FirstSteps:
     def _take(self, x: torch.Tensor, t: float, cond: Conditioning, raw: torch.Tensor) -> None:
         size = self.call.size
         self.spent += len(x) / size
-        halves = [slice(0, size), slice(size, 2 * size)][: len(x) // size]
-        if len(x) != len(halves) * size:
+        halves = halves_of(len(x), size)
+        if halves is None:
             raise IncompatibleRun(
                 f"The network was called with {len(x)} rows for {size} images; the guard knows one or two per image: turn "
                 "further guidance (perturbed attention) off, or use a threshold of the regime 'before'."
@@ -111,7 +111,7 @@ class FirstSteps:
             unconditional = empty[0]
             conditional = halves[1] if unconditional == halves[0] else halves[0]
         else:
-            conditional, unconditional = self._by_prompt(dict(cond.tensors), halves), None
+            conditional, unconditional = self._by_prompt(cond, halves), None
         without = raw[unconditional] if unconditional is not None else self._evaluate_null(x[conditional].float(), t)
         self.stops.append(self._stop(x[conditional], t, without, raw[conditional]))
         if len(halves) == 2 and not empty:
@@ -132,10 +132,10 @@ class FirstSteps:
             tuple(stop.t for stop in self.stops), guidance, tuple(self.stops[0].x.shape[1:]), sampler
         )  # fmt: skip
 
-    def _by_prompt(self, conditioning: dict[str, torch.Tensor], halves: Sequence[slice]) -> slice:
+    def _by_prompt(self, cond: Conditioning, halves: Sequence[slice]) -> slice:
         """Which half carries the prompts, where the other carries negative prompts."""
-        self.finder = self.finder or RowFinder(self.call)
-        return halves[0] if self.finder.conditional_rows(conditioning)[0] else halves[1]
+        self.sorter = self.sorter or BranchSorter(self.call.conditioning(), self.call.negative())
+        return halves[0] if self.sorter.conditional_rows(cond)[0] else halves[1]
 
     def _evaluate_null(self, x: torch.Tensor, t: float) -> torch.Tensor:
         self.reading.nfe += 1

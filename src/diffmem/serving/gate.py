@@ -7,15 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffmem.errors import IncompatibleRun
-from diffmem.mitigation.steering import own_evaluation, own_evaluations
-from diffmem.models.conditioning import Conditioning
+from diffmem.errors import IncompatibleRun, ModelError
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.pipelines.branches import Pass, own_evaluation, own_evaluations, read_pass
 
 if TYPE_CHECKING:
     from diffmem.serving.guard import Guard
@@ -24,23 +22,6 @@ if TYPE_CHECKING:
 _INPUTS = frozenset({"x", "t", "sample", "hidden_states", "timestep", "return_dict"})
 _POSITIONS = frozenset({"img_ids", "txt_ids", "img_shapes", "txt_seq_lens", "resolution", "aspect_ratio"})
 """Where things stand, which every evaluation of a score sets as a pipeline does."""
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One pass of the network as it was asked for.
-
-    Attributes:
-        x: what it is fed with.
-        t: the time.
-        cond: one row per row of x.
-        done: whether the network has computed it already, and the output is not given out yet.
-    """
-
-    x: torch.Tensor
-    t: float
-    cond: Conditioning
-    done: bool = False
 
 
 class Watch(ABC):
@@ -160,21 +141,19 @@ class Gate:
         """
         self.guard.model.require_network(module)
         try:
-            x, t, tensors = self.denoiser.read_call(args, kwargs)
-        except (KeyError, TypeError, AttributeError, RuntimeError) as problem:
+            asked = read_pass(self.denoiser, args, kwargs, done)
+        except ModelError as problem:
             raise IncompatibleRun(
-                f"The network was called in a way that the guard cannot read ({type(problem).__name__}: {problem}), so "
-                "nothing could be judged: use a pipeline of the guarded model's own family."
+                f"{problem} The guard cannot judge such a call: use a pipeline of the guarded model's own family."
             ) from problem
-        given = {name: _rows(name, value, len(x)) for name, value in tensors.items() if value is not None}
-        beyond = set(_more(_named(module, args, kwargs), {*_INPUTS, *_POSITIONS, *tensors})) - self.unscored
+        beyond = set(_more(_named(module, args, kwargs), {*_INPUTS, *_POSITIONS, *asked.cond.tensors})) - self.unscored
         if beyond:
             raise IncompatibleRun(
                 f"The network is given {', '.join(sorted(beyond))} beside the prompt, which the guard's score does not see: "
                 "leave out what causes it (an adapter, a control image, a scale of a LoRA), or, if it may pass unseen, "
                 f"name it to the guard: unscored={sorted(beyond)!r}."
             )
-        return Pass(x.detach(), float(torch.as_tensor(t).reshape(-1)[0]), Conditioning(given, len(x)), done)
+        return asked
 
 
 def _named(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -196,11 +175,3 @@ def _more(arguments: Mapping[str, Any], seen: Collection[str]) -> Iterator[str]:
 
 def _is_empty(value: Any) -> bool:
     return isinstance(value, list | tuple | str) and not value
-
-
-def _rows(name: str, value: torch.Tensor, size: int) -> torch.Tensor:
-    if value.ndim == 0 or len(value) == 1:
-        value = value.reshape(1, *value.shape[1:]).expand(size, *value.shape[1:])
-    if len(value) != size:
-        raise IncompatibleRun(f"The network is given {len(value)} rows of {name} for {size} images; expected as many.")
-    return value.detach()

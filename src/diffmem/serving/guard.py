@@ -21,8 +21,8 @@ from diffmem.errors import DataError, IncompatibleRun, ModelError, UsageError
 from diffmem.evaluation.calibration import ScoreThreshold
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.spec import parse_mitigation
-from diffmem.mitigation.steering import own_evaluations
 from diffmem.models.conditioning import Conditioning
+from diffmem.models.pipelines.branches import own_evaluations
 from diffmem.models.pipelines.calls import Layer, intercepted, layered, layers_of, target_of
 from diffmem.serving.call import GuardedCall
 from diffmem.serving.conditionings import is_null, kept

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from diffmem.errors import IncompatibleRun
-from diffmem.mitigation.steering import own_evaluations
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.fingerprint import pipeline_fingerprint
+from diffmem.models.pipelines.branches import own_evaluations
 from diffmem.randomness import gaussian
 from diffmem.serving.conditionings import tolerance
 from diffmem.serving.decisions import ModelChanged

@@ -9,10 +9,10 @@ import numpy as np
 
 from diffmem.errors import IncompatibleRun
 from diffmem.models.conditioning import Conditioning
+from diffmem.models.pipelines.branches import Pass
 from diffmem.serving.conditionings import equal, kept, key_of
 from diffmem.serving.decisions import Attempt, Decision, GenerationRefused, Outcome, finite, in_words, outcome_of
 from diffmem.serving.detector import Detector
-from diffmem.serving.gate import Pass
 
 if TYPE_CHECKING:
     from diffmem.serving.guard import Guard

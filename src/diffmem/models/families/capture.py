@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from diffmem.errors import GenerateOnly, ModelError
-from diffmem.models.conditioning import Conditioning
+from diffmem.models.conditioning import SHAPE, Conditioning
 from diffmem.models.families._captured import CapturedLatents
 from diffmem.models.families._distilled import distillation_of
 from diffmem.models.families._inputs import unwrapped
@@ -22,8 +22,6 @@ from diffmem.models.pipelines.survey import EMPTY, PROMPTS, Survey, survey
 from diffmem.models.schedule import FlowSchedule
 
 NETWORKS = ("transformer", "unet")
-SHAPE = ".shape"
-"""After the name of a tensor whose rows differ in shape: the shape of each row, before it was padded with zeros."""
 
 
 class _NeedsMore(ModelError):
