@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # typing is not imported: with `python -m` the current folder would be looked at first
 if TYPE_CHECKING:
     from diffmem import copies, experiments, scores, training
     from diffmem import mitigation as mitigations

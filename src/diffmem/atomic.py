@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from diffmem.errors import IncompleteRun
+from diffmem.errors import DataError, IncompleteRun
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -22,8 +22,12 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
     on the temporary file, which the kernel drops however the writer ends: `sweep` tells living writers by it.
 
     Raises:
+        DataError: there is something else than a file of this name (a device, a pipe), which is never replaced.
         IncompleteRun: the disk is full or a quota is used up; the temporary file is gone.
     """
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device, pipe or socket"
+        raise DataError(f"'{path}' is {kind}; give the name of a file.")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

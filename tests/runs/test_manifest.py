@@ -12,6 +12,7 @@ import diffmem
 from diffmem.errors import DataError, IncompatibleRun
 from diffmem.runs.manifest import open_run, read_manifest, record_stage
 from diffmem.runs.provenance import Provenance, git_state, provenance
+from diffmem.runs.sealed import read_sealed, write_sealed
 
 SOURCE = str(Path(diffmem.__file__).parents[1])
 PLAN = {"seed": 0, "score": {"names": ["alignment"], "gamma": 0.1, "micro_batch": 8}, "guidance": 7.5}
@@ -97,8 +98,8 @@ def test_fields_that_may_change_are_recorded_anew(tmp_path, origin):
 
 def test_a_newer_schema_is_refused_with_the_remedy(tmp_path, origin):
     open_run(tmp_path, PLAN, PRINTS, origin)
-    raw = json.loads((tmp_path / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps(raw | {"schema_version": 2, "diffmem_version": "9.9", "new": 1}))
+    raw = read_sealed(tmp_path / "run.json")
+    write_sealed(tmp_path / "run.json", raw | {"schema_version": 2, "diffmem_version": "9.9", "new": 1})
     for use in (lambda: read_manifest(tmp_path), lambda: open_run(tmp_path, PLAN, PRINTS, origin)):
         with pytest.raises(IncompatibleRun, match=r"schema 2.*schemas up to 1.*pip install 'diffmem>=9\.9'"):
             use()
@@ -108,7 +109,9 @@ def test_a_newer_schema_is_refused_with_the_remedy(tmp_path, origin):
     ("text", "says"),
     [
         ("{", "is damaged"),
-        ("[]", "names no schema version"),
+        ("[]", "is damaged .it holds no JSON object"),
+        ("[" * 100_000, "is damaged .it is nested too deeply"),
+        ('{"schema_version": 1, "checksum": "00"}', "is damaged .its checksum"),
         ('{"a": 1}', "names no schema version"),
         ('{"schema_version": 1}', "is damaged: diffmem_version: Field required"),
         ("\xff", "is damaged"),
@@ -118,6 +121,16 @@ def test_a_damaged_manifest_is_one_clear_sentence(tmp_path, text, says):
     (tmp_path / "run.json").write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match=says):
         read_manifest(tmp_path)
+
+
+def test_a_changed_digit_in_a_manifest_is_seen(tmp_path, origin):
+    open_run(tmp_path, PLAN, PRINTS, origin)
+    text = (tmp_path / "run.json").read_text()
+    for digit in [i for i, char in enumerate(text) if char.isdigit()][:40]:
+        other = str((int(text[digit]) + 1) % 10)
+        (tmp_path / "run.json").write_text(text[:digit] + other + text[digit + 1 :])
+        with pytest.raises((DataError, IncompatibleRun)):
+            read_manifest(tmp_path)
 
 
 def test_places_that_are_no_run(tmp_path, origin):

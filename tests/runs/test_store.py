@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,6 +189,81 @@ def test_a_damaged_part_is_set_aside_and_only_its_rows_come_again(tmp_path, capl
     assert store.read("scores")["prompt_id"].to_pylist() == ["p000", "p200"]
     store.append("scores", [score(n) for n in range(1, 200)])
     assert store.read("scores").num_rows == 201 and len(caplog.records) == 1
+
+
+def in_the_manner_of_0_1_0(part):
+    """The part under a name without a checksum."""
+    return part.rename(part.with_name(part.name[:16] + "-" + "0" * 12 + ".parquet"))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_flipped_byte_anywhere_is_seen_or_changes_nothing(tmp_path, old):
+    """New parts: every flip is seen. Parts of 0.1.0: the pages' checksums see what would change a number."""
+    rows = [score(n, value=n / 7) for n in range(20)]
+    whole = RunStore(tmp_path / "whole")
+    data = whole.append("scores", rows).read_bytes()
+    expected = whole.read("scores").to_pylist()
+    chance = random.Random(0)
+    seen = 0
+    places = [*range(4), *range(len(data) - 8, len(data)), *chance.sample(range(len(data)), 150)]
+    for trial, place in enumerate(places):
+        store = RunStore(tmp_path / str(trial))
+        part = store.append("scores", rows)
+        part = in_the_manner_of_0_1_0(part) if old else part
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << chance.randrange(8)
+        part.write_bytes(flipped)
+        found = store.read("scores").to_pylist()
+        seen += not found
+        assert found == [] or (old and found == expected), place
+        if not found:
+            assert store.damaged() == [f"scores/{part.name}"]
+            assert store.append("scores", rows) and store.read("scores").to_pylist() == expected
+    assert seen == len(places) if not old else seen > len(places) / 2
+
+
+def test_foreign_parts_are_set_aside_by_name(tmp_path, caplog):
+    store = RunStore(tmp_path)
+    mine = store.append("scores", [score(0)])
+    whole = pq.read_table(mine)
+    foreign = {
+        "more": whole.append_column("extra", pa.array(["x"])),
+        "fewer": whole.drop_columns(["prompt_id"]),
+        "other-type": whole.set_column(0, "key", pa.array(["text"])),
+        "empty-places": whole.set_column(0, pa.field("key", pa.binary(16)), pa.array([None], pa.binary(16))),
+    }
+    for name, table in foreign.items():
+        pq.write_table(table, mine.with_name(f"{name}.parquet"))
+    os.mkfifo(mine.with_name("pipe.parquet"))
+    mine.with_name("folder.parquet").mkdir()
+    assert store.finished("scores") == {row_key(n=0)} and store.read("scores").num_rows == 1
+    aside = {path.name for path in mine.parent.glob("*.corrupt")}
+    assert aside == {f"{name}.parquet.corrupt" for name in [*foreign, "pipe", "folder"]}
+    assert all(name.removesuffix(".corrupt") in caplog.text for name in aside)
+
+
+def test_a_run_says_what_is_damaged_until_it_is_computed_again(tmp_path):
+    store = RunStore(tmp_path)
+    part = store.append("scores", [score(0)])
+    assert store.damage() == ()
+    part.write_bytes(part.read_bytes()[:-1])
+    (sentence,) = RunStore(tmp_path).damage()
+    assert f"scores/{part.name}" in sentence and "same command" in sentence
+    store.append("scores", [score(0)])
+    store.settle("images")
+    assert store.damage() == (sentence,)
+    store.settle("scores")
+    assert store.damage() == ()
+    assert part.with_name(part.name + ".recomputed").exists()
+
+
+def test_a_part_of_a_newer_version_with_more_columns_is_read(tmp_path, monkeypatch):
+    store = RunStore(tmp_path)
+    newer = pa.schema([*SCHEMAS["scores"], pa.field("later", pa.int32())])
+    with monkeypatch.context() as patch:
+        patch.setitem(SCHEMAS, "scores", newer)
+        store.append("scores", [score(0, later=3)])
+    assert RunStore(tmp_path).read("scores")["prompt_id"].to_pylist() == ["p000"]
 
 
 def test_the_disks_own_trouble_is_not_taken_for_damage(tmp_path, monkeypatch):
@@ -425,8 +502,6 @@ def test_sweeping_never_takes_a_part_from_a_living_writer(tmp_path):
 
 
 def test_parts_from_before_a_column_came_to_the_schema_are_read_with_nulls(tmp_path):
-    import pyarrow.parquet as pq
-
     store = RunStore(tmp_path)
     row = {
         "prompt_id": "p",
@@ -440,7 +515,7 @@ def test_parts_from_before_a_column_came_to_the_schema_are_read_with_nulls(tmp_p
     store.append("matches", [row | {"key": row_key(n=0), "view": "centre square"}])
     (part,) = parts(store, "matches")
     old = pq.read_table(part).drop_columns(["view"])
-    pq.write_table(old, part, write_page_checksum=True)
+    pq.write_table(old, in_the_manner_of_0_1_0(part), write_page_checksum=True)
     store.append("matches", [row | {"key": row_key(n=1), "draw": 1, "view": "whole picture"}])
     assert store.read("matches")["view"].to_pylist() == [None, "whole picture"]
     assert [table["view"].to_pylist() for table in store.stream("matches", ["key", "view"])] == [

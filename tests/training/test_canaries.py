@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 from tests.tiny import picture, tiny_sd
 
+from diffmem import atomic
 from diffmem.copies.descriptors import make_descriptor
 from diffmem.data.canaries import pixel_hash, read_registration
 from diffmem.data.canary_pictures import draw_picture, known_phrases, phrases
 from diffmem.data.images import load_images
 from diffmem.errors import DataError, UsageError
 from diffmem.models.target import Target
+from diffmem.training import canary_files
 from diffmem.training.canaries import CanaryPlan, draw_canaries
 from diffmem.training.canary_files import registered_in, write_canaries
 from diffmem.training.data import load_training_set
@@ -83,6 +85,33 @@ def test_the_folder_holds_each_canary_as_often_as_registered(dataset, tmp_path):
         write_canaries(drawn, dataset, out)
     only = load_training_set(write_canaries(drawn, dataset, tmp_path / "only", only=True))
     assert len(only) == 8
+
+
+@pytest.mark.parametrize("writes", [0, 1, 7, 15, 30])
+def test_a_registration_that_was_stopped_goes_on(dataset, tmp_path, monkeypatch, writes):
+    drawn = draw_canaries(dataset, PLAN)
+    write_canaries(drawn, dataset, tmp_path / "whole")
+    left = [writes]
+
+    def stopping(path, data):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        atomic.write_atomic(path, data)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(canary_files, "write_atomic", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            write_canaries(drawn, dataset, out)
+    if writes > 1:  # with one, only the mark is there
+        other = draw_canaries(dataset, PLAN.model_copy(update={"seed": 1}))
+        with pytest.raises(UsageError, match="not empty"):
+            write_canaries(other, dataset, out)
+    write_canaries(drawn, dataset, out)
+    names = [{str(p.relative_to(place)): p.read_bytes() for p in sorted(place.rglob("*")) if p.is_file()}
+             for place in (tmp_path / "whole", out)]  # fmt: skip
+    assert names[0] == names[1]
 
 
 def test_a_registration_that_was_touched_is_refused(dataset, tmp_path):

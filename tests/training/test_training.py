@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from tests import tiny_families
 from tests.tiny import tiny_ddpm, tiny_sd
 
+import diffmem
 from diffmem.errors import DataError, IncompatibleRun, IncompleteRun, UsageError
 from diffmem.models.target import Target
 from diffmem.training import loop, stop
@@ -176,6 +181,31 @@ def test_a_lora_moves_the_adapter_only_and_loads_again(tmp_path):
     outputs = [m.denoiser.predict(x, t, m.denoiser.encode_prompts(["a picture 1"])) for m in (target, loaded, base)]
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
     assert (outputs[0] - outputs[2]).abs().max() > 1e-4
+
+
+SAVE_TWICE = """
+import sys, torch
+from safetensors.torch import save_file
+from pathlib import Path
+from diffmem.training.model import order_metadata
+file = Path(sys.argv[1])
+save_file({"b": torch.arange(3.0), "a": torch.ones(2)}, file, {name: "x" for name in {"format", "alpha", "rank", "é"}})
+order_metadata(file)
+"""
+
+
+def test_loras_of_equal_tensors_are_equal_in_bytes(tmp_path):
+    """Other processes put sets and the metadata of safetensors in other orders."""
+    made = []
+    for seed in range(3):
+        file = tmp_path / f"{seed}.safetensors"
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": str(Path(diffmem.__file__).parents[1])}
+        subprocess.run([sys.executable, "-c", SAVE_TWICE, str(file)], check=True, env=environment, timeout=120)
+        made.append(file.read_bytes())
+    assert made[0] == made[1] == made[2]
+    with safe_open(tmp_path / "0.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("b"), torch.arange(3.0))
+        assert list(file.metadata()) and file.metadata()["é"] == "x"
 
 
 def test_a_trained_text_encoder_moves(tmp_path):

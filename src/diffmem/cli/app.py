@@ -22,12 +22,15 @@ from types import FrameType
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from diffmem import __version__
+from diffmem.cli.output import plain
 from diffmem.cli.verbs import JOBS, RENAMED, VERBS, Verb
-from diffmem.errors import DiffmemError, IncompleteRun, UsageError
+from diffmem.errors import DataError, DiffmemError, IncompleteRun, UsageError, first_line
+from diffmem.models.versions import require_versions
 
 EXIT_DEFECT = 70
 EXIT_BROKEN_PIPE = 141
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "calculation overflowed")
 _STOPPED = "stopped; the same command goes on where it left"
 
 
@@ -96,7 +99,14 @@ def _run(arguments: list[str], verbs: Mapping[str, tuple[str, ...] | Verb]) -> i
         close = difflib.get_close_matches(asked, verbs, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""
         raise UsageError(f"There is no verb '{asked}'.{hint} Verbs: {', '.join(verbs)}.")
-    result = build_app(verbs, asked)(_with_names_of_today(asked, arguments))
+    from diffmem.cli.ranges import check_ranges
+
+    words = _with_names_of_today(asked, arguments)
+    command, bound, _ = build_app(verbs, asked).parse_args(words, exit_on_error=False, print_error=False)
+    check_ranges(bound.arguments)
+    if asked in verbs:
+        require_versions()
+    result = command(*bound.args, **bound.kwargs)
     return result if isinstance(result, int) else 0
 
 
@@ -120,9 +130,7 @@ def _report(error: BaseException) -> int:
     """Say on stderr what went wrong, in one line where the user can act on it, and give the exit code."""
     trace = os.environ.get("DIFFMEM_TRACEBACK") == "1"
     code, message = EXIT_DEFECT, ""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = f" ({error.filename})" if error.filename else ""
-        error = IncompleteRun(f"The disk is full{place}. Free some space; the same command goes on where it left.")
+    error = _of_the_machine(error) or error
     if isinstance(error, DiffmemError):
         code, message = error.exit_code, str(error)
     elif isinstance(error, CycloptsError):
@@ -130,20 +138,48 @@ def _report(error: BaseException) -> int:
     elif isinstance(error, KeyboardInterrupt):
         code, message = 3, _STOPPED
     if trace or code == EXIT_DEFECT:
-        traceback.print_exception(error, file=sys.stderr)
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            print(plain(line), file=sys.stderr)
     if code == EXIT_DEFECT:
         message = "this is a defect of diffmem, not of your command; please report the traceback above."
     prefix = "" if message == _STOPPED else "error: "
-    print(f"diffmem: {prefix}{' '.join(message.split())}", file=sys.stderr)
+    print(f"diffmem: {prefix}{plain(' '.join(message.split()))}", file=sys.stderr)
     return code
+
+
+def _of_the_machine(error: BaseException) -> DiffmemError | None:
+    """What disk, memory and file system refuse, as what the user can do about it; None for anything else."""
+    if isinstance(error, DiffmemError | CycloptsError):
+        return None
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+        place = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, str | bytes) else ""
+        why = os.strerror(error.errno)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return IncompleteRun(
+                f"The disk is full{place}: {why}. Free some space; the same command goes on where it left."
+            )
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return DataError(
+                f"This place cannot be written or read{place}: {why}. Give another one, or its permission."
+            )
+        return DataError(f"The file system refuses{place}: {why}. Give another place, or mend this one.")
+    memory = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+    if memory or isinstance(error, MemoryError):
+        return IncompleteRun(
+            f"Memory is used up ({first_line(error)}). Ask for less at once (--batch, --micro-batch, fewer images or draws); "
+            "what was computed is kept."
+        )
+    if type(error).__name__ == "ValidationError" and hasattr(error, "errors"):
+        from diffmem.cli.options import as_usage
+
+        return as_usage(error)
+    return None
 
 
 class _PlainFormatter(logging.Formatter):
     """One line of text that cannot steer a terminal, whatever names of files are in it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        from diffmem.cli.output import plain
-
         return plain(super().format(record))
 
 

@@ -19,6 +19,7 @@ from diffmem.cli.options import (
     between_0_and_1,
     need,
 )
+from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
 
@@ -141,7 +142,7 @@ def audit(
         print_summary(summary)
         if against_base:
             against = summary["against"]
-            print(f"\nAgainst  {against['lora']} against {against['base']}")
+            say(f"\nAgainst  {against['lora']} against {against['base']}")
             print_run(run.summary)
             note(f"the comparison is {run.path / PAGE}")
         note(f"the report is {folder_of / FILE}")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import ModelOptions, RunOptions, between_0_and_1, need
+from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
 
@@ -83,7 +84,7 @@ def calibrate(
     if threshold.value is None:
         note(threshold.note)
     else:
-        print(
+        say(
             f"{threshold.score} >= {threshold.value:.6g} flags {percent(fpr)} of prompts like the reference (nominal), "
             f"{percent(threshold.realised_fpr)} of the {threshold.n_reference} reference prompts themselves (95 % interval "
             f"for new ones {percent(threshold.realised_low)} to {percent(threshold.realised_high)})"

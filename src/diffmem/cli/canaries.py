@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from diffmem.cli.options import CaptionOption, DescriptorOptions, ModelOptions, ResumeOptions, SamplingOptions, need
+from diffmem.cli.output import say
 from diffmem.cli.verbs import VERBS
 from diffmem.errors import DataError, UsageError
 
@@ -81,7 +82,7 @@ def make(
     if json:
         emit_json(summary)
         return 0
-    print(
+    say(
         f"{summary['canaries']} canaries ({summary['repeats']} pictures with their repeats) and {summary['controls']} "
         f"controls registered as {registered.hash}\ntrain on {data}"
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import CaptionOption, DescriptorOptions, ModelOptions, between_0_and_1, need
+from diffmem.cli.output import say
 
 COPIES, OPENING = DescriptorOptions(), ModelOptions()
 
@@ -80,7 +81,7 @@ def curate(
     ]  # fmt: skip
     of_all = f"{len(changed)} of {len(made.proposals)} images would be changed, by {made.score}"
     emit_table(rows[:top], title=f"{of_all}; the most memorized first, near-duplicates in one row")
-    print("  ".join(f"{action}: {number}" for action, number in made.counts().items()))
+    say("  ".join(f"{action}: {number}" for action, number in made.counts().items()))
     for text in [*made.notes, *(f"wrote {file}" for file in made.files)]:
         note(text)
     if made.dataset is not None:

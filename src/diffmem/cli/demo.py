@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from diffmem.cli.output import say
+
 if TYPE_CHECKING:
     from diffmem.copies.statistics import Statistic
 
@@ -72,11 +74,11 @@ def demo(
         emit_json(summary)
         return 0
     print_summary(summary, top=3)
-    print("\nPictures of generated and training image side by side:")
+    say("\nPictures of generated and training image side by side:")
     made = result.results["audit"].made
     for path in made.after.pictures if made is not None else []:
-        print(f"  {path}")
-    print(f"The report, one file to open in a browser: {result.path / FILE}")
+        say(f"  {path}")
+    say(f"The report, one file to open in a browser: {result.path / FILE}")
     return 0
 
 

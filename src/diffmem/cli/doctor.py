@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from diffmem.cli.options import ModelOptions
+from diffmem.cli.output import say
 from diffmem.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _print(exam: ModelExam) -> None:
     from diffmem.cli.output import emit_table
 
     emit_table([{"fact": k, "value": v} for k, v in _facts(exam.facts).items()], title="The model")
-    print(f"Check    {exam.check['message']}\n")
+    say(f"Check    {exam.check['message']}\n")
     rows = [
         {"score": s.score, "of a": s.measures, "state": s.state, "NFE": s.nfe, **_times(s.timing), "remark": _remark(s)}
         for s in exam.scores
@@ -81,19 +82,19 @@ def _print(exam: ModelExam) -> None:
     if rows:
         emit_table(rows, title="Scores: NFE and seconds per prompt and noise, or per image; fastest and slowest run")
         for how in dict.fromkeys(s.timing.how for s in exam.scores if s.timing is not None):
-            print(f"  measured: {how}" if not how.startswith("estimated") else f"  {how}")
+            say(f"  measured: {how}" if not how.startswith("estimated") else f"  {how}")
     if (image := exam.image) is not None:
         cost = {"steps": image.steps, "NFE": image.nfe, **_times(image.timing)}
         how = image.problem or (image.timing.how if image.timing is not None else "")
-        print()
+        say("")
         emit_table([cost | {"remark": how}], title="One generated image at the pipeline's own settings")
     emit_table([vars(f) for f in exam.extras], ["check", "state", "found", "remedy"], title="What else it can use")
     if exam.known is not None:
-        print(f"Known    {exam.known.alias}: {exam.known.hub_id}")
+        say(f"Known    {exam.known.alias}: {exam.known.hub_id}")
         for text in exam.advice:
-            print(f"  - {text}")
+            say(f"  - {text}")
         if exam.known.unconfirmed:
-            print(f"  - not confirmed here: {'; '.join(exam.known.unconfirmed)}")
+            say(f"  - not confirmed here: {'; '.join(exam.known.unconfirmed)}")
 
 
 def _remark(score: ScoreFinding) -> str:

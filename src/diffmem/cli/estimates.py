@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from diffmem.cli.options import Estimate
+from diffmem.cli.output import say
 
 if TYPE_CHECKING:
     from diffmem.models.target import Target
@@ -53,7 +54,7 @@ def print_estimate(estimate: Estimate, json: bool) -> None:
     if json:
         emit_json(asdict(estimate))
         return
-    print(
+    say(
         f"{estimate.prompts:,} prompts, {estimate.nfe:,} network evaluations, {estimate.images:,} images, "
         f"about {duration(estimate.seconds)} on this device"
     )

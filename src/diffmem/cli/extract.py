@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, ResumeOptions, SamplingOptions, need
+from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
 
 MODEL = ModelOptions()
@@ -69,5 +70,5 @@ def extract(
     note(summary.edges_in_words())
     if summary.extractions:
         note(f"pictures and proofs are in {run.path / 'extracted'}; each proof is enough to make its image again")
-    print(f"report: {page}")
+    say(f"report: {page}")
     return conclude(run.summary)

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from diffmem.cli.options import ModelOptions, PromptOptions, SamplingOptions, WorkOptions, need
+from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
 
 MODEL = ModelOptions()
@@ -71,9 +72,9 @@ def generate(
              "png": None if png is None else str(png)}
         )  # fmt: skip
         return 0
-    print(f"{result.made} images made, {result.failed} errors; the run is {out}")
+    say(f"{result.made} images made, {result.failed} errors; the run is {out}")
     if png is not None:
-        print(f"{written} PNG files are in {png}")
+        say(f"{written} PNG files are in {png}")
     else:
         note(f"the images are rows of the run: diffmem match {out} reads them, --png DIR writes them as files")
     return 0

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from diffmem.cli.options import DescriptorOptions, need
+from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
 
 COPIES = DescriptorOptions()
@@ -51,7 +52,7 @@ def index(
     if json:
         emit_json(summary)
     else:
-        print(
+        say(
             f"{len(built)} images described by {built.about['name']} in {folder}; {summary['duplicates']} of them are "
             "near-duplicates of another"
         )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import need
+from diffmem.cli.output import say
 
 
 def lab(
@@ -59,7 +60,7 @@ def lab(
         emit_json(summary.rows)
         return conclude(run.summary)
     print_run(run.summary)
-    print(f"report: {page}")
+    say(f"report: {page}")
     return conclude(run.summary)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import CaptionOption, ModelOptions, WorkOptions, need
+from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
 from diffmem.errors import NothingJudged, UsageError
 
@@ -119,7 +120,7 @@ def _print_estimate(estimate: MeasureEstimate, json: bool) -> None:
         emit_json(estimate.as_dict())
         return
     nfe = estimate.nfe
-    print(
+    say(
         f"{estimate.images:,} images, about {nfe['total']:,.0f} network evaluations ({nfe['forward']:,.0f} forward, "
         f"{nfe['tangent']:,.0f} tangent, {nfe['backward']:,.0f} backward), about {duration(estimate.seconds)} on this device"
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffmem.cli.output import say
+
 
 def print_measures(summary: dict[str, Any], top: int = 10) -> None:
     """The measures of a run (as plain values): groups, separations, the images that the model holds on to most."""
@@ -11,13 +13,13 @@ def print_measures(summary: dict[str, Any], top: int = 10) -> None:
 
     if not summary:
         return
-    print(f"Images   {summary['headline']}")
+    say(f"Images   {summary['headline']}")
     if summary["unusable"]:
-        print(f"         {summary['unusable']} cannot be measured")
+        say(f"         {summary['unusable']} cannot be measured")
     if summary["shift"] is not None:
-        print(f"Shift    {'WARNING: ' if summary['shift']['shifted'] else ''}{plain(summary['shift']['message'])}")
+        say(f"Shift    {'WARNING: ' if summary['shift']['shifted'] else ''}{plain(summary['shift']['message'])}")
     for score in summary["scores"]:
-        print()
+        say("")
         seen = score["membership"]  # was it in the training set? That is not whether it is memorized
         means = score["high_means"].replace("memorized", "surely seen in training") if seen else score["high_means"]
         infinite = f", {score['infinite']} infinite (not found within the steps)" if score["infinite"] else ""
@@ -26,20 +28,20 @@ def print_measures(summary: dict[str, Any], top: int = 10) -> None:
             if score["errors"]
             else ""
         )
-        print(f"{score['score']}: {score['images']} images{infinite}{errors}; unit: {plain(score['unit'])}; "
+        say(f"{score['score']}: {score['images']} images{infinite}{errors}; unit: {plain(score['unit'])}; "
               f"a high value means {means}")  # fmt: skip
         if score["warning"]:
-            print(f"WARNING  {score['warning']}")
+            say(f"WARNING  {score['warning']}")
         emit_table([_group(group) for group in score["groups"]], title="Median with its 95 % interval, and quartiles")
         for found in score["separations"]:
-            print(f"  {_separation(found)}")
+            say(f"  {_separation(found)}")
         if top and score["top"]:
             emit_table(
                 [_image(image) for image in score["top"][:top]],
                 title="Most surely seen first" if seen else "Most memorized first",
             )
         if score["cost"] is not None:
-            print(f"  {_cost(score['cost'])}")
+            say(f"  {_cost(score['cost'])}")
 
 
 def value_text(value: float | str | None) -> str:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from diffmem.cli.output import say
+
 
 def methods(
     name: Annotated[str | None, Parameter(help="one method in full")] = None,
@@ -26,14 +28,14 @@ def methods(
     if page:
         from diffmem.report.methods import methods_page
 
-        print(methods_page(), end="")
+        say(methods_page(), end="")
         return 0
     if mitigations:
         from diffmem.mitigation.spec import mitigation_rows, one_mitigation
 
         if name is not None:
             chosen = one_mitigation(name)
-            emit_json(chosen) if json else print("\n".join(f"{key:<12} {value}" for key, value in chosen.items()))
+            emit_json(chosen) if json else say("\n".join(f"{key:<12} {value}" for key, value in chosen.items()))
             return 0
         columns = {
             "name": "method",
@@ -62,11 +64,11 @@ def methods(
         return 0
     if name is not None:
         about = one_method(name)
-        emit_json(about) if json else print("\n".join(f"{key:<12} {value}" for key, value in about.items()))
+        emit_json(about) if json else say("\n".join(f"{key:<12} {value}" for key, value in about.items()))
         return 0
     found = image_methods() if images else all_methods()
     if markdown:
-        print(markdown_table(found, "image" if images else "prompt and noise"))
+        say(markdown_table(found, "image" if images else "prompt and noise"))
         return 0
     emit_table(
         [asdict(method) for method in found],

@@ -16,6 +16,7 @@ from diffmem.cli.options import (
     between_0_and_1,
     need,
 )
+from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
 
@@ -120,5 +121,5 @@ def mitigate(
         if row["status"] == "refused":
             note(f"{row['setting']} was refused: {row['reason']}")
     print_run(summary)
-    print(f"report: {page}")
+    say(f"report: {page}")
     return conclude(run.summary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import math
+import re
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import TextIO
 from diffmem.runs.progress import duration as duration  # one way of saying times, in progress and in tables
 
 _WIDE = 10_000  # columns of a "terminal" that is a file: nothing is cut, the reader has the whole line
+_STEERING = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # JSON escapes those below a space itself
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -61,7 +63,13 @@ def emit_json(value: object, file: TextIO | None = None) -> None:
     """Print a value as strict JSON, one document: NaN and infinities become null."""
     stream = file if file is not None else sys.stdout
     unicode = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "").startswith("utf")
-    print(json_module.dumps(strict(value), ensure_ascii=not unicode, allow_nan=False, indent=2), file=stream)
+    text = json_module.dumps(strict(value), ensure_ascii=not unicode, allow_nan=False, indent=2)
+    print(_STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text), file=stream)
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print text for people on stdout; names and prompts in it cannot steer the terminal."""
+    print("\n".join(plain(line) for line in text.split("\n")), end=end)
 
 
 def note(message: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import GateOptions
+from diffmem.cli.output import say
 
 GATES = GateOptions()
 
@@ -39,5 +40,5 @@ def report(
     chosen = opened.redaction(redact, out)
     path = opened.report(chosen, hash_prompts=hash_prompts, out=out)
     pictures = {"none": "pictures as they are", "blur": "pictures blurred", "hash": "no pictures"}[chosen]
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {pictures})")
+    say(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {pictures})")
     return conclude(opened.summary, conditions, junit=gates.junit) if conditions else 0

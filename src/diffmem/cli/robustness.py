@@ -16,6 +16,7 @@ from diffmem.cli.options import (
     as_usage,
     between_0_and_1,
 )
+from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
 
@@ -117,7 +118,7 @@ def robustness(
     for reason in dict.fromkeys(reasons):
         note(reason)
     if page is not None:
-        print(f"report: {page}")
+        say(f"report: {page}")
     return conclude(run.summary)
 
 

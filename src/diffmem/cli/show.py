@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from diffmem.cli.options import GateOptions
+from diffmem.cli.output import say
 
 if TYPE_CHECKING:
     from diffmem.runs.summary import Summary
@@ -39,7 +40,7 @@ def show(
     elif opened.verb == "audit":
         print_summary(values, top)
     else:
-        print(f"Run      {opened.path}, {opened.verb}")
+        say(f"Run      {opened.path}, {opened.verb}")
         print_run(opened.summary)
     return conclude(opened.summary, conditions, junit=gates.junit) if conditions else 0
 
@@ -48,13 +49,13 @@ def print_run(summary: Summary) -> None:
     """A summary for people, on stdout: what was found, its tables, its limits."""
     from diffmem.cli.output import emit_table, plain
 
-    print(f"Finding  {plain(summary.headline)}")
+    say(f"Finding  {plain(summary.headline)}")
     for table in summary.tables():
-        print()
+        say("")
         emit_table(table.rows, table.columns, title=table.title)
-    print("\nLimits")
+    say("\nLimits")
     for text in (*summary.limits, *summary.notes):
-        print(f"  - {plain(text)}")
+        say(f"  - {plain(text)}")
 
 
 def print_summary(summary: dict[str, Any], top: int = 5) -> None:
@@ -65,23 +66,23 @@ def print_summary(summary: dict[str, Any], top: int = 5) -> None:
     if prompts["total"] or summary["measures"] is None:
         print_verdict(summary["verdict"])
     else:
-        print(f"Finding  {plain(summary['headline'])}\n")
-    print(f"Run      {summary['run']}, begun {summary['created']}")
+        say(f"Finding  {plain(summary['headline'])}\n")
+    say(f"Run      {summary['run']}, begun {summary['created']}")
     kind = f", {model['family']}, predicts {model['prediction']}, {model['dtype']} on {model['device']}"
     name, fingerprint = model["name"] or "?", (model["fingerprint"] or "no fingerprint")[:12]
-    print(f"Model    {plain(name)} ({fingerprint}{kind if model['family'] else ''})")
+    say(f"Model    {plain(name)} ({fingerprint}{kind if model['family'] else ''})")
     for check in summary["checks"]:
         if check["state"] != "passed":
-            print(f"Check    {check['check']}: {check['state'].upper()}: {plain(check['found'])}")
+            say(f"Check    {check['check']}: {check['state'].upper()}: {plain(check['found'])}")
     if summary["check"] is not None and summary["check"]["passed"]:
-        print(f"Check    passed: {summary['check']['message']}")
+        say(f"Check    passed: {summary['check']['message']}")
     if prompts["total"] or summary["measures"] is None:
         cut = f"{prompts['labelled']} labelled, {prompts['truncated']} cut by the tokenizer"
-        print(f"Prompts  {prompts['total']}, {cut}")
+        say(f"Prompts  {prompts['total']}, {cut}")
     _print_scores(summary, top)
     if summary["images"] is not None:
         made = summary["images"]
-        print(
+        say(
             f"Images   {made['made']} made, {made['errors']} errors, {made['degenerate']} black or constant (set aside)"
             + (
                 f"; {made['uncounted']} beyond --images-per-prompt are kept, not counted"
@@ -96,9 +97,9 @@ def print_summary(summary: dict[str, Any], top: int = 5) -> None:
         from diffmem.cli.measures_output import print_measures
 
         print_measures(summary["measures"], top)
-    print("\nLimits")
+    say("\nLimits")
     for text in (*summary["limits"], *summary.get("notes", ())):
-        print(f"  - {plain(text)}")
+        say(f"  - {plain(text)}")
 
 
 def print_verdict(verdict: dict[str, Any]) -> None:
@@ -113,7 +114,7 @@ def print_verdict(verdict: dict[str, Any]) -> None:
     width = max(40, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 10_000
 
     def said(head: str, text: str) -> None:
-        print(fill(plain(text), width, initial_indent=f"{head:9}", subsequent_indent=" " * 9, break_long_words=False))
+        say(fill(plain(text), width, initial_indent=f"{head:9}", subsequent_indent=" " * 9, break_long_words=False))
 
     said("Verdict", verdict["state"].upper())
     said("", verdict["sentence"])
@@ -121,8 +122,8 @@ def print_verdict(verdict: dict[str, Any]) -> None:
     for number, step in enumerate(verdict["steps"]):
         said("Next" if not number else "", step["what"])
         for command in step["commands"]:
-            print(f"           {plain(command)}")
-    print()
+            say(f"           {plain(command)}")
+    say("")
 
 
 def _print_scores(summary: dict[str, Any], top: int) -> None:
@@ -137,7 +138,7 @@ def _print_scores(summary: dict[str, Any], top: int) -> None:
         return
     if all(score["roc"] is None for score in summary["scores"]):
         rows = [{k: v for k, v in row.items() if k not in ("AUROC", "TPR at 1 %")} for row in rows]
-    print()
+    say("")
     emit_table(rows, title="Scores (higher = more memorized; uncalibrated, so compare within this run)")
     shown = next((s for s in summary["scores"] if s["score"] == summary["table"]["ranking"]), None)
     if top and shown is not None:
@@ -168,7 +169,7 @@ def _print_pairs(galleries: list[dict[str, Any]], top: int) -> None:
          "prompt_id": p["prompt_id"], "prompt": p["prompt"]["text"]}
         for p in shown["pairs"][:top]
     ]  # fmt: skip
-    print()
+    say("")
     emit_table(rows, title=f"Copies most alike ({min(top, len(shown['pairs']))} of {shown['groups']} training images)")
 
 
@@ -177,31 +178,31 @@ def _print_copies(copies: dict[str, Any]) -> None:
 
     threshold = copies["threshold"]
     low, high = copies["prompts_copied_interval"] or (None, None)
-    print(
+    say(
         f"Copies   {copies['prompts_copied']} of {copies['prompts_matched']} prompts ({percent(low)} to {percent(high)}), "
         f"{copies['images_copied']} of {copies['images_matched']} images, {copies['training_images_copied']} distinct "
         f"training images of {copies['searched']} searched"
     )
     if copies["calibrated"]:
-        print(
+        say(
             f"         called a copy {_limit(threshold)}: "
             f"{percent(copies['nominal_fpr'])} false positives per prompt by {threshold['n_reference']} "
             f"{threshold['reference']} images"
         )
     else:
-        print(f"         UNCALIBRATED, called a copy {_limit(threshold)}")
+        say(f"         UNCALIBRATED, called a copy {_limit(threshold)}")
     if threshold["note"]:
-        print(f"         {threshold['note']}")
+        say(f"         {threshold['note']}")
     if copies["planted"] or copies["negatives"]:
         low, high = copies["realised_fpr_interval"] or (None, None)
-        print(f"Truth    {copies['planted']} prompts are known to be reproduced, {copies['found']} of them were found")
-        print(
+        say(f"Truth    {copies['planted']} prompts are known to be reproduced, {copies['found']} of them were found")
+        say(
             f"         {copies['negatives']} prompts are known not to be, {copies['false']} of them were called copies "
             f"({percent(copies['realised_fpr'])}, 95 % interval {percent(low)} to {percent(high)}; nominal "
             f"{percent(copies['nominal_fpr'])})"
         )
         if copies["unlabelled"]:
-            print(
+            say(
                 f"         {copies['unlabelled']} more are reproduced from some seeds only or unlabelled; "
                 f"{copies['unlabelled_copied']} of them were called copies"
             )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from diffmem.cli.options import need
+from diffmem.cli.output import say
 
 if TYPE_CHECKING:
     from diffmem.training.data import TrainingSet
@@ -59,7 +60,7 @@ def train(
         return 0
     for text in result.notes:
         note(text)
-    print(f"{summary['steps']} steps on {summary['images']} images in {summary['seconds']:.0f} s; saved {result.saved}")
+    say(f"{summary['steps']} steps on {summary['images']} images in {summary['seconds']:.0f} s; saved {result.saved}")
     return 0
 
 
@@ -80,7 +81,7 @@ def _print_estimate(settings: TrainPlan, data: TrainingSet, device: str | None, 
              "plan": settings.model_dump(mode="json")}
         )  # fmt: skip
         return
-    print(
+    say(
         f"{settings.optimizer.steps:,} steps of {settings.optimizer.batch:,} of {len(data):,} images ({captions:,} with "
         f"captions, {len(more):,} repeated), about {duration(seconds)} on this device"
     )

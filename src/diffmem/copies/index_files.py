@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from diffmem.atomic import write_atomic
 from diffmem.copies.duplicates import DuplicateGroups, Template
 from diffmem.data.views import VIEWS_VERSION
 from diffmem.errors import DataError
+from diffmem.runs.sealed import read_sealed, write_sealed
 
 SCHEMA = 1
 _GROUPS = "groups.npz"
@@ -78,6 +79,7 @@ class IndexState:
         view_parts, views = [], [VIEWS.empty_table()]
         for number, part in enumerate(meta["parts"]):
             try:
+                _verify(folder, part.get("checksums", {}))
                 vectors = _open(folder, number)
                 table = pq.read_table(folder / f"items-{number:05d}.parquet").cast(ITEMS)
                 if part.get("views"):
@@ -119,7 +121,10 @@ class IndexState:
         """
         number, before = len(self.parts), sum(map(len, self.parts))
         self.meta["dimension"] = vectors.shape[1]
-        self.meta["parts"].append({"rows": len(vectors), "images": items.num_rows, "views": len(views)})
+        checksums: dict[str, str] = {}
+        self.meta["parts"].append(
+            {"rows": len(vectors), "images": items.num_rows, "views": len(views), "checksums": checksums}
+        )
         self.items = pa.concat_tables([self.items, items])
         seen = pa.Table.from_pylist([{"row": before + row, "view": name} for row, name in views], schema=VIEWS)
         self.views = pa.concat_tables([self.views, seen])
@@ -131,13 +136,13 @@ class IndexState:
         for name, array, table in (("vectors", vectors, items), ("views", extra, seen)):
             if name == "views" and not views:
                 continue
-            buffer = io.BytesIO()
-            np.save(buffer, array, allow_pickle=False)
-            write_atomic(self.path / f"{name}-{number:05d}.npy", buffer.getbuffer())
-            buffer = io.BytesIO()
-            pq.write_table(table, buffer)
-            file = "items" if name == "vectors" else name
-            write_atomic(self.path / f"{file}-{number:05d}.parquet", buffer.getbuffer())
+            rows, about = io.BytesIO(), io.BytesIO()
+            np.save(rows, array, allow_pickle=False)
+            pq.write_table(table, about)
+            stem = "items" if name == "vectors" else name
+            for file, buffer in ((f"{name}-{number:05d}.npy", rows), (f"{stem}-{number:05d}.parquet", about)):
+                write_atomic(self.path / file, buffer.getbuffer())
+                checksums[file] = hashlib.sha256(buffer.getbuffer()).hexdigest()[:32]
         self.parts.append(_open(self.path, number))
         if views:
             self.view_parts.append(_open(self.path, number, "views"))
@@ -174,8 +179,7 @@ class IndexState:
     def save(self) -> None:
         """Write meta.json, if the index lies on disk."""
         if self.path is not None:
-            text = json.dumps({"schema": SCHEMA, **self.meta}, indent=1, sort_keys=True, allow_nan=False)
-            write_atomic(self.path / "meta.json", text.encode())
+            write_sealed(self.path / "meta.json", {"schema": SCHEMA, **self.meta})
 
 
 def exists(folder: Path) -> bool:
@@ -190,9 +194,17 @@ def _open(folder: Path, number: int, what: str = "vectors") -> NDArray[np.float3
     return np.load(folder / f"{what}-{number:05d}.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
 
 
+def _verify(folder: Path, checksums: dict[str, str]) -> None:
+    """Compare a part's files with their checksums, which an index of diffmem 0.1.0 does not have."""
+    for name, expected in checksums.items():
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest()[:32] != expected:
+                raise ValueError(f"{name} is not as it was written")
+
+
 def _read_meta(folder: Path) -> dict[str, Any]:
     try:
-        meta = dict(json.loads((folder / "meta.json").read_text("utf-8")))
+        meta = read_sealed(folder / "meta.json")
         schema = int(meta.pop("schema"))
         lacking = {"descriptor", "dimension", "sources", "parts"} - meta.keys()
     except FileNotFoundError as error:

@@ -157,7 +157,17 @@ def open_run(path: str | Path) -> Run:
         DataError: there is no run, or a file of it is damaged.
         IncompatibleRun: a newer diffmem wrote it.
     """
-    folder = Path(path)
+    run = _opened(Path(path))
+    if VERBS.get(run.verb).live:  # made anew from the rows, so it knows
+        return run
+    damage = [text for folder in dict.fromkeys(run.arms.values()) for text in RunStore(folder).damage()]
+    if damage:
+        summary = run.summary.model_copy(update={"limits": (*damage, *run.summary.limits)})
+        return Run(run.path, run.verb, summary)
+    return run
+
+
+def _opened(folder: Path) -> Run:
     values = read_values(folder)
     if values is not None:
         if values["verb"] not in VERBS:
@@ -175,7 +185,7 @@ def open_run(path: str | Path) -> Run:
         if summary is not None:
             return Run(folder, name, summary)
     raise DataError(
-        f"'{path}' is no run directory: it has no summary.json and no {MANIFEST}. Name the folder of --out."
+        f"'{folder}' is no run directory: it has no summary.json and no {MANIFEST}. Name the folder of --out."
     )
 
 

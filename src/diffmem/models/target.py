@@ -25,6 +25,7 @@ from diffmem.models.lora import Loras, load_loras, name_of
 from diffmem.models.network_pipeline import NetworkPipeline
 from diffmem.models.parameterization import Prediction
 from diffmem.models.schedule import Schedule
+from diffmem.models.versions import require_versions
 
 _LOG = logging.getLogger(__name__)
 _OWN: dict[str, Any] = {"scheduler": None}  # the one asked for is in its place already
@@ -55,6 +56,7 @@ class Target:
         fingerprint: str | None = None,
         generator: Generate | None = None,
     ) -> None:
+        require_versions()
         self.name = name
         self.denoiser = denoiser
         self.pipeline = pipeline

@@ -50,8 +50,15 @@ class RunDirectory:
         return f"RunDirectory({str(self.path)!r})"
 
     @contextmanager
-    def stage(self, name: str, total: int, done: int) -> Iterator[StageClock]:
-        """Record a stage as running, then as done or stopped, with the time it took."""
+    def stage(self, name: str, total: int, done: int, parts: Sequence[str] = ()) -> Iterator[StageClock]:
+        """Record a stage as running, then as done or stopped, with the time it took.
+
+        Args:
+            name: of the stage.
+            total: its rows.
+            done: those that exist already.
+            parts: the kinds of rows that are complete once the stage is done; none where this process does a share of it.
+        """
         clock = StageClock(done)
         started = time.monotonic()
         record_stage(self.path, name, state="running", done=done, total=total)
@@ -62,6 +69,8 @@ class RunDirectory:
             record_stage(self.path, name, state="stopped", done=clock.done, total=total, seconds=seconds)
             raise
         finished: Literal["done", "stopped"] = "done" if clock.done >= total else "stopped"
+        if finished == "done":
+            self.store.settle(*parts)
         record_stage(
             self.path, name, state=finished, done=clock.done, total=total, seconds=time.monotonic() - started
         )  # fmt: skip

@@ -11,10 +11,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from diffmem import __version__
-from diffmem.atomic import locked, sweep, write_atomic
+from diffmem.atomic import locked, sweep
 from diffmem.errors import DataError, IncompatibleRun
 from diffmem.runs.provenance import Provenance
 from diffmem.runs.schemas import SCHEMA_VERSION
+from diffmem.runs.sealed import read_sealed, write_sealed
 
 FILE = "run.json"
 
@@ -65,12 +66,12 @@ def read_manifest(path: str | Path) -> Manifest:
     """
     file = Path(path) / FILE
     try:
-        raw = json.loads(file.read_bytes())
+        raw = read_sealed(file)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"'{path}' is no run directory: it has no {FILE}. Name the folder given to --out.") from None
     except ValueError as error:
         raise DataError(f"'{file}' is damaged ({error}). {_ANOTHER}") from error
-    found = raw.get("schema_version") if isinstance(raw, dict) else None
+    found = raw.get("schema_version")
     if not isinstance(found, int):
         raise DataError(f"'{file}' is not the manifest of a run: it names no schema version. {_ANOTHER}")
     if found > SCHEMA_VERSION:
@@ -225,5 +226,4 @@ def _lock_file(folder: Path) -> Path:
 
 
 def _write(folder: Path, manifest: Manifest) -> None:
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomic(folder / FILE, (text + "\n").encode("utf-8", errors="backslashreplace"))
+    write_sealed(folder / FILE, manifest.model_dump(mode="json"), indent=2)

@@ -1,12 +1,14 @@
-"""Rows of a run in append-only Parquet parts: nothing finished is lost, nothing half-written is read."""
+"""Rows of a run in append-only Parquet parts: nothing finished is lost, nothing half-written or damaged is read."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
+import re
+import stat
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,18 +19,22 @@ import pyarrow.parquet as pq
 
 from diffmem.atomic import sweep, write_atomic
 from diffmem.errors import IncompleteRun
-from diffmem.runs.schemas import ORDER, check_row, schema_of
+from diffmem.runs.schemas import ORDER, SCHEMAS, check_row, schema_of
 
 _log = logging.getLogger(__name__)
 
 Row = Mapping[str, object]
+ASIDE, RECOMPUTED = ".corrupt", ".recomputed"
+"""What is put behind the name of a damaged part, before and after its rows are computed again."""
 
 
 class RunStore:
-    """The rows of one run directory, one folder of parts per stage: `parts/<stage>/<time>-<random>.parquet`.
+    """The rows of one run directory, one folder of parts per stage: `parts/<stage>/<time>-<checksum>.parquet`.
 
     Parts are never modified, so any number of processes can append at once. Names sort by the time of writing: "later"
-    below is the order of the names.
+    below is the order of the names. A part whose bytes are not those of its name is set aside as `<name>.corrupt`, and
+    as `<name>.recomputed` once a command has computed its rows again. (The names of diffmem 0.1.0 hold a random number;
+    of such a part the pages' own checksums and the columns are verified.)
 
     Args:
         path: the run directory; it is created with the first part.
@@ -107,6 +113,32 @@ class RunStore:
             if mask.any() and (table := self._load(path, wanted)) is not None:
                 yield table.filter(mask).select(wanted)
 
+    def damaged(self) -> list[str]:
+        """The parts ("stage/name") that are damaged and whose rows nothing has computed again; reads every part."""
+        for stage in SCHEMAS:
+            for path in self._files(stage):
+                self._load(path, [] if _NAME.fullmatch(path.name) else schema_of(stage).names)
+        ignored = [path for path in _ignored if path.parent.parent.parent == self.path]
+        aside = [path.with_suffix("") for path in self.path.glob(f"parts/*/*{ASIDE}")]
+        return sorted({f"{path.parent.name}/{path.name}" for path in [*ignored, *aside]})
+
+    def damage(self) -> tuple[str, ...]:
+        """What a reader of the run must know of its damaged parts, as a sentence; none where all are whole."""
+        names = self.damaged()
+        if not names:
+            return ()
+        listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        return (
+            f"{len(names)} damaged part{'s were' if len(names) > 1 else ' was'} left out of '{self.path}' ({listed}): the rows "
+            "in it are missing here until the same command has run again.",
+        )
+
+    def settle(self, *stages: str) -> None:
+        """Note that the rows of the stages' damaged parts are computed again; the parts are kept."""
+        for stage in stages:
+            for path in (self.path / "parts" / stage).glob(f"*{ASIDE}"):
+                os.replace(path, path.with_name(path.name.removesuffix(ASIDE) + RECOMPUTED))  # noqa: PTH105
+
     def _write(self, stage: str, rows: Sequence[Row]) -> Path | None:
         schema = schema_of(stage)
         folder = self.path / "parts" / stage
@@ -119,29 +151,45 @@ class RunStore:
         sink = pa.BufferOutputStream()
         packing = {name: "NONE" if name == "png" else "ZSTD" for name in schema.names}  # PNG is packed already
         pq.write_table(table, sink, compression=packing, write_page_checksum=True)
-        path = folder / f"{time.time_ns():016x}-{uuid.uuid4().hex[:12]}.parquet"
-        write_atomic(path, memoryview(sink.getvalue()))
+        data = memoryview(sink.getvalue())
+        path = folder / f"{time.time_ns():016x}-{_checksum(data)}.parquet"
+        write_atomic(path, data)
         return path
 
     def _parts(self, stage: str, columns: list[str]) -> Iterator[tuple[Path, pa.Table]]:
-        for path in sorted((self.path / "parts" / stage).glob("[!.]*.parquet")):
+        for path in self._files(stage):
             table = self._load(path, columns)
             if table is not None:
                 yield path, table
 
+    def _files(self, stage: str) -> list[Path]:
+        return sorted((self.path / "parts" / stage).glob("[!.]*.parquet"))
+
     def _load(self, path: Path, columns: list[str]) -> pa.Table | None:
-        """One part, checksums verified; None for a part that cannot be read, which is set aside with a warning."""
+        """One part, checksums verified; None for a part that is damaged, which is set aside with a warning."""
+        schema = schema_of(path.parent.name)
+        sealed = _NAME.fullmatch(path.name) is not None
         try:
+            _verify(path)
             with pq.ParquetFile(path, page_checksum_verification=True) as part:
+                _check_schema(part.schema_arrow, schema, sealed)
                 table = part.read(columns=[name for name in columns if name in part.schema_arrow.names])
-            return _completed(table, schema_of(path.parent.name), columns)
+            if not sealed:
+                _check_nulls(table, schema)
         except FileNotFoundError:  # another process has just set it aside
             return None
-        except (pa.ArrowInvalid, OSError) as error:
+        except Exception as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's trouble, not the file's
-            _set_aside(path, error)
+            if sealed and not isinstance(error, _Damaged):
+                raise  # its bytes are as they were written
+            _set_aside(path, error)  # a reader of damaged metadata may end in any way
             return None
+        return _completed(table, schema, columns)
+
+
+class _Damaged(Exception):
+    """A part that is not as it was written, or not of this stage."""
 
 
 class RowWriter:
@@ -234,14 +282,61 @@ def _check_columns(stage: str, schema: pa.Schema, columns: Sequence[str]) -> Non
         raise KeyError(f"'{stage}' has no columns {unknown}; it has {schema.names}.")
 
 
+_NAME = re.compile(r"[0-9a-f]{16}-([0-9a-f]{32})\.parquet")
+_verified: set[tuple[str, int, int, int]] = set()
+_ignored: set[Path] = set()
+
+
+def _checksum(data: memoryview | bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _verify(path: Path) -> None:
+    """Compare a part's bytes with its name, once per process."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise _Damaged("it is no regular file")
+    name = _NAME.fullmatch(path.name)
+    known = (str(path.absolute()), status.st_ino, status.st_size, status.st_mtime_ns)
+    if name is None or known in _verified:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    if found != name[1]:
+        raise _Damaged("its checksum is not that of its name")
+    _verified.add(known)
+
+
+def _check_schema(found: pa.Schema, schema: pa.Schema, sealed: bool) -> None:
+    """Whether a part holds the stage's columns; more of them only where diffmem (a newer one) has written it."""
+    foreign = [name for name in found.names if name not in schema.names]
+    if foreign and not sealed:
+        raise _Damaged(f"it has the foreign columns {', '.join(foreign)[:80]}")
+    for field in schema:
+        if found.get_field_index(field.name) < 0:
+            if not field.nullable:
+                raise _Damaged(f"it has no column {field.name}")
+        elif found.field(field.name).type != field.type:
+            raise _Damaged(f"its column {field.name} is {found.field(field.name).type} instead of {field.type}")
+
+
+def _check_nulls(table: pa.Table, schema: pa.Schema) -> None:
+    for name in table.column_names:
+        if table[name].null_count and not schema.field(name).nullable:
+            raise _Damaged(f"its column {name} has empty places")
+
+
 def _set_aside(path: Path, error: Exception) -> None:
-    aside = path.with_name(path.name + ".corrupt")
+    aside = path.with_name(path.name + ASIDE)
     try:
         os.replace(path, aside)  # noqa: PTH105
         outcome = f"set aside as {aside.name}"
     except OSError as failure:
         if failure.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
             raise
+        if path in _ignored:
+            return
+        _ignored.add(path)
         outcome = "left where it is (the folder is read-only) and ignored"
     _log.warning(
         "The part %s of '%s' is damaged (%s) and was %s; the same command computes its rows again.",

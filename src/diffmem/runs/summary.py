@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ from typing import Any, ClassVar, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from diffmem import __version__
-from diffmem.atomic import write_atomic
 from diffmem.errors import DataError, IncompatibleRun
+from diffmem.runs.sealed import SEAL, read_sealed, write_sealed
 
 FILE = "summary.json"
 SUMMARY_VERSION = 1
@@ -85,7 +84,8 @@ class Summary(BaseModel):
     def json_schema(cls) -> dict[str, Any]:
         """JSON schema of `summary.json`."""
         schema = cls.model_json_schema(mode="serialization")
-        schema["properties"] = {"verb": {"const": cls.verb, "type": "string"}, **schema["properties"]}
+        checksum = {SEAL: {"type": "string", "description": "of all other fields, in a file"}}
+        schema["properties"] = {"verb": {"const": cls.verb, "type": "string"}, **schema["properties"], **checksum}
         schema["required"] = ["verb", *schema.get("required", [])]
         title = f"diffmem {cls.verb}: summary.json"
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": title}
@@ -96,8 +96,7 @@ class Summary(BaseModel):
 
     def write(self, folder: Path) -> Path:
         """Write `summary.json`, whole or not at all; strict JSON."""
-        text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomic(folder / FILE, text.encode("utf-8", errors="backslashreplace"))
+        write_sealed(folder / FILE, self.as_dict())
         return folder / FILE
 
     @classmethod
@@ -124,16 +123,17 @@ def read_values(folder: Path) -> dict[str, Any] | None:
     """
     file = folder / FILE
     try:
-        values = json.loads(file.read_bytes())
+        values = read_sealed(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as problem:
         raise DataError(f"'{file}' is damaged ({problem}). Run the command again, which writes it anew.") from problem
-    if not isinstance(values, dict) or not isinstance(values.get("verb"), str):
+    if not isinstance(values.get("verb"), str):
         raise DataError(f"'{file}' is not the summary of a run: it names no verb.")
-    if values.get("summary_version", 0) > SUMMARY_VERSION:
+    version = values.get("summary_version", 0)
+    if isinstance(version, int) and version > SUMMARY_VERSION:
         raise IncompatibleRun(
-            f"'{file}' was written by diffmem {values.get('diffmem')} (summary version {values['summary_version']}); this "
+            f"'{file}' was written by diffmem {values.get('diffmem')} (summary version {version}); this "
             f"is diffmem {__version__}, which reads versions up to {SUMMARY_VERSION}."
         )
     return values

@@ -115,7 +115,7 @@ def generate_stage(
         settings.batch, lambda size: result.notes.append(f"out of memory: images per call were halved to {size}")
     )
     with (
-        run.stage("generate", len(work), len(work) - len(todo)) as clock,
+        run.stage("generate", len(work), len(work) - len(todo), () if shard else ("prompts", "images")) as clock,
         run.store.writer("images") as writer,
         Progress(len(work), "generating", unit="images", done=clock.done, silent=silent or not todo) as bar,
     ):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from diffmem.atomic import write_atomic
+from diffmem.atomic import sweep, write_atomic
 from diffmem.data.canaries import NAME, PICTURES, counted, pixel_hash, read_registration
+from diffmem.data.fingerprint import hash_json
 from diffmem.data.images import ImageSet
 from diffmem.data.png import png_bytes
 from diffmem.errors import DataError, UsageError
@@ -16,6 +18,8 @@ from diffmem.training.canaries import Drawn
 from diffmem.training.data import TrainingSet, load_training_set
 
 DATA = "data"
+UNFINISHED = ".unfinished"
+"""A file that lies in the folder until all is written; it names what is being registered."""
 
 
 def write_canaries(drawn: Drawn, dataset: ImageSet | str | Path, out: Path, only: bool = False) -> Path:
@@ -27,7 +31,7 @@ def write_canaries(drawn: Drawn, dataset: ImageSet | str | Path, out: Path, only
     Args:
         drawn: canaries and controls.
         dataset: the pictures beside which they are put; every one is decoded, pixels are kept.
-        out: an empty or new folder.
+        out: an empty or new folder, or one in which the same registration was stopped.
         only: canaries alone, for a loader of your own.
 
     Returns:
@@ -36,9 +40,11 @@ def write_canaries(drawn: Drawn, dataset: ImageSet | str | Path, out: Path, only
     Raises:
         UsageError: the folder is not empty.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"'{out}' is not empty: a registration is made once, give a new folder.")
     registration, data = drawn.registration, out / DATA
+    _begin(
+        out,
+        hash_json({"canaries": [asdict(c) for c in registration.canaries], "facts": registration.facts, "only": only}),
+    )
     rows: list[dict[str, Any]] = [] if only else list(_copied(load_training_set(dataset), data))
     for canary in registration.canaries:
         png = png_bytes(drawn.pictures[canary.id])
@@ -52,7 +58,23 @@ def write_canaries(drawn: Drawn, dataset: ImageSet | str | Path, out: Path, only
     write_atomic(out / PICTURES / "metadata.jsonl", _lines(named))
     registration.write(data)
     registration.write(out)
+    (out / UNFINISHED).unlink()
     return data
+
+
+def _begin(out: Path, content: str) -> None:
+    """Claim a folder for what is to be registered; go on in one where the same was stopped."""
+    mark = out / UNFINISHED
+    if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") == content:
+        for folder in (out, out / DATA, out / PICTURES):
+            sweep(folder)
+        return
+    if out.exists() and any(path.name != UNFINISHED and path.suffix != ".tmp" for path in out.iterdir()):
+        raise UsageError(
+            f"'{out}' is not empty: a registration is made once, give a new folder."
+            + (" (Another one was stopped in it.)" if mark.exists() else "")
+        )
+    write_atomic(mark, content.encode())
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from diffmem.atomic import write_atomic
 from diffmem.errors import ModelError, UsageError
 from diffmem.models.loading import quiet_libraries
 from diffmem.models.target import Target
@@ -50,6 +52,8 @@ class Trainable:
         with whole_folder(saved) as place, quiet_libraries():
             if self.plan.method == "lora":
                 _save_lora(self.pipeline, self.modules, place)
+                for file in sorted(place.rglob("*.safetensors")):
+                    order_metadata(file)
             else:
                 self.pipeline.save_pretrained(place)
         return saved
@@ -150,6 +154,11 @@ def _add_adapter(module: Any, name: str, plan: ModelPlan) -> None:
 def _save_lora(pipeline: Any, modules: dict[str, torch.nn.Module], folder: Path) -> None:
     from peft.utils import get_peft_model_state_dict
 
+    for module in modules.values():
+        config: Any = module.peft_config["default"]  # type: ignore[index]
+        for name, value in vars(config).items():
+            if isinstance(value, set):
+                setattr(config, name, sorted(value))  # a set is written in another order by every process
     if not hasattr(pipeline, "save_lora_weights"):
         for name, module in modules.items():
             module.save_lora_adapter(folder / name)  # type: ignore[operator]
@@ -162,3 +171,16 @@ def _save_lora(pipeline: Any, modules: dict[str, torch.nn.Module], folder: Path)
         for name, module in modules.items()
     }
     pipeline.save_lora_weights(folder, safe_serialization=True, **layers, **settings)
+
+
+def order_metadata(file: Path) -> None:
+    """Write the metadata of a safetensors file in the order of their names: safetensors takes another one every time."""
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    if "__metadata__" not in header:
+        return
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    write_atomic(file, len(text).to_bytes(8, "little") + text + data[8 + size :])

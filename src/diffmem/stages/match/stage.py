@@ -139,7 +139,7 @@ def match_stage(
     done = run.store.finished("matches")
     total = sum(table.num_rows for table in asked_rows(run.path, "images", ["key"]))
     with (
-        run.stage("match", total, 0) as clock,
+        run.stage("match", total, 0, ("matches",)) as clock,
         run.store.writer("matches") as writer,
         Progress(total, "matching", unit="images", silent=silent) as bar,
     ):

@@ -119,7 +119,7 @@ class Measurer:
         total = len(targets) * len(self.runnable)
         missing = sum(len(scores) for scores in todo.values())
         with (
-            self.run.stage("measure", total, total - missing) as clock,
+            self.run.stage("measure", total, total - missing, () if shard else ("targets", "measures")) as clock,
             self.run.store.writer("measures") as writer,
             Progress(
                 total, "measuring", unit="image scores", done=total - missing, silent=silent or not missing

@@ -178,7 +178,7 @@ class Scorer:
         todo = {p.id: self._missing(p, done) for p in mine} if self.executor is not None else {}
         missing = sum(len(rows) for rows in todo.values())
         with (
-            self.run.stage("score", total, total - missing) as clock,
+            self.run.stage("score", total, total - missing, () if shard else ("prompts", "scores")) as clock,
             self.run.store.writer("scores") as writer,
             Progress(total, "scoring", unit="prompt draws", done=total - missing, silent=silent or not missing) as bar,
         ):
