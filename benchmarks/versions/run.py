@@ -4,9 +4,9 @@
     python benchmarks/versions/run.py --set newest
 
 Builds an environment in a temporary folder (uv resolves it; direct dependencies at their lower bounds for "lowest"), runs a
-short list of tests and the digits demo in it, and writes what it saw into result.json. torch is taken as constraints.txt has
-it unless --torch says otherwise: on Linux the registry's older builds of it are for GPUs and need gigabytes of libraries, so
-its own lower bound is not tried here.
+short list of tests and the digits demo in it, and writes what it saw into result.json. torch is taken as this Python has it
+(with its label, such as +cpu) unless --torch says otherwise: on Linux the registry's older builds of it are for GPUs and need
+gigabytes of libraries, so the lower bound of torch is not tried here.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -39,10 +40,6 @@ def wanted(torch):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"], *(line for extra in EXTRAS for line in project["optional-dependencies"][extra])]
     return [f"torch=={torch}" if re.match(r"torch\b", line) else line for line in asked]
-
-
-def torch_of_constraints():
-    return re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.M)[1]
 
 
 def build(folder, which, torch, links):
@@ -115,7 +112,7 @@ def versions(python):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=["lowest", "newest"], required=True)
-    parser.add_argument("--torch", default=torch_of_constraints(), help="version of torch")
+    parser.add_argument("--torch", default=version("torch"), help="version of torch; default: the one of this Python")
     parser.add_argument("--find-links", default=os.environ.get("PIP_FIND_LINKS"), help="where else to look for wheels")
     parser.add_argument("--python", help="of an environment that is there already; nothing is built")
     options = parser.parse_args()

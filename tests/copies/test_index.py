@@ -196,6 +196,14 @@ def test_a_descriptor_that_fails_on_one_image_leaves_a_problem():
     assert index.problems == {"000002": "the descriptor of this image is not finite"}
 
 
+def in_the_manner_of_0_1_0(folder):
+    """No checksums, and vectors of another shape."""
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["parts"][0].pop("checksums")
+    (folder / "meta.json").write_text(json.dumps({k: v for k, v in meta.items() if k != "checksum"}))
+    np.save(folder / "vectors-00000.npy", np.zeros((2, 64), np.float32))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -205,7 +213,8 @@ def test_a_descriptor_that_fails_on_one_image_leaves_a_problem():
         (lambda d: (d / "meta.json").write_text('{"schema": 99}'), "schema 99"),
         (lambda d: (d / "vectors-00000.npy").unlink(), "damaged or missing"),
         (lambda d: (d / "vectors-00000.npy").write_bytes((d / "vectors-00000.npy").read_bytes()[:-9]), "damaged"),
-        (lambda d: np.save(d / "vectors-00000.npy", np.zeros((2, 64), np.float32)), r"holds vectors \(2, 64\)"),
+        (lambda d: np.save(d / "vectors-00000.npy", np.zeros((2, 64), np.float32)), "not as it was written"),
+        (in_the_manner_of_0_1_0, r"holds vectors \(2, 64\)"),
         (lambda d: np.save(d / "vectors-00000.npy", np.array([{}])), "damaged"),
         (lambda d: pq.write_table(pa.table({"id": ["a"]}), d / "items-00000.parquet"), "damaged"),
     ],
