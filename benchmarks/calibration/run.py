@@ -2,7 +2,7 @@
 
     python benchmarks/calibration/run.py [--part coverage ...] [--replications 2000] [--out result.json]
 
-Parts: coverage (95 % intervals of AUROC and of TPR at 1 % and 5 % FPR), comparison (type-I error of the paired test),
+Parts: few (95 % intervals of means, shares, paired differences and AUROC of 5 to 30 clusters), coverage (95 % intervals of AUROC and of TPR at 1 % and 5 % FPR), comparison (type-I error of the paired test),
 thresholds (realised against nominal FPR), discoveries (FDR of Benjamini-Hochberg), sequential (false alarms and saving
 of early exit). Parts that are run replace their entry in the result, the others stay.
 """
@@ -16,11 +16,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import norm
 
 from diffmem.evaluation.bootstrap import auroc_interval, tpr_interval
 from diffmem.evaluation.calibration import Setting, calibrate_threshold
 from diffmem.evaluation.conformal import benjamini_hochberg, conformal_p_values
-from diffmem.evaluation.paired import compare_paired
+from diffmem.evaluation.estimate import Bootstrap
+from diffmem.evaluation.paired import compare_paired, mean_difference
 from diffmem.evaluation.sequential import calibrate_sequential
 from diffmem.evaluation.simulation import Simulation
 from diffmem.runs.provenance import provenance
@@ -149,7 +151,60 @@ def sequential(replications):
     return rows
 
 
-PARTS = {f.__name__: f for f in (thresholds, discoveries, sequential, comparison, coverage)}
+def few(replications):
+    """Clusters of 1 to 8 items; a third of the variance lies between clusters."""
+    rows = []
+    for clusters, kind in itertools.product(
+        (5, 8, 10, 15, 30), ("normal", "skewed", "share .3", "share .05", "paired")
+    ):
+        random, inside, widths, none = np.random.default_rng(6), [], [], 0
+        for _ in range(replications):
+            groups = np.repeat(np.arange(clusters), random.integers(1, 9, clusters))
+            if kind == "skewed":
+                values, truth = (
+                    0.5 * (random.exponential(1, len(groups)) + random.exponential(1, clusters)[groups]),
+                    1.0,
+                )
+            elif kind.startswith("share"):
+                truth = float(kind.split()[1])
+                values = random.random(len(groups)) < random.beta(3 * truth, 3 * (1 - truth), clusters)[groups]
+            else:
+                values = np.sqrt(0.3) * random.standard_normal(clusters)[groups]
+                values, truth = values + np.sqrt(0.7) * random.standard_normal(len(groups)), 0.0
+            if kind == "paired":
+                _, low, high = mean_difference(values, np.zeros(len(groups)), groups)
+            else:
+                made = Bootstrap(len(groups), groups)
+                found = made.share(values) if kind.startswith("share") else made.mean(values)
+                low, high = found.low, found.high
+            if low is None:
+                none += 1
+                continue
+            inside.append(low <= truth <= high)
+            widths.append(high - low)
+        rows.append({"figure": kind, "clusters": clusters, "replications": replications, "coverage": np.mean(inside),
+                     "width": np.mean(widths), "too_few_to_say": none})  # fmt: skip
+        print(rows[-1], flush=True)
+    for clusters, icc, auroc in itertools.product((5, 8, 15, 30), (0.0, 0.5), (0.75, 0.95)):
+        random, inside, widths, none = np.random.default_rng(7), [], [], 0
+        for i in range(max(1, replications // 2)):
+            groups = np.repeat(np.arange(2 * clusters), random.integers(1, 9, 2 * clusters))
+            labels = groups < clusters
+            values = np.sqrt(icc) * random.standard_normal(2 * clusters)[groups] + norm.ppf(auroc) * np.sqrt(2) * labels
+            values += np.sqrt(1 - icc) * random.standard_normal(len(groups))
+            found = auroc_interval(values, labels, groups, seed=i, replicates=200)
+            if found.low is None:
+                none += 1
+                continue
+            inside.append(found.low <= auroc <= found.high)
+            widths.append(found.high - found.low)
+        rows.append({"figure": f"AUROC {auroc}", "icc": icc, "clusters": clusters, "replications": replications // 2,
+                     "coverage": np.mean(inside), "width": np.mean(widths), "too_few_to_say": none})  # fmt: skip
+        print(rows[-1], flush=True)
+    return rows
+
+
+PARTS = {f.__name__: f for f in (few, thresholds, discoveries, sequential, comparison, coverage)}
 
 
 def main():

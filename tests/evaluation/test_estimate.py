@@ -36,12 +36,12 @@ def test_items_that_depend_on_each_other_are_resampled_together():
 
 
 def test_shares_are_exact_where_items_are_independent_and_by_clusters_where_not():
-    assert (Bootstrap(40).share("s", np.arange(40) < 3).low, Bootstrap(40).share("s", np.arange(40) < 3).high) == (
+    assert (Bootstrap(40).share(np.arange(40) < 3).low, Bootstrap(40).share(np.arange(40) < 3).high) == (
         clopper_pearson(3, 40)
     )
-    grouped = Bootstrap(40, np.repeat(np.arange(8), 5)).share("s", np.zeros(40))
+    grouped = Bootstrap(40, np.repeat(np.arange(8), 5)).share(np.zeros(40))
     assert (grouped.value, grouped.low, grouped.high) == (0.0, *clopper_pearson(0, 8))
-    assert Bootstrap(0).share("s", []).value is None
+    assert Bootstrap(0).share([]).value is None
 
 
 def test_what_cannot_be_said_is_not_said():

@@ -63,6 +63,10 @@ _SUMMARIES = {
         "./my-model --prompts captions.csv --train ./images --out runs/audit",
         "./base --lora my.safetensors --against-base --prompts captions.csv --train ./images --out runs/lora",
     ),
+    "plan": _verb(
+        "plan", 0, "Say how large an audit has to be to find a given share of reproducing prompts.",
+        "--detect 1% --power 0.8", "--detect 5% --heldout 300 --cost-of runs/audit",
+    ),
     "score": _verb(
         "score", 0, "Score prompts for memorization, without generating images.",
         './my-model "a red fox" "a blue bird"', "./my-model --prompts captions.csv --out runs/scores",

@@ -248,4 +248,4 @@ def _alignment(seen: _Seen, judge: TextAlignment | None, family: np.ndarray, lev
     if not told.any():
         return Estimate.missing(f"{judge.name} could judge none of the captions", 0, level)
     kept = values[told]
-    return Bootstrap(len(kept), family[told], level, seed).interval("alignment", lambda at: float(kept[at].mean()))
+    return Bootstrap(len(kept), family[told], level, seed).mean(kept)

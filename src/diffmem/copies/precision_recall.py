@@ -71,8 +71,8 @@ def precision_recall(
     inside_real = _inside(generated, real, how, k)
     inside_generated = _inside(real, generated, how, k)
     return PrecisionRecall(
-        Bootstrap(len(generated), groups, level, seed).share("precision", inside_real),
-        Bootstrap(len(real), None, level, seed).share("recall", inside_generated),
+        Bootstrap(len(generated), groups, level, seed).share(inside_real),
+        Bootstrap(len(real), None, level, seed).share(inside_generated),
         k,
     )
 

@@ -204,7 +204,7 @@ def _statistics(values: Floats, cut: float, edges: Floats, bootstrap: Bootstrap,
     mean, std, p75, p90, p95 = bootstrap.intervals(name, figures)
     # Values of the background of distinct images may lie below the lowest edge; they are counted in the first bin.
     counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
-    share = bootstrap.share(f"{name} share", values > cut)
+    share = bootstrap.share(values > cut)
     return SimilarityStatistics(mean, std, p75, p90, p95, share, [int(count) for count in counts])
 
 

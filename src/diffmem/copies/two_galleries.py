@@ -92,8 +92,8 @@ def compare_galleries(
     p = float(binomtest(only_train, apart, 0.5, "greater").pvalue) if apart else 1.0
     thinned = [name for name, gallery in (("training set", index), ("other gallery", control)) if len(gallery) > size]
     return TwoGalleries(
-        bootstrap.share("train", train), bootstrap.share("control", other),
-        bootstrap.interval("excess", lambda at: float(paired[at].mean())),
+        bootstrap.share(train), bootstrap.share(other),
+        bootstrap.mean(paired),
         only_train, only_control, p if groups is None else None, size,
         f"The {thinned[0]} was thinned out to {size} images, evenly spread." if thinned else "",
     )  # fmt: skip

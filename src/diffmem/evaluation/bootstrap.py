@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffmem.errors import UsageError
+from diffmem.evaluation.chance import share_interval
 from diffmem.evaluation.clusters import Floats, kish
 from diffmem.evaluation.resampling import Sample, draw_variance, freedom, in_blocks, sample_of, weighted_auroc
 from diffmem.evaluation.roc import auroc, tpr_at_fpr
 from diffmem.evaluation.tail import tail_tpr, tail_weights
 
 REPLICATES = 2000
+FEWEST, FEWEST_EFFECTIVE = 5, 3.0
+"""Clusters with either label, and their effective number (Kish), from which on an interval is given."""
 # With more prompts than this, resampling says nothing of an AUROC that the variance of placements does not say at once.
 PLENTY = 10_000
 
@@ -61,7 +64,8 @@ def auroc_interval(
     logit(A) +- t_f sqrt(V_clusters + V_draws) / (A (1 - A)): V_clusters from resampling clusters of positives and of
     negatives with replacement, V_draws from leaving out each draw of the common noise bank, f by Welch-Satterthwaite
     from Kish's effective numbers of clusters. With more than 10,000 prompts V_clusters is the sum of squared placements
-    over clusters (Obuchowski) instead. Perfect separation gives [((1 - level) / 2)^(1/K), 1], K the smaller
+    over clusters (Obuchowski) instead. Where less than one cluster is misplaced, the interval also holds the Clopper-Pearson
+    interval of A (1 - A) / V trials. Perfect separation gives [((1 - level) / 2)^(1/K), 1], K the smaller
     number of clusters: K disjoint pairs are all in order with probability A^K at most.
 
     Args:
@@ -73,7 +77,8 @@ def auroc_interval(
         replicates: at least 100.
 
     Returns:
-        The interval, in [0, 1].
+        The interval, in [0, 1]; no ends, with the reason, where there are fewer than five clusters with either label, or
+        fewer than three by Kish's effective number, or where every cluster ranks alike.
 
     Raises:
         UsageError: arguments out of range, or fewer than two clusters with either label.
@@ -84,6 +89,9 @@ def auroc_interval(
     sample = checked(values, labels, groups, level, replicates)
     positives, negatives = sample.means()
     value = _auroc(positives, negatives)
+    few = too_few(sample)
+    if few is not None:
+        return interval(sample, level, 0, value, None, None, few)
     if not 0 < value < 1:
         fewest = min(sample.positive_clusters.count, sample.negative_clusters.count)
         bound = ((1 - level) / 2) ** (1 / fewest)
@@ -99,11 +107,21 @@ def auroc_interval(
             sample, replicates, seed, "clusters",
             lambda size, random: weighted_auroc(positives, negatives, sample.weights(size, random)),
         )  # fmt: skip
-        replicates, variance = len(replicated), float(replicated.var(ddof=1))
+        replicates, variance = len(replicated), float(replicated.var(ddof=1)) * small_sample(sample)
+    if variance + drawn <= 0:
+        return interval(
+            sample, level, replicates, value, None, None, "no interval: every cluster of prompts ranks alike"
+        )
     spread = math.sqrt(variance + drawn) / (value * (1 - value))
     reach = float(t.ppf((1 + level) / 2, freedom(parts)))
     centre = math.log(value / (1 - value))
     low, high = _expit(centre - reach * spread), _expit(centre + reach * spread)
+    # Near perfect separation a few misplaced clusters decide the variance; a share of as many trials is less sure of it.
+    trials = value * (1 - value) / (variance + drawn)
+    fewest = min(sample.positive_clusters.count, sample.negative_clusters.count)
+    if min(value, 1 - value) * fewest < 1:
+        exact = share_interval(value * trials, trials, level)
+        low, high = min(low, exact[0]), max(high, exact[1])
     return interval(sample, level, replicates, value, low, high)
 
 
@@ -143,6 +161,9 @@ def tpr_interval(
         return interval(sample, level, replicates, None, None, None, reason)
     positives, negatives = sample.means()
     value = _tpr(positives, negatives, rate)
+    few = too_few(sample)
+    if few is not None:
+        return interval(sample, level, 0, value, None, None, few)
     drawn = draw_variance(sample.draws, lambda kept: _tpr(*kept_means(sample, kept), rate))
     # The choice of the noises moves every replicate, on the logit scale, which keeps it within 0 and 1.
     inside = min(max(value, 0.5 / len(positives)), 1 - 0.5 / len(positives))
@@ -155,6 +176,9 @@ def tpr_interval(
 
     replicated = in_blocks(sample, replicates, seed, "tail", block)
     low, high = np.quantile(replicated, [(1 - level) / 2, (1 + level) / 2])
+    # The masses at the ends keep replicates off 0 and 1; a value that lies there belongs to its interval all the same.
+    low = min(low, value) if value else 0.0
+    high = max(high, value) if value < 1 else 1.0
     return interval(sample, level, len(replicated), value, float(low), float(high))
 
 
@@ -176,6 +200,21 @@ def not_measurable(sample: Sample, rate: float) -> str | None:
     if count * rate >= 1 - 1e-9:
         return None
     return f"Not measurable: {count} negatives; a rate of {rate:.3g} takes at least {math.ceil(1 / rate - 1e-9)}."
+
+
+def too_few(sample: Sample) -> str | None:
+    """Why there are too few clusters for an interval that holds; None where there are enough."""
+    parts = (sample.positive_clusters, sample.negative_clusters)
+    if min(part.count for part in parts) >= FEWEST and min(part.effective for part in parts) >= FEWEST_EFFECTIVE:
+        return None
+    counts = " and ".join(f"{part.count} (worth {part.effective:.1f} of equal size)" for part in parts)
+    return f"too few to say: {counts} distinct prompts with and without the label; an interval takes {FEWEST} of each"
+
+
+def small_sample(sample: Sample) -> float:
+    """K / (K - 1), by which resampling K clusters makes a variance too small; K the smaller number of clusters."""
+    fewest = min(sample.positive_clusters.count, sample.negative_clusters.count)
+    return fewest / (fewest - 1)
 
 
 def kept_means(sample: Sample, kept: np.ndarray) -> tuple[Floats, Floats]:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from diffmem.errors import UsageError
 from diffmem.evaluation.clusters import Clusters, Floats, Integers
+from diffmem.evaluation.leave_out import clustered_share_interval, mean_interval
 from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.randomness import seed_of
 
@@ -80,7 +81,11 @@ class Bootstrap:
         return self.intervals(name, lambda at: [statistic(at)])[0]
 
     def intervals(self, name: str, statistics: Callable[[Integers], Sequence[float | None]]) -> list[Estimate]:
-        """Percentile intervals of statistics that are computed together.
+        """Percentile intervals of statistics that are computed together, expanded for few clusters.
+
+        The percentiles are those at Phi(-sqrt(K / (K - 1)) t) and its complement, t the quantile of Student's distribution
+        with K - 1 degrees of freedom: plain ones of K = 5 to 15 clusters cover .84 to .92. For means and shares `mean` and
+        `share` are more exact.
 
         Args:
             name: of the stream of random numbers.
@@ -91,7 +96,7 @@ class Bootstrap:
             resamples leave the statistic undefined. Cost: `replicates` evaluations of the statistics.
 
         Source: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, §13.3; clusters as units: Davison & Hinkley,
-        Bootstrap Methods and their Application, 1997, §3.8.
+        Bootstrap Methods and their Application, 1997, §3.8; expanded: Hesterberg, The American Statistician 2015, §5.
         """
         values = statistics(np.arange(self.count))
         random = np.random.default_rng(seed_of(self.seed, "estimate", name))
@@ -109,9 +114,19 @@ class Bootstrap:
         elif len(kept) < 0.9 * self.replicates:
             note = f"no interval: undefined in {len(found) - len(kept)} of {len(found)} resamples"
         else:
-            low, high = (float(end) for end in np.quantile(kept, [(1 - self.level) / 2, (1 + self.level) / 2]))
+            tail = self._tail()
+            low, high = (float(end) for end in np.quantile(kept, [tail, 1 - tail]))
+            # A statistic at the end of its range (a share of 0, a rank correlation of 1) belongs to its own interval.
+            low, high = min(low, value), max(high, value)
             note = f"percentile bootstrap over {clusters} independent items, {self.replicates} resamples"
         return Estimate(value, low, high, self.level, self.count, note)
+
+    def _tail(self) -> float:
+        """The percentile at which the interval ends."""
+        from scipy.stats import norm, t
+
+        count = self.clusters.count
+        return float(norm.cdf(-np.sqrt(count / (count - 1)) * t.ppf((1 + self.level) / 2, count - 1)))
 
     def _resample(self, random: np.random.Generator) -> Integers:
         drawn = random.integers(0, self.clusters.count, self.clusters.count)
@@ -119,19 +134,41 @@ class Bootstrap:
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return np.asarray(self._order[np.repeat(self._start[drawn], sizes) + within], np.int64)
 
-    def share(self, name: str, hits: ArrayLike) -> Estimate:
+    def mean(self, values: ArrayLike) -> Estimate:
+        """The mean of values [count], with the t interval of leaving out one cluster at a time."""
+        numbers, clusters = np.asarray(values, np.float64), self.clusters.count
+        if not self.count:
+            return Estimate.missing("no items", 0, self.level)
+        mean = float(numbers.mean())
+        if clusters < _FEWEST:
+            note = f"no interval: {clusters} independent items, at least {_FEWEST} are needed"
+            return Estimate(mean, None, None, self.level, self.count, note)
+        if np.ptp(numbers) == 0:
+            return Estimate(mean, None, None, self.level, self.count, "no interval: all values are equal")
+        low, high = mean_interval(numbers, self.clusters, self.level)
+        note = f"leaving out one of {clusters} independent items at a time"
+        return Estimate(mean, low, high, self.level, self.count, note)
+
+    def share(self, hits: ArrayLike) -> Estimate:
         """The share of items [count] that are true; exact (Clopper-Pearson) where items are independent.
 
-        With clusters, none or all true counts as none or all of the clusters, of which the exact interval is known.
+        With clusters, the same for the effective number of items; none or all true counts as none or all of the clusters.
         """
         flags = np.asarray(hits, bool)
         if not self.count:
             return Estimate.missing("no items", 0, self.level)
         value, clusters = float(flags.mean()), self.clusters.count
-        if clusters < self.count and 0 < value < 1:
-            return self.interval(name, lambda at: float(flags[at].mean()))
-        low, high = clopper_pearson(round(value * clusters), clusters, self.level)
-        return Estimate(value, low, high, self.level, self.count, f"Clopper-Pearson on {clusters} independent items")
+        if clusters == self.count or clusters < 2:
+            low, high = clopper_pearson(round(value * clusters), clusters, self.level)
+            return Estimate(
+                value, low, high, self.level, self.count, f"Clopper-Pearson on {clusters} independent items"
+            )
+        if clusters < _FEWEST and 0 < value < 1:
+            note = f"no interval: {clusters} independent items, at least {_FEWEST} are needed"
+            return Estimate(value, None, None, self.level, self.count, note)
+        low, high = clustered_share_interval(flags.astype(np.float64), self.clusters, self.level)
+        note = f"Clopper-Pearson on the effective number of items in {clusters} independent ones"
+        return Estimate(value, low, high, self.level, self.count, note)
 
 
 def spearman(one: Floats, two: Floats) -> float | None:

@@ -16,9 +16,11 @@ from diffmem.evaluation.bootstrap import (
     kept_means,
     not_measurable,
     placements,
+    small_sample,
     variance_parts,
 )  # fmt: skip
-from diffmem.evaluation.clusters import Floats, kish
+from diffmem.evaluation.clusters import Clusters, Floats, kish
+from diffmem.evaluation.leave_out import mean_interval
 from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.evaluation.resampling import Sample, draw_variance, freedom, in_blocks, weighted_auroc
 from diffmem.evaluation.roc import auroc, tpr_at_fpr
@@ -107,37 +109,37 @@ def compare_paired(
 
 
 def mean_difference(
-    first: ArrayLike, second: ArrayLike, groups: ArrayLike, seed: int = 0, level: float = 0.95, replicates: int = 2000,
+    first: ArrayLike,
+    second: ArrayLike,
+    groups: ArrayLike,
+    level: float = 0.95,
     within: tuple[float, float] | None = None,
-) -> tuple[float, float, float]:  # fmt: skip
-    """Mean of first - second over prompts, and its percentile interval from resampling clusters of prompts.
+) -> tuple[float, float | None, float | None]:
+    """Mean of first - second over prompts, and its interval from leaving out one cluster of prompts at a time.
 
     Args:
         first: one value per prompt, [P].
         second: the same of the other, [P].
-        groups: [P] near-duplicate groups, resampled as wholes.
-        seed: of the resampling.
+        groups: [P] near-duplicate groups, left out as wholes.
         level: coverage of the interval, in (0, 1).
-        replicates: bootstrap replicates.
-        within: least and largest difference that there can be; then an interval without width (all clusters are alike) is
-            replaced by a bound: of n clusters none deviates, so at `level` at most so many of all do (Clopper-Pearson), by
-            no more than `within` leaves them.
+        within: least and largest difference that there can be; then, where all clusters are alike, there is a bound: of n
+            clusters none deviates, so at `level` at most so many of all do (Clopper-Pearson), by no more than `within`
+            leaves them.
 
     Returns:
-        (difference, low, high). Where all groups are alike and `within` is not known, the interval has no width: there is
-        nothing to resample.
+        (difference, low, high). Without `within` there is no interval where all clusters are alike: nothing tells how
+        much another one could deviate. With a single cluster there is none either.
     """
     difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    numbers = np.unique(np.asarray(groups), return_inverse=True)[1]
-    sums, counts = np.bincount(numbers, difference), np.bincount(numbers)
-    picked = np.random.default_rng(seed).integers(0, len(sums), (replicates, len(sums)))
-    means = sums[picked].sum(1) / counts[picked].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    clusters = Clusters.of(np.unique(np.asarray(groups), return_inverse=True)[1])
     mean = float(difference.mean())
-    if within is not None and high - low < 1e-12:
-        most = clopper_pearson(0, len(sums), level)[1]
-        return mean, mean - most * (mean - within[0]), mean + most * (within[1] - mean)
-    return mean, float(low), float(high)
+    if clusters.count > 1 and np.ptp(difference) > 1e-12:
+        low, high = mean_interval(difference, clusters, level)
+        return (mean, low, high) if within is None else (mean, max(low, within[0]), min(high, within[1]))
+    if within is None:
+        return mean, None, None
+    most = clopper_pearson(0, clusters.count, level)[1]
+    return mean, mean - most * (mean - within[0]), mean + most * (within[1] - mean)
 
 
 def _compare_auroc(one: Sample, two: Sample, level: float, seed: int, replicates: int) -> Comparison:
@@ -152,7 +154,7 @@ def _compare_auroc(one: Sample, two: Sample, level: float, seed: int, replicates
     draws = max(one.draws, two.draws)
     drawn = draw_variance(draws, lambda kept: value(*_kept(one, kept)) - value(*_kept(two, kept)))
     a, b = value(*one.means()), value(*two.means())
-    spread = math.sqrt(float(replicated.var(ddof=1)) + drawn)
+    spread = math.sqrt(float(replicated.var(ddof=1)) * small_sample(one) + drawn)
     (p1, n1), (p2, n2) = placements(*one.means()), placements(*two.means())
     wider = one if one.draws == draws else two
     degrees = freedom(variance_parts(wider, (p1 - p2, n1 - n2), drawn))
@@ -172,7 +174,8 @@ def _compare_tpr(one: Sample, two: Sample, rate: float, level: float, seed: int,
     drawn = draw_variance(draws, lambda kept: value(*_kept(one, kept)) - value(*_kept(two, kept)))
     degrees = max(1.0, min(one.positive_clusters.effective, one.negative_clusters.effective) - 1)
     a, b = value(*one.means()), value(*two.means())
-    return _tested(one, level, len(replicated), a, b, math.sqrt(float(replicated.var(ddof=1)) + drawn), degrees)
+    variance = float(replicated.var(ddof=1)) * small_sample(one)
+    return _tested(one, level, len(replicated), a, b, math.sqrt(variance + drawn), degrees)
 
 
 def _tested(

@@ -72,6 +72,7 @@ def plan_audit(
     references: int | None = None,
     images: int | None = None,
     rate: float | None = None,
+    prompts: int | None = None,
     level: float = LEVEL,
 ) -> Plan:
     """The audit with the fewest generated images that finds a share of reproducing prompts with a wanted power.
@@ -87,6 +88,7 @@ def plan_audit(
         references: held-out images that there are; None: as many as it takes.
         images: images per prompt; None: chosen.
         rate: nominal false-positive rate per prompt; None: chosen.
+        prompts: distinct ones that there are, at most; None: any number.
         level: probability at most of saying `reproduces` where nothing is.
 
     Raises:
@@ -98,19 +100,20 @@ def plan_audit(
     if not 0 < wanted < 1:
         raise UsageError(f"--power is {wanted:g}; expected a probability between 0 and 1.")
     sizes = (50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000) if references is None else (references,)
+    most = MOST_PROMPTS if prompts is None else prompts
     found: list[Plan] = []
     for size in sizes:
         for nominal in RATES if rate is None else (rate,):
             for k in IMAGES if images is None else (images,):
                 best = min((plan.images for plan in found), default=None)
                 made = _try(detect, wanted, 1 - (1 - seeds * recall) ** k, size, nominal, k, level, best, recall)
-                if made is not None:
+                if made is not None and made.prompts <= most:
                     found.append(made)
     if not found:
-        few = "" if references is None else f" with {references} held-out images"
+        few = "" if references is None else f" with {references:,} held-out images"
         raise UsageError(
-            f"No audit of up to {MOST_PROMPTS:,} prompts{few} finds a share of {detect:.3g} with a power of {wanted:g}. "
-            "More held-out images (--heldout), or a larger share, can be planned."
+            f"No audit of up to {most:,} prompts{few} finds a share of {detect:.3g} with a power of {wanted:g}. More prompts "
+            "or held-out images, or a larger share, can be planned."
         )
     cheapest = min(plan.images for plan in found)
     enough = [plan for plan in found if plan.images <= 1.1 * cheapest]

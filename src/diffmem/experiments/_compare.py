@@ -48,11 +48,10 @@ class Change:
         }  # fmt: skip
 
 
-def compare(name: str, before: ArrayLike, after: ArrayLike, clusters: ArrayLike, share: bool = False) -> Change:
+def compare(before: ArrayLike, after: ArrayLike, clusters: ArrayLike, share: bool = False) -> Change:
     """Compare paired values; pairs with a NaN on either side are left out.
 
     Args:
-        name: of the figure; it names the stream of random numbers.
         before: [n].
         after: [n], of the same pairs in the same order.
         clusters: [n]; pairs of one cluster depend on each other.
@@ -63,16 +62,16 @@ def compare(name: str, before: ArrayLike, after: ArrayLike, clusters: ArrayLike,
     if not told.any():
         return Change()
     a, b, groups = a[told], b[told], groups[told]
-    end = Bootstrap(len(b), groups).share(name, b > 0) if share else mean_of(name, b, groups)
-    difference = mean_difference(b, a, groups)
+    end = Bootstrap(len(b), groups).share(b > 0) if share else mean_of(b, groups)
+    difference = mean_difference(b, a, groups, within=(-1.0, 1.0) if share else None)
     return Change(
         float(a.mean()), float(b.mean()), end.low, end.high, *difference, pairs=len(a), clusters=len(np.unique(groups))
     )
 
 
-def mean_of(name: str, values: Floats, clusters: ArrayLike) -> Estimate:
-    """A mean with its 95 % interval, clusters resampled."""
-    return Bootstrap(len(values), clusters).interval(name, lambda at: float(values[at].mean()))
+def mean_of(values: Floats, clusters: ArrayLike) -> Estimate:
+    """A mean with its 95 % interval, which counts clusters."""
+    return Bootstrap(len(values), clusters).mean(values)
 
 
 def pairs(before: ArmTable, after: ArmTable) -> tuple[np.ndarray, np.ndarray]:

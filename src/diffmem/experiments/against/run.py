@@ -247,7 +247,7 @@ def _score_differences(one: RunScores, two: RunScores, prompts: Sequence[str], s
         if len({groups[p] for p in shared}) < 2:
             continue
         first, second = (np.array([v[p].mean() for p in shared]) for v in (values, two.values[label]))
-        difference, low, high = mean_difference(first, second, [groups[p] for p in shared], seed)
+        difference, low, high = mean_difference(first, second, [groups[p] for p in shared])
         rows.append(
             {"what": f"mean of {label}", "first": float(first.mean()), "second": float(second.mean()),
              "difference": difference, "low": low, "high": high, "p_value": None, "reason": None, "prompts": len(shared)}

@@ -115,7 +115,7 @@ def _row(
         if not len(mine) or not np.isfinite(column[mine]).all():
             return asdict(Estimate.missing("not defined for controls" if level == 0 else "none could be measured"))
         boot = Bootstrap(len(mine), seed=seed)
-        return asdict(boot.interval(f"canaries {name} {level} {what}", lambda at: float(column[mine][at].mean())))
+        return asdict(boot.mean(column[mine]))
 
     row: dict[str, Any] = {
         "count": level, "n": len(mine), "strength": mean_of(values, "strength"), "exposure": mean_of(bits, "exposure"),
@@ -130,7 +130,7 @@ def _row(
         owner = np.repeat(np.arange(len(mine)), usable.shape[1])[usable.reshape(-1)]
         flags = hits[mine].reshape(-1)[usable.reshape(-1)]
         clustered = Bootstrap(len(flags), owner, seed=seed)
-        row[column] = asdict(clustered.share(f"canaries {name} {level} {column}", flags))
+        row[column] = asdict(clustered.share(flags))
     return row
 
 

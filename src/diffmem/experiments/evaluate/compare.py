@@ -160,7 +160,7 @@ def _copies(
         return [], {SHARE: "no prompt has judged images in both runs"}
     shares = np.array([[e[p]["copies"] / e[p]["images"] for e in (one, two)] for p in shared])
     numbers = [groups[p] for p in shared]
-    difference, low, high = mean_difference(shares[:, 1], shares[:, 0], numbers, seed, within=(-1.0, 1.0))
+    difference, low, high = mean_difference(shares[:, 1], shares[:, 0], numbers, within=(-1.0, 1.0))
     row = {
         "what": SHARE, "before": float(shares[:, 0].mean()), "after": float(shares[:, 1].mean()), "difference": difference,
         "low": low, "high": high, "p_value": None, "prompts": len(shared),

@@ -124,7 +124,7 @@ def _row(
     return counts | {
         "auroc": area.value, "auroc_low": area.low, "auroc_high": area.high, "tpr": tpr.value, "tpr_low": tpr.low,
         "tpr_high": tpr.high, "nominal_fpr": rate, "realised_fpr": point.realised_fpr if point.measurable else None,
-        "clusters": area.clusters_positive + area.clusters_negative, "n_eff": area.n_eff, "reason": tpr.reason,
+        "clusters": area.clusters_positive + area.clusters_negative, "n_eff": area.n_eff, "reason": area.reason or tpr.reason,
     }  # fmt: skip
 
 

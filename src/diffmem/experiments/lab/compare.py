@@ -24,7 +24,8 @@ class Contrast:
         first, second: names of the cells.
         measure: column of the table.
         difference: mean over all images of all seeds that both have.
-        low, high: 95 %, training images resampled with all their seeds: what other images would give from these trainings.
+        low, high: 95 %, training images left out with all their seeds: what other images would give from these trainings;
+            None where all images differ alike.
         seeds: the difference under each seed.
         seeds_low, seeds_high: 95 %, Student's t over seeds: what other trainings would give; None with one seed.
         images: pairs of images.
@@ -34,8 +35,8 @@ class Contrast:
     second: str
     measure: str
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     seeds: dict[str, float]
     seeds_low: float | None
     seeds_high: float | None

@@ -125,17 +125,17 @@ def _figures(
     groups = np.unique([row["asked"] for row in rows], return_inverse=True)[1]
     bootstrap = Bootstrap(len(rows), groups, seed=seed)
     found: dict[str, Estimate] = {
-        "similarity_mean": bootstrap.interval("mean", lambda at: float(similarity[at].mean())),
+        "similarity_mean": bootstrap.mean(similarity),
         "similarity_p95": bootstrap.interval("p95", lambda at: float(np.quantile(similarity[at], 0.95))),
-        "share_above": bootstrap.share("above", similarity > published_cut(reference.index)),
-        "share_copied": bootstrap.share("copied", [row["copied"] for row in rows]),
-        "share_own": bootstrap.share("own", [row["copied"] and row["own"] for row in rows]),
+        "share_above": bootstrap.share(similarity > published_cut(reference.index)),
+        "share_copied": bootstrap.share([row["copied"] for row in rows]),
+        "share_own": bootstrap.share([row["copied"] and row["own"] for row in rows]),
     }
     for name, wanted in (("repeated", True), ("once", False)):
         part = [i for i, row in enumerate(rows) if row["repeated"] is wanted]
         flags = [rows[i]["copied"] for i in part]
         found[f"share_copied_{name}"] = (
-            Bootstrap(len(part), groups[part], seed=seed).share(name, flags)
+            Bootstrap(len(part), groups[part], seed=seed).share(flags)
             if part
             else Estimate.missing(f"no prompt is about an image that was seen {name}")
         )
@@ -176,7 +176,7 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str, groups: np.ndarray, seed:
     if not told:
         return Estimate.missing("nothing judged it, or the captions name nothing that can be judged")
     values = np.array([float(rows[i][key]) for i in told])
-    return Bootstrap(len(told), groups[told], seed=seed).interval(key, lambda at: float(values[at].mean()))
+    return Bootstrap(len(told), groups[told], seed=seed).mean(values)
 
 
 def _plain(value: Estimate) -> dict[str, Any]:

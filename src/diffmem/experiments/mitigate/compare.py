@@ -61,11 +61,11 @@ def compared(
             ("similarity", before.similarity[one][side], after.similarity[two][side], clusters[side], False),
         )
         for name, first, second, groups, share in figures:
-            row |= compare(name, first, second, groups, share).columns(prefix + name)
+            row |= compare(first, second, groups, share).columns(prefix + name)
     row |= dict.fromkeys(("side_effect_similarity", "side_effect_low", "side_effect_high", "side_effect_reference"))
     if other.any():
         alike = index.metric.exact(before.vectors[one][other], after.vectors[two][other])
-        found = mean_of("side effect", alike, clusters[other])
+        found = mean_of(alike, clusters[other])
         row["side_effect_reference"] = _between_noises(before, one[other], index)
         row |= {"side_effect_similarity": found.value, "side_effect_low": found.low, "side_effect_high": found.high}
     for name, table, rows in (("before", before, one), ("after", after, two)):

@@ -89,7 +89,7 @@ def _figures(before: Outcome, after: Outcome, count: int, groups: Any) -> dict[s
             low, high = share_interval(values, np.asarray(groups)[told])
             figures |= {f"copied_{what}": float(values.mean()), f"copied_{what}_low": low, f"copied_{what}_high": high}
     if len(shares[0]) and len(shares[1]):
-        change = compare("copied", shares[0], shares[1], groups)
+        change = compare(shares[0], shares[1], groups)
         figures |= {
             "copied_change": change.change, "copied_change_low": change.change_low,
             "copied_change_high": change.change_high,
@@ -109,6 +109,6 @@ def _alignment(before: Outcome, after: Outcome, groups: Any) -> dict[str, Any]:
         if np.isfinite(values).any():
             figures[f"alignment_{what}"] = float(np.nanmean(values))
     if len(means[0]) and len(means[1]):
-        found = compare("alignment", means[0], means[1], groups)
+        found = compare(means[0], means[1], groups)
         figures |= dict(zip(change, (found.change, found.change_low, found.change_high), strict=True))
     return figures

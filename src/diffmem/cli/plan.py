@@ -1,0 +1,100 @@
+"""diffmem plan: how large an audit has to be to give a wanted answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from diffmem.cli.options import between_0_and_1
+from diffmem.errors import UsageError
+
+
+def plan(
+    *,
+    detect: Annotated[str, Parameter(help="share of the prompts that reproduce a training image, e.g. 1%")] = "5%",
+    power: Annotated[
+        float, Parameter(validator=between_0_and_1, help="probability that the audit finds such a share")
+    ] = 0.8,
+    copying_seeds: Annotated[
+        str, Parameter(help="share of the seeds of such a prompt that give a copy; every one of them: 100%")
+    ] = "100%",
+    recall: Annotated[str, Parameter(help="probability that the matcher calls a copy one")] = "100%",
+    prompts: Annotated[
+        int | None, Parameter(help="distinct prompts that there are, at most; default: any number")
+    ] = None,
+    heldout: Annotated[
+        int | None, Parameter(help="held-out images that there are; default: as many as it takes")
+    ] = None,
+    images_per_prompt: Annotated[int | None, Parameter(help="default: what takes the fewest images")] = None,
+    fpr: Annotated[
+        float | None, Parameter(help="nominal rate of falsely called prompts; default: what takes the fewest images")
+    ] = None,
+    cost_of: Annotated[
+        Path | None, Parameter(help="a run of this model, whose seconds per image say how long it takes")
+    ] = None,
+    seconds_per_image: Annotated[float | None, Parameter(help="to generate and match one image")] = None,
+    json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
+) -> int:
+    """Say how many prompts, seeds and held-out images an audit needs to give a wanted answer, before it is run."""
+    from dataclasses import asdict
+
+    from diffmem.cli.output import duration, emit_json, note
+    from diffmem.evaluation.chance import LEVEL
+    from diffmem.evaluation.planning import plan_audit
+    from diffmem.report.prose import percent
+
+    if cost_of is not None and seconds_per_image is not None:
+        raise UsageError("--cost-of and --seconds-per-image say the same; give one of them.")
+    share = parse_share("--detect", detect)
+    found = plan_audit(
+        share, power, parse_share("--copying-seeds", copying_seeds), parse_share("--recall", recall), heldout,
+        images_per_prompt, fpr, prompts,
+    )  # fmt: skip
+    each = seconds_per_image if cost_of is None else _seconds_per_image(cost_of)
+    seconds = None if each is None else each * found.images
+    if json:
+        emit_json({**asdict(found), "detect": share, "level": LEVEL, "seconds": seconds})
+        return 0
+    print(f"Prompts            {found.prompts:,} distinct ones")
+    print(f"Images per prompt  {found.images_per_prompt:,}")
+    print(f"Images             {found.images:,}" + ("" if seconds is None else f", about {duration(seconds)}"))
+    print(f"Held-out images    {found.references:,}, at --fpr {found.rate:g}")
+    print(
+        f"\nIf {percent(share)} of the prompts reproduce a training image, {percent(found.power)} of such audits say so. If none "
+        f"does, at most {percent(LEVEL)} of them say so all the same; no call at all leaves up to {percent(found.bound)} of such "
+        "prompts not excluded."
+    )
+    print(
+        f"\n  diffmem audit MODEL --prompts PROMPTS --train TRAIN --heldout HELDOUT --out RUN "
+        f"--images-per-prompt {found.images_per_prompt} --fpr {found.rate:g}"
+    )
+    if seconds is None:
+        note("how long it takes: give a run of this model (--cost-of RUN), or --seconds-per-image")
+    return 0
+
+
+def parse_share(option: str, text: str) -> float:
+    """A share typed as 0.01 or 1%."""
+    typed = text.strip()
+    try:
+        value = float(typed.removesuffix("%")) / (100 if typed.endswith("%") else 1)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value <= 1:
+        raise UsageError(f"{option} is {text!r}; expected a share above 0, at most 1, such as 0.01 or 1%.")
+    return value
+
+
+def _seconds_per_image(run: Path) -> float:
+    from diffmem.runs.facts import read_fact
+    from diffmem.runs.manifest import read_manifest
+
+    stages = read_manifest(run).stages
+    fact = read_fact(run, "cost") or {}
+    spent = sum(stages[name].seconds for name in ("generate", "match") if name in stages)
+    images = fact.get("images") or (stages["generate"].done if "generate" in stages else 0)
+    if not images or not spent:
+        raise UsageError(f"'{run}' does not say how long its images took; give --seconds-per-image.")
+    return spent / float(images)
