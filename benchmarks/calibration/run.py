@@ -2,9 +2,10 @@
 
     python benchmarks/calibration/run.py [--part coverage ...] [--replications 2000] [--out result.json]
 
-Parts: few (95 % intervals of means, shares, paired differences and AUROC of 5 to 30 clusters), coverage (95 % intervals of AUROC and of TPR at 1 % and 5 % FPR), comparison (type-I error of the paired test),
-thresholds (realised against nominal FPR), discoveries (FDR of Benjamini-Hochberg), sequential (false alarms and saving
-of early exit). Parts that are run replace their entry in the result, the others stay.
+Parts: few (95 % intervals of means, shares, paired differences and AUROC of 5 to 30 clusters), coverage (95 % intervals of
+AUROC and of TPR at 1 % and 5 % FPR), comparison (type-I error of the paired test), thresholds (realised against nominal
+FPR), discoveries (FDR of Benjamini-Hochberg), sequential (false alarms and saving of early exit). Parts that are run replace
+their entry in the result, the others stay.
 """
 
 from __future__ import annotations

@@ -83,9 +83,12 @@ def test_intervals_cover_the_truth(simulation, low):
     for i in range(500):
         values, labels, groups = simulation.draw(random)
         found = auroc_interval(values, labels, groups, seed=i, replicates=200)
+        if found.low is None:
+            continue  # four clusters by chance: too few to say
         inside.append(found.low <= simulation.auroc <= found.high)
         found = tpr_interval(values, labels, groups, 0.05, seed=i, replicates=200)
         tail.append(found.low <= simulation.tpr(0.05) <= found.high)
+    assert len(inside) >= 495
     assert low <= np.mean(inside) <= 0.985
     assert 0.9 <= np.mean(tail) <= 0.99
 

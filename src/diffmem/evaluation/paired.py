@@ -16,7 +16,6 @@ from diffmem.evaluation.bootstrap import (
     kept_means,
     not_measurable,
     placements,
-    small_sample,
     variance_parts,
 )  # fmt: skip
 from diffmem.evaluation.clusters import Clusters, Floats, kish
@@ -154,7 +153,7 @@ def _compare_auroc(one: Sample, two: Sample, level: float, seed: int, replicates
     draws = max(one.draws, two.draws)
     drawn = draw_variance(draws, lambda kept: value(*_kept(one, kept)) - value(*_kept(two, kept)))
     a, b = value(*one.means()), value(*two.means())
-    spread = math.sqrt(float(replicated.var(ddof=1)) * small_sample(one) + drawn)
+    spread = math.sqrt(float(replicated.var(ddof=1)) + drawn)
     (p1, n1), (p2, n2) = placements(*one.means()), placements(*two.means())
     wider = one if one.draws == draws else two
     degrees = freedom(variance_parts(wider, (p1 - p2, n1 - n2), drawn))
@@ -174,7 +173,7 @@ def _compare_tpr(one: Sample, two: Sample, rate: float, level: float, seed: int,
     drawn = draw_variance(draws, lambda kept: value(*_kept(one, kept)) - value(*_kept(two, kept)))
     degrees = max(1.0, min(one.positive_clusters.effective, one.negative_clusters.effective) - 1)
     a, b = value(*one.means()), value(*two.means())
-    variance = float(replicated.var(ddof=1)) * small_sample(one)
+    variance = float(replicated.var(ddof=1))
     return _tested(one, level, len(replicated), a, b, math.sqrt(variance + drawn), degrees)
 
 
