@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from diffmem.errors import DiffmemError, UsageError
 from diffmem.models.capture import Call, Step
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
+from diffmem.models.fit import FitResult
 from diffmem.models.pipelines.branches import nearest_branch
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -30,7 +31,7 @@ class CheckResult:
     """Outcome of `Target.check`. Differences are infinite where a value is not finite.
 
     Attributes:
-        passed: every difference is within its tolerance.
+        passed: every difference is within its tolerance; None if nothing could be compared.
         calls: network calls that were compared (NFE of the pipeline's run).
         output_difference: largest ||ours - pipeline's|| / ||pipeline's|| over the captured outputs.
         conditioning_difference: the same for the encoded prompts; 0 for unconditional models.
@@ -42,9 +43,10 @@ class CheckResult:
             time that it gave the network; None for samplers that keep no level.
         image_difference: mean difference in [0, 1] between the pipeline's image and our decoding of its last latents;
             None where the pipeline changes the image afterwards.
+        fit: how well the model denoises images as it was declared; None without images.
     """
 
-    passed: bool
+    passed: bool | None
     calls: int
     output_difference: float
     conditioning_difference: float
@@ -53,6 +55,11 @@ class CheckResult:
     step_difference: float | None = None
     time_difference: float | None = None
     image_difference: float | None = None
+    fit: FitResult | None = None
+
+    def with_fit(self, fit: FitResult, passed: bool | None, message: str) -> CheckResult:
+        """The result with what images say of the declaration."""
+        return replace(self, fit=fit, passed=passed, message=message)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for the run directory and reports; an infinite difference is null."""

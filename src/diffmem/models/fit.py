@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from diffmem.data.images import ImageSet
-from diffmem.errors import DiffmemError
+from diffmem.errors import DiffmemError, first_line
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.families.callable import CallableDenoiser
@@ -21,7 +21,7 @@ from diffmem.models.parameterization import Prediction, to_x0
 from diffmem.models.schedule import Schedule
 from diffmem.randomness import gaussian
 
-LEVELS = (0.1, 0.3, 1.0, 3.0, 6.0, 12.0)
+LEVELS = (0.1, 0.3, 1.0, 3.0, 6.0, 12.0, 24.0)
 """Noise over the images' own standard deviation, so that every pixel range poses the same task: epsilon and v differ at
 high noise only, pixel ranges most at low noise."""
 FAILS, WARNS = 5.0, 2.0
@@ -73,7 +73,7 @@ def check_fit(denoiser: Denoiser, images: ImageSet) -> FitResult:
         denoiser: the model.
         images: of the kind that it was trained on; a few are read, under their captions where the model takes prompts.
 
-    Cost: 6 levels x 4 images for pipelines; 6 x 8 images per pixel range and time (9 pairs) for networks of one's own.
+    Cost: 7 levels x 4 images for pipelines; 7 x 8 images per pixel range and time (9 pairs) for networks of one's own.
     """
     if denoiser.distilled is not None:
         return FitResult(None, "Not checked on images: a distilled model is trained at a few noise levels only.")
@@ -83,11 +83,13 @@ def check_fit(denoiser: Denoiser, images: ImageSet) -> FitResult:
         free = [trials.losses(one, zero=True) for one, _ in cases]
     except DiffmemError as problem:
         return FitResult(None, f"Not checked on images: {problem}")
+    except (RuntimeError, ValueError, TypeError) as problem:  # the network's own, or memory that runs out
+        return FitResult(None, f"Not checked on images: {type(problem).__name__}: {first_line(problem)}")
     declared = cases[0][1]
     if not all(map(math.isfinite, declared)):
         return FitResult(False, "The model returns NaN or infinite values for noised images.", losses=declared)
     times = [_times(mine, nothing, declared) for (_, mine), nothing in zip(cases, free, strict=True)]
-    other = _best([(one, t) for (one, _), t in zip(cases[1:], times[1:], strict=True) if t >= WARNS])
+    other = _best([(*case, t) for case, t in zip(cases[1:], times[1:], strict=True) if t >= WARNS])
     shown = f"relative losses {', '.join(f'{loss:.2g}' for loss in declared)} at noise {', '.join(map(str, LEVELS))}"
     if other is not None:
         what = f"declared {_words(denoiser)}; {other[0]} the loss on these images is {other[1]:.3g} times lower"
@@ -115,21 +117,22 @@ def check_fit(denoiser: Denoiser, images: ImageSet) -> FitResult:
 def _times(losses: Sequence[float], free: Sequence[float], declared: Sequence[float]) -> float:
     """How many times lower than `declared` the losses are, at their second-best level.
 
-    Levels count where the network's output does more under that declaration than an output of zero (`free`), and more
-    than the images' mean: a network without any use is not better for being called v at low noise.
+    Levels count where the network's output does more under that declaration than an output of zero (`free`): a network
+    without any use is not better for being called v at low noise.
     """
     levels = zip(losses, free, declared, strict=True)
-    lower = sorted(d / max(mine, 1e-12) for mine, nothing, d in levels if mine < min(0.95, 0.9 * nothing))
+    lower = sorted(d / max(mine, 1e-12) for mine, nothing, d in levels if mine < 0.9 * nothing)
     return lower[-2] if len(lower) > 1 else 0.0
 
 
-def _best(found: Sequence[tuple[_Declaration, float]]) -> tuple[str, float] | None:
-    """Of the declarations that fit about as well as the best, the one that changes least: in words, and how much better."""
+def _best(found: Sequence[tuple[_Declaration, Sequence[float], float]]) -> tuple[str, float] | None:
+    """Of the declarations whose losses are about the lowest over all levels, the one that changes least, and its times."""
     if not found:
         return None
-    most = max(times for _, times in found)
-    _, negative, changes = min((len(one.changes), -times, one.changes) for one, times in found if times >= most / 2)
-    return " and ".join(changes), -negative
+    sizes = [sum(math.log(max(loss, 1e-12)) for loss in losses) / len(losses) for _, losses, _ in found]
+    near = [case for case, size in zip(found, sizes, strict=True) if size <= min(sizes) + math.log(1.6)]
+    one, _, times = min(near, key=lambda case: (len(case[0].changes), -case[2]))
+    return " and ".join(one.changes), times
 
 
 def _words(denoiser: Denoiser) -> str:
@@ -220,6 +223,9 @@ class _Trials:
             found.append(float((estimate - trial.x0).square().mean()) / trial.variance)
         return tuple(found)
 
+    def _rows(self, row: slice) -> Conditioning:
+        return self.cond.select(list(range(len(self.pixels)))[row])
+
     def _evaluated(self, pixel_range: Any, time: str) -> Iterator[_Trial]:
         x0 = _clean(self.denoiser, self.pixels, pixel_range)
         variance = float(x0.var(correction=0)) or 1.0
@@ -231,7 +237,10 @@ class _Trials:
             column = (-1, *[1] * (x0.ndim - 1))
             x = alpha.float().reshape(column) * x0 + sigma.float().reshape(column) * noise
             with torch.no_grad():
-                output = seen.predict(x, t, self.cond).float().cpu()
+                # One row at a time where networks can be large: a batch may not fit into memory.
+                rows = [slice(None)] if isinstance(seen, CallableDenoiser) else [slice(i, i + 1) for i in range(len(x))]
+                parts = [seen.predict(x[row], t, self._rows(row)) for row in rows]
+            output = torch.cat(parts).float().cpu()
             yield _Trial(x0, x, output, alpha, sigma, variance)
 
 

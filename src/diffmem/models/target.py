@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from diffmem.errors import CheckFailed, DiffmemError, GenerateOnly, ModelError, UsageError, first_line
-from diffmem.models import capture as capturing
-from diffmem.models.capture import capture, capture_steps
-from diffmem.models.check import CheckResult, compare_run
+from diffmem.errors import GenerateOnly, ModelError, UsageError, first_line
+from diffmem.models.checked import Checked
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.families import denoiser_for
 from diffmem.models.families._inputs import network_of
 from diffmem.models.families.callable import Bound, CallableDenoiser, Encoded, Function, ScheduleName
 from diffmem.models.fingerprint import pipeline_fingerprint, probe_fingerprint
-from diffmem.models.generation import Sampling, accepted, generate, nfe_per_image, prepared
+from diffmem.models.generation import Sampling, generate, nfe_per_image
 from diffmem.models.loading import load_pipeline
 from diffmem.models.lora import Loras, load_loras, name_of
 from diffmem.models.network_pipeline import NetworkPipeline
@@ -27,13 +24,10 @@ from diffmem.models.parameterization import Prediction
 from diffmem.models.schedule import Schedule
 from diffmem.models.versions import require_versions
 
-_LOG = logging.getLogger(__name__)
-_OWN: dict[str, Any] = {"scheduler": None}  # the one asked for is in its place already
-
 Generate = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 
 
-class Target:
+class Target(Checked):
     """A model under audit.
 
     Build one with `from_pretrained`, `from_pipeline` or `from_callable`.
@@ -65,7 +59,7 @@ class Target:
         self._generator = generator
         self._fingerprint = fingerprint
         self.notes: list[str] = []
-        self._checks: dict[Sampling, CheckResult] = {}
+        super().__init__()
 
     def __repr__(self) -> str:
         does = "only generates images" if self.denoiser is None else f"{self.denoiser.family} on {self.denoiser.device}"
@@ -276,74 +270,6 @@ class Target:
         """Whether images can be made."""
         return self.pipeline is not None or self._generator is not None
 
-    def check(self, prompt: str = "a photograph", sampling: Sampling | None = None) -> CheckResult:
-        """Prove that scoring sees the network that the pipeline runs.
-
-        The pipeline makes one image under this sampling while hooks record its network and its sampler; see
-        `diffmem.models.check.compare_run` for what must agree. A result is kept, so asking again costs nothing.
-        Cost: twice the NFE of one image of at most 4 steps.
-
-        Raises:
-            ModelError: there is nothing to compare with, or the pipeline itself fails.
-        """
-        denoiser = self.need_denoiser()
-        if self.pipeline is None:
-            raise ModelError("There is no pipeline to compare with: this model was given as a function.")
-        sampling = sampling or Sampling(steps=4)
-        seen = denoiser.under(sampling.height, sampling.width, sampling.guidance)
-        with (
-            prepared(self.pipeline, sampling) as pipeline,
-            capture(seen) as calls,
-            capture_steps(pipeline.scheduler, calls) as steps,
-        ):
-            try:
-                images = generate(pipeline, denoiser, [prompt], [0], 0, sampling.model_copy(update=_OWN))
-            except DiffmemError:
-                raise
-            except Exception as problem:
-                if _in_hook(problem):
-                    raise
-                raise ModelError(
-                    f"The pipeline itself fails on a prompt: {type(problem).__name__}: {first_line(problem)}"
-                ) from problem
-        with torch.no_grad():
-            branches = [seen.null()]
-            if seen.conditional:
-                branches.append(seen.encode_prompts([prompt]))
-            if sampling.negative_prompt is not None:
-                branches.append(seen.encode_negative(sampling.negative_prompt))
-            return compare_run(seen, calls, steps, images[0], branches)
-
-    def require_check(self, sampling: Sampling | None = None, prompt: str | None = None) -> CheckResult | None:
-        """`check` under a sampling, once for each; None for a model with nothing to compare.
-
-        Raises:
-            CheckFailed: it fails, and `despite_check` is not set.
-        """
-        if self.denoiser is None or self.pipeline is None:
-            return None
-        sampling = sampling or Sampling()
-        if "num_inference_steps" in accepted(self.pipeline):
-            sampling = sampling.model_copy(update={"steps": min(sampling.steps or 4, 4)})
-        if sampling not in self._checks:
-            self._checks[sampling] = self.check(prompt or self._any_prompt(), sampling)
-        result = self._checks[sampling]
-        if not result.passed and not self.despite_check:
-            raise CheckFailed(
-                f"{result.message} To go on in spite of it: --despite-check (in Python target.despite_check = True)."
-            )
-        if not result.passed:
-            _LOG.warning("%s", result.message)
-        return result
-
-    def _any_prompt(self) -> str:
-        """A prompt that this model takes: a text, or the number of a class."""
-        text = "a photograph"
-        if self.denoiser is None or not self.denoiser.conditional:
-            return text
-        classes = hasattr(self.denoiser, "classes")  # class-conditional
-        return "0" if classes else text
-
     def generate(
         self, prompts: Sequence[str], draws: Sequence[int], root_seed: int = 0, sampling: Sampling | None = None
     ) -> list[Image.Image]:
@@ -390,14 +316,3 @@ def _place(device: str | torch.device | None) -> torch.device:
             "where the machine and the installed torch have it."
         ) from problem
     return place
-
-
-def _in_hook(problem: BaseException) -> bool:
-    """Whether an exception began in our own recording of calls, not in the pipeline."""
-    frame, inside = problem.__traceback__, False
-    while frame is not None:
-        inside = inside or (
-            frame.tb_frame.f_code.co_filename == capturing.__file__ and frame.tb_frame.f_code.co_name == "record"
-        )
-        frame = frame.tb_next
-    return inside

@@ -61,6 +61,7 @@ def limits(
 
 def checks(
     fact: dict[str, Any] | None,
+    fit: dict[str, Any] | None,
     manifest: Manifest,
     prompts: PromptCounts,
     scores: tuple[ScoreDigest, ...],
@@ -73,10 +74,21 @@ def checks(
         if fact is None
         else Check(
             check="scoring sees the pipeline's network",
-            state="passed" if fact["passed"] else "failed",
+            state="not run" if fact["passed"] is None else "passed" if fact["passed"] else "failed",
             found=str(fact["message"]),
         )
     ]
+    if fit is not None:
+        state = (
+            "not run"
+            if fit["passed"] is None
+            else "failed"
+            if not fit["passed"]
+            else "note"
+            if fit["warning"]
+            else "passed"
+        )
+        found.append(Check(check="the model is what it was declared to be", state=state, found=str(fit["message"])))
     for name, stage in manifest.stages.items():
         total = f" of {stage.total:,}" if stage.total is not None else ""
         found.append(

@@ -30,6 +30,7 @@ from diffmem.scores import DEFAULT_SCORES
 from diffmem.scores.base import Score
 from diffmem.scores.image.base import ImageScore
 from diffmem.scores.spec import parse_image_scores, parse_scores
+from diffmem.stages.fit import fit_once
 from diffmem.stages.generate import Generation
 from diffmem.stages.match.stage import Matching, agreement_stage, training_of
 from diffmem.stages.measure.stage import MeasureResult
@@ -213,8 +214,11 @@ class AuditExperiment(Experiment[Digest]):
 
     def _score(self, run: RunDirectory, target: Target) -> ScoreResult:
         check_once(target, self.prompts, self.generation.sampling, run)
+        train = None if self.reference is None else self.reference.train
+        fit = fit_once(target, train if isinstance(train, ImageSet) else None, run)
         scorer = Scorer(target, self.prompts, list(self.scores), self.scoring, run)
         result = scorer.score(None, self.options.retry_errors, self.options.silent)
+        result.notes += fit
         if not target.can_generate:
             result.notes.append("this model cannot generate images, so nothing could be matched")
         return result
@@ -243,7 +247,7 @@ class AuditExperiment(Experiment[Digest]):
 
 def check_once(target: Target, prompts: PromptList, sampling: Sampling, run: RunDirectory) -> None:
     """Compare our view with the pipeline's network once per run."""
-    if target.pipeline is None or read_fact(run.path, "check") is not None:
+    if (target.pipeline is None and not target.is_function) or read_fact(run.path, "check") is not None:
         return
     sound = usable(prompts)
     result = target.require_check(sampling, sound[0].text if sound else None)

@@ -146,8 +146,6 @@ def _parameters(pipeline: Any) -> dict[str, int]:
 
 def _check(target: Target, prompts: list[str]) -> dict[str, Any]:
     """`Target.check` as plain values; `passed` is None where there is nothing to compare."""
-    if target.pipeline is None:
-        return {"passed": None, "message": "There is no pipeline to compare with."}
     if target.denoiser is None:
         return {
             "passed": None,

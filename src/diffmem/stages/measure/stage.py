@@ -22,6 +22,7 @@ from diffmem.runs.microbatch import describe
 from diffmem.runs.progress import Progress
 from diffmem.runs.store import RowWriter
 from diffmem.scores.image.base import ImageItem, ImageScore
+from diffmem.stages.fit import fit_once
 from diffmem.stages.measure.pixels import MeasuredSet, TargetImage, in_image_shard
 from diffmem.stages.measure.rows import TARGET_COLUMNS, MeasureRows, Measuring, label_in
 from diffmem.stages.measure.shift import record_shift
@@ -108,6 +109,7 @@ class Measurer:
     def measure(self, shard: tuple[int, int] | None, retry_errors: bool, silent: bool) -> MeasureResult:
         """Do what is not done yet."""
         self._record_model()
+        self.fit = fit_once(self.target, self.sets[0].images, self.run)
         found: list[tuple[MeasuredSet, list[TargetImage]]] = []
         for part in self.sets:
             mine = [target for target in part.targets() if in_image_shard(target, shard)]
@@ -139,7 +141,7 @@ class Measurer:
             record_shift(self.run, self.settings.seed)
         return MeasureResult(
             self.run, [s.label for s in self.scores], self.refused, targets, self.worker.nfe, self.worker.batch,
-            [*self._notes(targets), *self.worker.notes],
+            [*self.fit, *self._notes(targets), *self.worker.notes],
         )  # fmt: skip
 
     def _write(
