@@ -15,6 +15,7 @@ from diffmem.cli.options import (
     ModelOptions,
     PromptOptions,
     ResumeOptions,
+    SamplesOption,
     SamplingOptions,
     between_0_and_1,
     need,
@@ -42,7 +43,10 @@ def audit(
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
     scores: Annotated[tuple[str, ...], Parameter(name="--score", help="name[:key=value,...]; may be repeated")] = (),
     draws: Annotated[int, Parameter(help="noises per prompt, for scoring")] = 4,
-    images_per_prompt: Annotated[int, Parameter(help="images generated of each prompt")] = 4,
+    images_per_prompt: Annotated[
+        int | None, Parameter(help="images generated of each prompt; default: 4, with --samples 1")
+    ] = None,
+    samples: SamplesOption = None,
     noise: Annotated[
         Literal["bank", "per-prompt"],
         Parameter(group=RARE, help="noises common to all prompts, or each prompt its own"),
@@ -71,7 +75,7 @@ def audit(
     """Score prompts, generate images, find copies in the training set, say what was found.
 
     Args:
-        model: pipeline folder, hub id, or testbed:digits.
+        model: pipeline folder, hub id, testbed:digits, or module:function (./file.py:function) that builds a Target.
         typed: prompts typed here, instead of --prompts FILE.
     """
     from diffmem.cli.estimates import add, estimate_generation, estimate_scoring, print_estimate
@@ -86,6 +90,7 @@ def audit(
     from diffmem.stages.generate import Generation
     from diffmem.stages.match.stage import Matching
     from diffmem.stages.measure.cost import estimate_measuring
+    from diffmem.stages.samples import prompts_or_samples
     from diffmem.stages.score.rows import Scoring
 
     if against_base and not target.lora:
@@ -95,11 +100,16 @@ def audit(
         raise UsageError(f"--measure-images is {measure_images}; expected at least 1.")
     # `vgr,invmm` are two names; a comma behind a colon stands between parameters.
     asked = parse_image_scores([n for text in measures for n in ([text] if ":" in text else text.split(","))])
-    wanted = parse_scores(scores or DEFAULT_SCORES)
-    listed, how = prompts.load(typed), sampling.sampling()
+    # Prompt scores say nothing where there are no prompts; those that are asked for are refused with the reason.
+    wanted = parse_scores(scores or (DEFAULT_SCORES if samples is None else ()))
+    given, how = prompts.load_or_none(typed, samples), sampling.sampling()
+    images_per_prompt = images_per_prompt or (4 if samples is None else 1)
+    if given is None and against_base:
+        raise UsageError("--against-base compares models that take prompts: give prompts in place of --samples.")
     folder = None if work.dry_run else need(out, "--out", "the audit needs a run directory")
     if work.dry_run:
         opened = target.open(model, how, check=False)
+        listed = prompts_or_samples(opened, given, samples)
         scoring = Scoring(draws=draws, seed=work.seed, noise=noise, micro_batch=micro_batch)
         making = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=how)
         cost = add(
@@ -127,11 +137,12 @@ def audit(
         from diffmem.report.digest import build_digest
 
         base = replace(target, lora=())
-        run = audit_against(lambda: base.open(model, how), lambda: target.open(model, how), listed, train, **settings)
+        assert given is not None
+        run = audit_against(lambda: base.open(model, how), lambda: target.open(model, how), given, train, **settings)
         folder_of, made = run.path / TUNED, run.results[TUNED].made
         summary = build_digest(folder_of).as_dict() | {"against": run.summary.as_dict()}
     else:
-        run = run_audit(target.open(model, how), listed, train, **settings)
+        run = run_audit(target.open(model, how), given, train, samples=samples, **settings)
         folder_of, made = run.path, run.results["audit"].made
         summary = run.summary.as_dict()
     for text in stage_notes(made):

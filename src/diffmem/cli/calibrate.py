@@ -46,7 +46,7 @@ def calibrate(
     """Calibrate a threshold on reference prompts, for diffmem score --threshold FILE or for a guard.
 
     Args:
-        model: pipeline folder, hub id, or testbed:digits.
+        model: pipeline folder, hub id, testbed:digits, or module:function (./file.py:function) that builds a Target.
     """
     import json
 

@@ -19,7 +19,9 @@ MODEL = ModelOptions()
 
 
 def doctor(
-    model: Annotated[str | None, Parameter(help="pipeline folder, hub id, alias (sd1.4) or testbed:digits")] = None,
+    model: Annotated[
+        str | None, Parameter(help="pipeline folder, hub id, alias (sd1.4), testbed:digits or module:function")
+    ] = None,
     *,
     models: Annotated[bool, Parameter(negative="", help="list the well-known models and where they are today")] = False,
     budget: Annotated[

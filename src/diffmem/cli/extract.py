@@ -7,9 +7,18 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import DescriptorOptions, ModelOptions, PromptOptions, ResumeOptions, SamplingOptions, need
+from diffmem.cli.options import (
+    DescriptorOptions,
+    ModelOptions,
+    PromptOptions,
+    ResumeOptions,
+    SamplesOption,
+    SamplingOptions,
+    need,
+)
 from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
+from diffmem.errors import UsageError
 
 MODEL = ModelOptions()
 COPIES = DescriptorOptions()
@@ -23,7 +32,10 @@ def extract(
     *typed: Annotated[str, Parameter(show=False)],
     out: Annotated[Path | None, Parameter(help="run directory; the same command goes on where it left")] = None,
     train: Annotated[Path | None, Parameter(help="training images, to prove what was extracted")] = None,
-    images_per_prompt: Annotated[int, Parameter(help="images generated of each prompt; the paper takes 500")] = 100,
+    images_per_prompt: Annotated[
+        int | None, Parameter(help="images generated of each prompt; the paper takes 500; default: 100")
+    ] = None,
+    samples: SamplesOption = None,
     clique: Annotated[int, Parameter(help="alike images that make an extraction; the paper takes 10")] = 10,
     edge: Annotated[
         float | None, Parameter(help="similarity from which two images are alike; default: the descriptor's own")
@@ -39,7 +51,7 @@ def extract(
     """Find memorized images without the training set: many images per prompt, and sets of them that are all alike.
 
     Args:
-        model: pipeline folder, hub id, or testbed:digits.
+        model: pipeline folder, hub id, testbed:digits, or module:function (./file.py:function) that builds a Target.
         typed: prompts typed here, instead of --prompts FILE.
     """
     from diffmem.cli.estimates import estimate_generation, print_estimate
@@ -48,11 +60,17 @@ def extract(
     from diffmem.cli.show import print_run
     from diffmem.experiments.extract.run import extract_images
     from diffmem.stages.generate import Generation
+    from diffmem.stages.samples import prompts_or_samples
 
-    listed = prompts.load(typed)
+    given = prompts.load_or_none(typed, samples)
+    if samples is not None and images_per_prompt is not None:
+        raise UsageError("--samples is the number of images of a model without prompts; leave --images-per-prompt out.")
+    images_per_prompt = images_per_prompt or samples or 100
     settings = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling())
     folder = None if work.dry_run else need(out, "--out", "the extraction needs a run directory")
     opened = target.open(model, settings.sampling, check=not work.dry_run)
+    # Cliques are looked for within a prompt: all samples are one.
+    listed = prompts_or_samples(opened, given, None if samples is None else 1)
     if work.dry_run:
         print_estimate(estimate_generation(opened, len(listed), settings), work.json)
         return 0

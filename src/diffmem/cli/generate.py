@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import ModelOptions, PromptOptions, SamplingOptions, WorkOptions, need
+from diffmem.cli.options import ModelOptions, PromptOptions, SamplesOption, SamplingOptions, WorkOptions, need
 from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
 
@@ -22,7 +22,10 @@ FEW = 100
 def generate(
     model: str,
     *typed: Annotated[str, Parameter(show=False)],
-    images_per_prompt: Annotated[int, Parameter(help="images generated of each prompt")] = 4,
+    images_per_prompt: Annotated[
+        int | None, Parameter(help="images generated of each prompt; default: 4, with --samples 1")
+    ] = None,
+    samples: SamplesOption = None,
     batch: Annotated[int, Parameter(group=RARE, help="images per call of the pipeline at first")] = 32,
     out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
     png: Annotated[
@@ -39,7 +42,7 @@ def generate(
     """Generate images per prompt with recorded seeds, into a run directory.
 
     Args:
-        model: pipeline folder, hub id, or testbed:digits.
+        model: pipeline folder, hub id, testbed:digits, or module:function (./file.py:function) that builds a Target.
         typed: prompts typed here, instead of --prompts FILE.
     """
     from diffmem.cli.estimates import estimate_generation, print_estimate
@@ -48,11 +51,14 @@ def generate(
     from diffmem.runs.images import write_png
     from diffmem.stages.generate import Generation
     from diffmem.stages.generate import generate as generate_images
+    from diffmem.stages.samples import prompts_or_samples
 
     shard = parse_shard(work.shard)
-    listed = prompts.load(typed)
+    given = prompts.load_or_none(typed, samples)
+    images_per_prompt = images_per_prompt or (4 if samples is None else 1)
     settings = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling())
     opened = target.open(model, settings.sampling, check=not work.dry_run)
+    listed = prompts_or_samples(opened, given, samples)
     if work.dry_run:
         print_estimate(estimate_generation(opened, len(listed), settings), work.json)
         return 0

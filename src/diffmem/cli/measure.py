@@ -49,7 +49,7 @@ def measure(
     """Measure, image by image, how strongly a model holds on to it.
 
     Args:
-        model: pipeline folder, hub id, testbed:digits, testbed:digits-unconditional or testbed:photos.
+        model: pipeline folder, hub id, testbed:digits, or module:function (./file.py:function) that builds a Target.
     """
     from diffmem.cli.output import emit_json, note
     from diffmem.data.images import load_images

@@ -67,7 +67,7 @@ def mitigate(
     Prompts that a list labels as not memorized count as others.
 
     Args:
-        model: pipeline folder, hub id, or testbed:digits.
+        model: pipeline folder, hub id, testbed:digits, or module:function (./file.py:function) that builds a Target.
         typed: prompts typed here, instead of --prompts FILE.
     """
     from diffmem.cli.gates import conclude

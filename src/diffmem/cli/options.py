@@ -57,7 +57,7 @@ class ModelOptions:
     ] = False
 
     def open(self, model: str, sampling: Sampling | None = None, check: bool = True) -> Target:
-        """The model: a folder, a hub id, a well-known model's alias, or `testbed:NAME` for a bundled one.
+        """The model: a folder, a hub id, an alias, `testbed:NAME` for a bundled one, or `module:function` that builds it.
 
         Args:
             model: as typed.
@@ -69,19 +69,23 @@ class ModelOptions:
         """
         from diffmem.cli.output import note
         from diffmem.models.bundled import bundled_path
+        from diffmem.models.functions import is_function, open_function
         from diffmem.models.known import resolve
         from diffmem.models.lora import name_of
         from diffmem.models.target import Target
 
         bundled = bundled_path(model)
-        source = bundled or resolve(model)
-        if bundled is None and source != model:
-            note(f"{model} is {source}")
-        target = Target.from_pretrained(
-            source, device=self.device, dtype=self.dtype, revision=self.revision, lora=self.lora,
-            allow_pickle=self.allow_pickle, variant=self.variant, distilled=self.distilled, offload=self.offload,
-            name=model + name_of(self.lora) if bundled else None,
-        )  # fmt: skip
+        if bundled is None and is_function(model):
+            target = open_function(model, self._of_functions())
+        else:
+            source = bundled or resolve(model)
+            if bundled is None and source != model:
+                note(f"{model} is {source}")
+            target = Target.from_pretrained(
+                source, device=self.device, dtype=self.dtype, revision=self.revision, lora=self.lora,
+                allow_pickle=self.allow_pickle, variant=self.variant, distilled=self.distilled, offload=self.offload,
+                name=model + name_of(self.lora) if bundled else None,
+            )  # fmt: skip
         for text in target.notes:
             note(text)
         target.despite_check = self.despite_check
@@ -89,10 +93,26 @@ class ModelOptions:
             target.require_check(sampling)
         return target
 
+    def _of_functions(self) -> dict[str, Any]:
+        """The options that a function can be given; those that only diffmem's own loading understands are refused."""
+        only = ("revision", "lora", "allow_pickle", "variant", "distilled", "offload")
+        given = [f"--{name.replace('_', '-')}" for name in only if getattr(self, name) not in (None, (), False)]
+        if given:
+            raise UsageError(
+                f"{', '.join(given)} says how diffmem opens a model, and this one is built by a function: give it to the "
+                "function, as in module:function(weights.pt)."
+            )
+        return {name: getattr(self, name) for name in ("device", "dtype") if getattr(self, name) is not None}
+
 
 CaptionOption = Annotated[
     Literal["metadata", "caption", "txt", "json", "folder"] | None,
     Parameter(help="where a folder's captions are read from; default: wherever there are any, if they agree"),
+]
+
+
+SamplesOption = Annotated[
+    int | None, Parameter(group=verbs.PROMPTS, help="for a model that takes no prompts: how many images to make")
 ]
 
 
@@ -110,6 +130,16 @@ class PromptOptions:
     captions: CaptionOption = None
     encoding: Annotated[str | None, Parameter(group=verbs.RARE, help="of a text file; default: UTF-8")] = None
 
+    def load_or_none(self, typed: tuple[str, ...], samples: int | None) -> PromptList | None:
+        """The prompts, or None where samples are asked for in their place."""
+        if samples is None:
+            return self.load(typed)
+        if self.prompts is not None or typed:
+            raise UsageError("Give prompts, or --samples N for a model that takes none, not both.")
+        if samples < 1:
+            raise UsageError(f"--samples is {samples}; expected how many images to make, at least 1.")
+        return None
+
     def load(self, typed: tuple[str, ...]) -> PromptList:
         """Prompts from the file or from the shell, not both."""
         from diffmem.data.prompts import load_prompts
@@ -117,7 +147,10 @@ class PromptOptions:
         if self.prompts is not None and typed:
             raise UsageError("Give prompts either on the command line or with --prompts FILE, not both.")
         if self.prompts is None and not typed:
-            raise UsageError('No prompts: type one ("a red fox") or give a file (--prompts captions.jsonl).')
+            raise UsageError(
+                'No prompts: type one ("a red fox") or give a file (--prompts captions.jsonl). A model that takes no prompts: '
+                "audit, generate and extract take --samples N."
+            )
         of_files = {name: getattr(self, name) for name in ("column", "id", "labels", "captions", "encoding")}
         if self.prompts is None and any(value is not None for value in of_files.values()):
             given = ", ".join(f"--{name}" for name, value in of_files.items() if value is not None)

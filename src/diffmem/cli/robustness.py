@@ -68,7 +68,7 @@ def robustness(
     that the bare model copies; it takes --train images, not an index, and cannot be undone by mitigations of the prompt.
 
     Args:
-        model: pipeline folder, hub id, or testbed:digits.
+        model: pipeline folder, hub id, testbed:digits, or module:function (./file.py:function) that builds a Target.
         typed: prompts typed here, instead of --prompts FILE.
     """
     from diffmem.cli.gates import conclude

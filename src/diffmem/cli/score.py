@@ -50,7 +50,7 @@ def score(
     """Score prompts for memorization, without generating images.
 
     Args:
-        model: pipeline folder, hub id, or testbed:digits.
+        model: pipeline folder, hub id, testbed:digits, or module:function (./file.py:function) that builds a Target.
         typed: prompts typed here, instead of --prompts FILE.
     """
     from diffmem.cli.estimates import estimate_scoring, print_estimate

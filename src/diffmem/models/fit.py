@@ -75,6 +75,7 @@ def check_fit(denoiser: Denoiser, images: ImageSet) -> FitResult:
 
     Cost: 7 levels x 4 images for pipelines; 7 x 8 images per pixel range and time (9 pairs) for networks of one's own.
     """
+    denoiser = copy.copy(denoiser)  # encodings that it keeps are its own business
     if denoiser.distilled is not None:
         return FitResult(None, "Not checked on images: a distilled model is trained at a few noise levels only.")
     try:

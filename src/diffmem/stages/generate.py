@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffmem.copies.degenerate import is_degenerate
 from diffmem.data.png import png_bytes
-from diffmem.data.prompts import Prompt, PromptList, as_prompts
+from diffmem.data.prompts import Prompt, PromptList
 from diffmem.errors import DiffmemError
 from diffmem.keys import row_key
 from diffmem.models.generation import Sampling
@@ -22,6 +22,7 @@ from diffmem.randomness import seed_of
 from diffmem.runs.directory import RunDirectory, in_shard
 from diffmem.runs.microbatch import MicroBatches, describe
 from diffmem.runs.progress import Progress
+from diffmem.stages.samples import prompts_or_samples
 
 
 class Generation(BaseModel):
@@ -56,9 +57,10 @@ class GenerationResult:
 
 def generate(
     target: Target,
-    prompts: PromptList | str | Path | Sequence[str],
+    prompts: PromptList | str | Path | Sequence[str] | None = None,
     settings: Generation | None = None,
     *,
+    samples: int | None = None,
     out: str | Path | None = None,
     shard: tuple[int, int] | None = None,
     retry_errors: bool = False,
@@ -68,14 +70,15 @@ def generate(
 
     Args:
         target: the model; its own pipeline makes the images.
-        prompts: a list of prompts, a file, or a PromptList.
+        prompts: a list of prompts, a file, or a PromptList; None for a model that takes none.
         settings: draws, seed, sampling.
+        samples: for a model that takes no prompts: how many names to draw noise for, each with `settings.draws` images.
         out: run directory; the same command resumes it.
         shard: (i, n): only this part of the prompts.
         retry_errors: make images again that ended in an error.
         silent: no progress on stderr.
     """
-    prompt_list = as_prompts(prompts)
+    prompt_list = prompts_or_samples(target, prompts, samples)
     settings = settings or Generation()
     fingerprints = {"model": target.fingerprint, "prompts": prompt_list.fingerprint}
     run = RunDirectory(out, {"generate": settings.model_dump(mode="json")}, fingerprints)

@@ -34,6 +34,7 @@ from diffmem.stages.fit import fit_once
 from diffmem.stages.generate import Generation
 from diffmem.stages.match.stage import Matching, agreement_stage, training_of
 from diffmem.stages.measure.stage import MeasureResult
+from diffmem.stages.samples import prompts_or_samples
 from diffmem.stages.score.rows import Scoring
 from diffmem.stages.score.score import Scorer, ScoreResult
 
@@ -50,14 +51,15 @@ class Finished:
 
 def audit(
     target: Target,
-    prompts: PromptList | str | Path | Sequence[str],
+    prompts: PromptList | str | Path | Sequence[str] | None = None,
     train: ImageSet | CopyIndex | str | Path | None = None,
     *,
     heldout: ImageSet | str | Path | None = None,
     out: str | Path | None = None,
     scores: str | Score | Sequence[str | Score] = DEFAULT_SCORES,
     draws: int = 4,
-    images: int = 4,
+    images: int | None = None,
+    samples: int | None = None,
     seed: int = 0,
     noise: Literal["bank", "per-prompt"] = "bank",
     sampling: Sampling | None = None,
@@ -80,13 +82,14 @@ def audit(
 
     Args:
         target: the model.
-        prompts: a list of prompts, a file, or a PromptList.
+        prompts: a list of prompts, a file, or a PromptList; None for a model that takes none.
         train: training images (folder, parquet, ImageSet), or an index of them; None if there are none to search.
         heldout: images like the training set's that no training has seen, for calibration.
         out: run directory; the same call resumes it.
         scores: names or Score objects.
         draws: noises per prompt for scoring.
-        images: images per prompt.
+        images: images per prompt; by default 4, and 1 of each of `samples`.
+        samples: for a model that takes no prompts: how many images to make.
         seed: root seed.
         noise: scoring noise, common to all prompts or per prompt.
         sampling: steps, guidance, scheduler, size of the images.
@@ -105,11 +108,14 @@ def audit(
         The run; what each stage did in this call lies in `run.results["audit"].made`.
 
     Raises:
-        UsageError: held-out images without a training set.
+        UsageError: held-out images without a training set; neither prompts nor samples, or the wrong one for the model.
         IncompatibleRun: `out` belongs to another model or plan.
     """
+    listed = prompts_or_samples(target, prompts, samples)
+    scores = () if samples is not None and scores is DEFAULT_SCORES else scores
+    images = images or (4 if samples is None else 1)
     experiment = audit_experiment(
-        lambda: target, prompts, train, heldout=heldout, scores=scores, draws=draws, images=images, seed=seed, noise=noise,
+        lambda: target, listed, train, heldout=heldout, scores=scores, draws=draws, images=images, seed=seed, noise=noise,
         sampling=sampling, descriptor=descriptor, descriptor_options=descriptor_options, matching=matching,
         micro_batch=micro_batch, batch=batch, retry_errors=retry_errors, measure=measure, measure_images=measure_images,
         silent=silent,
@@ -251,5 +257,5 @@ def check_once(target: Target, prompts: PromptList, sampling: Sampling, run: Run
         return
     sound = usable(prompts)
     result = target.require_check(sampling, sound[0].text if sound else None)
-    if result is not None:
+    if result is not None and result.passed is not None:  # of a network of one's own, `fit_once` says what images show
         write_fact(run.path, "check", result.as_dict())
