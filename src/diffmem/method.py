@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import sys
 from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from diffmem.errors import UsageError
-from diffmem.registry import Registry
+from diffmem.registry import Registry, load_object
 
 
 class Parameters(BaseModel):
@@ -75,8 +77,8 @@ class Method(ABC):
 M = TypeVar("M", bound=Method)
 
 
-def parse_method(registry: Registry[type[M]], given: str | M, what: str) -> M:
-    """A method from `name` or `name:key=value,...`; an object is returned as it is.
+def parse_method(registry: Registry[type[M]], given: str | M, what: str, base: type[Any] = Method) -> M:
+    """A method from `name`, `name:key=value,...` or `./file.py:Class[:key=value,...]`; an object is returned as it is.
 
     Several numbers for one parameter are joined by `/` (weights=1/2).
 
@@ -84,6 +86,7 @@ def parse_method(registry: Registry[type[M]], given: str | M, what: str) -> M:
         registry: of the classes.
         given: as typed, or the method itself.
         what: what a method of this registry is called in messages.
+        base: the class that one from a file must be of.
 
     Raises:
         UsageError: unknown name or parameter (with the closest match), or a value out of range.
@@ -92,8 +95,7 @@ def parse_method(registry: Registry[type[M]], given: str | M, what: str) -> M:
         return given
     if not isinstance(given, str):
         raise UsageError(f"A {what} is given as text or as an object of its class, not as {type(given).__name__}.")
-    name, _, rest = given.partition(":")
-    cls: Any = registry.get(name.strip())
+    cls, name, rest = _class_and_rest(registry, given, what, base)
     parameters = parameters_class(cls)
     values: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
@@ -109,6 +111,32 @@ def parse_method(registry: Registry[type[M]], given: str | M, what: str) -> M:
         values[key] = tuple(value.split("/")) if "/" in value and not text_only else value
     method: M = _make(cls, values, f"In the {what} {given!r}")
     return method
+
+
+def _class_and_rest(registry: Registry[Any], given: str, what: str, base: type[Any]) -> tuple[Any, str, str]:
+    """A method's class, its name and the text of its parameters; the class may be one of the user's own file."""
+    if own := _OWN.match(given):
+        cls = load_object(f"{own['file']}:{own['name']}", what)
+        if not (isinstance(cls, type) and issubclass(cls, base) and hasattr(cls, "about")):
+            raise UsageError(
+                f"{own['file']}:{own['name']} is no {what}: expected a subclass of {base.__name__} with `about`."
+            )
+        name = str(cls.about.name)
+        if name in registry and registry.get(name) is not cls and not _same_file(registry.get(name), cls):
+            raise UsageError(f"{own['file']}:{own['name']} calls itself '{name}', which another {what} is called.")
+        registry.add(name, cls)
+        return cls, name, own["rest"] or ""
+    name, _, rest = given.partition(":")
+    return registry.get(name.strip()), name, rest
+
+
+_OWN = re.compile(r"(?P<file>.*?\.py):(?P<name>\w+)(?::(?P<rest>.*))?$")
+"""`./file.py:Class` or `./file.py:Class:key=value,...`."""
+
+
+def _same_file(one: Any, other: Any) -> bool:
+    """Whether two classes come from one file that was changed in between."""
+    return bool(sys.modules[one.__module__].__file__ == sys.modules[other.__module__].__file__)
 
 
 def class_names(*registries: Registry[Any]) -> list[str]:

@@ -41,7 +41,9 @@ def audit(
     out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
     train: Annotated[Path | None, Parameter(help="training images: folder or parquet")] = None,
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
-    scores: Annotated[tuple[str, ...], Parameter(name="--score", help="name[:key=value,...]; may be repeated")] = (),
+    scores: Annotated[
+        tuple[str, ...], Parameter(name="--score", help="name[:key=value,...] or ./file.py:Class; may be repeated")
+    ] = (),
     draws: Annotated[int, Parameter(help="noises per prompt, for scoring")] = 4,
     images_per_prompt: Annotated[
         int | None, Parameter(help="images generated of each prompt; default: 4, with --samples 1")

@@ -25,7 +25,9 @@ def measure(
     model: str,
     *,
     images: Annotated[Path | None, Parameter(help="folder (captions beside the images), image or parquet")] = None,
-    scores: Annotated[tuple[str, ...], Parameter(name="--score", help="name[:key=value,...]; may be repeated")] = (),
+    scores: Annotated[
+        tuple[str, ...], Parameter(name="--score", help="name[:key=value,...] or ./file.py:Class; may be repeated")
+    ] = (),
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for reference")] = None,
     trained: Annotated[
         bool | None,

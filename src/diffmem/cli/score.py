@@ -24,7 +24,9 @@ WORK = WorkOptions()
 def score(
     model: str,
     *typed: Annotated[str, Parameter(show=False)],
-    scores: Annotated[tuple[str, ...], Parameter(name="--score", help="name[:key=value,...]; may be repeated")] = (),
+    scores: Annotated[
+        tuple[str, ...], Parameter(name="--score", help="name[:key=value,...] or ./file.py:Class; may be repeated")
+    ] = (),
     draws: Annotated[int | None, Parameter(help="noises per prompt; default: 4, or the threshold's own")] = None,
     noise: Annotated[
         Literal["bank", "per-prompt"],

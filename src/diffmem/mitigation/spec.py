@@ -16,7 +16,7 @@ def parse_mitigation(text: str | Mitigation) -> Mitigation:
     Raises:
         UsageError: unknown mitigation or parameter (with the closest match), or a value out of range.
     """
-    return parse_method(MITIGATIONS, text, "mitigation")
+    return parse_method(MITIGATIONS, text, "mitigation", Mitigation)
 
 
 def mitigation_rows() -> list[dict[str, Any]]:

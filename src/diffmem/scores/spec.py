@@ -15,12 +15,12 @@ __all__ = ["parameters_class", "parse_image_score", "parse_image_scores", "parse
 
 def parse_score(given: str | Score) -> Score:
     """One score from its text, see `diffmem.method.parse_method`."""
-    return parse_method(SCORES, given, "score")
+    return parse_method(SCORES, given, "score", Score)
 
 
 def parse_image_score(given: str | ImageScore) -> ImageScore:
     """One image score from its text, see `diffmem.method.parse_method`."""
-    return parse_method(IMAGE_SCORES, given, "score")
+    return parse_method(IMAGE_SCORES, given, "score", ImageScore)
 
 
 def parse_scores(given: str | Score | Sequence[str | Score]) -> list[Score]:
