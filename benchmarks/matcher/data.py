@@ -1,4 +1,7 @@
-"""Pictures for the benchmark: a gallery, pictures that are not in it, and others to fill what an alteration leaves."""
+"""Pictures for the benchmark: a gallery, pictures that are not in it, and others to fill what an alteration leaves.
+
+`part` 0 is measured and committed; other parts hold other pictures and are for development.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+PHOTOS = (
+    "astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "retina", "immunohistochemistry", "camera", "coins",
+    "moon", "page", "text", "brick", "grass", "gravel", "cell",
+)  # fmt: skip
 
 
 @dataclass
@@ -19,44 +27,27 @@ class Pictures:
     fresh: list[Image.Image]
 
 
-def cifar(folder: Path, gallery: int, fresh: int) -> Pictures:
+def cifar(folder: Path, gallery: int, fresh: int, part: int = 0) -> Pictures:
     """CIFAR-10, from its training and held-out pictures."""
     import pyarrow.parquet as pq
 
     def read(name, count):
         column = pq.read_table(folder / f"{name}.parquet", columns=["image"])["image"]
-        rows = np.random.default_rng(0).permutation(len(column))[:count]
+        rows = _slice(len(column), count, part)
         return [Image.open(io.BytesIO(column[int(i)].as_py()["bytes"])).convert("RGB") for i in rows]
 
     return Pictures("CIFAR-10", read("train", gallery), read("heldout", fresh))
 
 
-def patches(side: int = 96, share: float = 0.4, most: int = 36) -> Pictures:
-    """Patches of scikit-image's pictures that do not overlap, at most 36 of each, dealt out at random."""
-    from skimage import data
+def patches(part: int = 0, share: float = 0.4) -> Pictures:
+    """Patches of 96 pixels a side of scikit-image's pictures that do not overlap, at most 36 of each, dealt out at random.
 
-    names = (
-        "astronaut",
-        "chelsea",
-        "coffee",
-        "rocket",
-        "hubble_deep_field",
-        "retina",
-        "immunohistochemistry",
-        "camera",
-        "coins",
-        "moon",
-        "page",
-        "text",
-        "brick",
-        "grass",
-        "gravel",
-        "cell",
-    )
+    Part 1 has smaller ones of other pictures: those of scikit-learn and the rest of scikit-image's.
+    """
+    side, most = (64, 60) if part else (96, 36)
     cut: list[Image.Image] = []
     random = np.random.default_rng(0)
-    for name in names:
-        pixels = np.asarray(Image.fromarray(getattr(data, name)()).convert("RGB"))
+    for pixels in _other_photos() if part else (_photo(name) for name in PHOTOS):
         rows, columns = (length // side for length in pixels.shape[:2])
         for number in random.permutation(rows * columns)[:most]:
             top, left = (side * int(place) for place in divmod(number, columns))
@@ -66,12 +57,34 @@ def patches(side: int = 96, share: float = 0.4, most: int = 36) -> Pictures:
     return Pictures("photo patches", cut[:first], cut[first:])
 
 
-def grey_set(name: str, file: Path, gallery: int, fresh: int) -> Pictures:
+def grey_set(name: str, file: Path, gallery: int, fresh: int, part: int = 0) -> Pictures:
     """MNIST or Fashion-MNIST from arrays `xtr` and `xte`."""
     with np.load(file) as arrays:
-        random = np.random.default_rng(0)
         parts = [
-            [Image.fromarray(arrays[key][i]).convert("RGB") for i in random.permutation(len(arrays[key]))[:count]]
+            [Image.fromarray(arrays[key][i]).convert("RGB") for i in _slice(len(arrays[key]), count, part)]
             for key, count in (("xtr", gallery), ("xte", fresh))
         ]
     return Pictures(name, *parts)
+
+
+def _slice(length: int, count: int, part: int) -> np.ndarray:
+    """The rows of one part; parts do not overlap."""
+    rows = np.random.default_rng(0).permutation(length)[part * count : (part + 1) * count]
+    if len(rows) < count:
+        raise SystemExit(f"{length} pictures hold no part {part} of {count}.")
+    return rows
+
+
+def _photo(name: str) -> np.ndarray:
+    from skimage import data
+
+    return np.asarray(Image.fromarray(getattr(data, name)()).convert("RGB"))
+
+
+def _other_photos():
+    from skimage import data
+    from sklearn.datasets import load_sample_image
+
+    yield from (np.asarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg"))
+    yield np.asarray(data.stereo_motorcycle()[0])
+    yield from (np.asarray(Image.fromarray(getattr(data, name)()).convert("RGB")) for name in ("clock", "colorwheel"))

@@ -5,93 +5,33 @@
     python benchmarks/matcher/run.py mnist --zoo FOLDER
     python benchmarks/matcher/run.py fashion --zoo FOLDER
 
-Each writes `<set>.json`. Queries are pictures of the gallery, altered; negatives are pictures that are not in it, half of
-them to calibrate at 1 % per image, half to see what that threshold does. Times are CPU seconds of one thread.
+Each writes `<set>.json`, and rows to `--work`, with which the same command goes on where it stopped. Queries are pictures of the
+gallery, altered; negatives are pictures that are not in it, half of them to calibrate at 1 % per image, half to see what
+that threshold does. Times are CPU seconds of one thread. `--part 1` measures on other pictures, for development.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from alterations import ALTERATIONS, STRENGTHS
+from methods import METHODS, RATE, make
 from PIL import Image
 
 from data import Pictures, cifar, grey_set, patches
-from diffmem.copies.calibration import CopyThreshold, calibrate
 from diffmem.copies.degenerate import is_degenerate
-from diffmem.copies.descriptors.aligned import Aligned
-from diffmem.copies.descriptors.efficientnet import EfficientNet
-from diffmem.copies.descriptors.l2 import L2Tiled
-from diffmem.copies.index import CopyIndex
-from diffmem.copies.match import Match, match
 from diffmem.copies.verification import PROVEN
 from diffmem.evaluation.proportion import clopper_pearson
 
-RATE = 0.01
-
-
-@dataclass
-class Found:
-    """What one method says of one picture: the training image, the oriented statistic, whether it is called a copy."""
-
-    row: int
-    value: float
-    called: bool
-
-
-class Indexed:
-    """A descriptor of diffmem with its own statistic, calibrated on held-out pictures."""
-
-    def __init__(self, descriptor, gallery, heldout, progress=None) -> None:
-        start = time.process_time()
-        self.index = CopyIndex.build([np.asarray(image) for image in gallery], descriptor)
-        if self.index.verifier is not None:
-            _ = self.index.verifier.features
-        self.describing = (time.process_time() - start) / len(gallery)
-        self.index.duplicates()
-        vectors = descriptor.describe(heldout)
-        self.threshold: CopyThreshold = calibrate(self.index, vectors, RATE)
-
-    def __call__(self, images: list[Image.Image]) -> list[Found]:
-        found: list[Match] = match(images, self.index)
-        return [
-            Found(m.row, float(m.oriented(self.threshold.statistic) or 0.0), self.threshold.is_copy(m)) for m in found
-        ]
-
-
-class Hash:
-    """Perceptual hash: signs of the 64 lowest DCT coefficients against their median, Hamming distance."""
-
-    def __init__(self, gallery, heldout) -> None:
-        start = time.process_time()
-        self.codes = self._describe(gallery)
-        self.describing = (time.process_time() - start) / len(gallery)
-        values = np.sort(-self._distances(heldout).min(1))
-        position = len(values) + 1 - int((len(values) + 1) * RATE)
-        self.cut = np.nextafter(values[position - 1], np.inf)
-
-    def __call__(self, images) -> list[Found]:
-        distances = self._distances(images)
-        return [Found(int(d.argmin()), -float(d.min()), bool(-d.min() >= self.cut)) for d in distances]
-
-    def _distances(self, images):
-        return (self._describe(images)[:, None] != self.codes[None]).sum(2)
-
-    @staticmethod
-    def _describe(images):
-        from scipy.fft import dctn
-
-        grey = np.stack([np.asarray(i.convert("L").resize((32, 32), Image.Resampling.LANCZOS), float) for i in images])
-        low = dctn(grey, axes=(1, 2))[:, :8, :8].reshape(len(images), -1)
-        return low > np.median(low[:, 1:], axis=1, keepdims=True)
+FRESH = "fresh"
 
 
 def main() -> None:
@@ -101,107 +41,167 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, help="folder with mnist_full.npz and fashion_mnist_10k_4k.npz")
     parser.add_argument("--gallery", type=int, default=10_000)
     parser.add_argument("--negatives", type=int, default=600)
-    parser.add_argument("--queries", type=int, default=24, help="per alteration at middle strength; half at the others")
+    parser.add_argument("--queries", type=int, default=40, help="per alteration at middle strength; half at the others")
+    parser.add_argument("--part", type=int, default=0)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after the chunk in which they are over")
+    parser.add_argument("--work", type=Path, default=Path(".cache/matcher"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    end = time.monotonic() + 60 * args.minutes
+    work = args.work / f"{args.set}-{args.part}-{args.gallery}-{args.negatives}"
+    work.mkdir(parents=True, exist_ok=True)
     pictures = open_set(args)
-    out = args.out or Path(__file__).parent / f"{args.set}.json"
-    result = measure(pictures, args.queries, lambda part: write(out, args, part))
-    write(out, args, result)
+    for name in args.methods:
+        for _ in rows_of(name, pictures, args.queries, work):
+            if time.monotonic() > end:
+                print(f"Stopped at {name}; the same command goes on.")
+                raise SystemExit(75)
+    result = summary(pictures, args.methods, work) | {"about": about(args)}
+    out = args.out or (Path(__file__).parent if args.part == 0 else work) / f"{args.set}.json"
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    for name, seen in result["methods"].items():
+        print(name, {key: value for key, value in seen.items() if key not in {"note", "threshold"}})
 
 
 def open_set(args: argparse.Namespace) -> Pictures:
     if args.set == "cifar":
-        found = cifar(args.cifar, args.gallery, args.negatives)
+        found = cifar(args.cifar, args.gallery, args.negatives, args.part)
     elif args.set == "patches":
-        found = patches()
+        found = patches(part=args.part)
     else:
         name, file = {"mnist": ("MNIST", "mnist_full.npz"), "fashion": ("Fashion-MNIST", "fashion_mnist_10k_4k.npz")}[
             args.set
         ]
-        found = grey_set(name, args.zoo / file, args.gallery, args.negatives)
+        found = grey_set(name, args.zoo / file, args.gallery, args.negatives, args.part)
     keep = [[image for image in images if is_degenerate(image) is None] for images in (found.gallery, found.fresh)]
     return Pictures(found.name, *keep)
 
 
-def measure(pictures: Pictures, queries: int, save: Callable[[dict], None]) -> dict:
-    gallery, fresh = pictures.gallery, pictures.fresh
-    half = len(fresh) // 2
-    side = min(64, gallery[0].width)
-    methods = {
-        "l2-tiled": Indexed(L2Tiled(side, 3), gallery, fresh[:half]),
-        "phash": Hash(gallery, fresh[:half]),
-        "efficientnet": Indexed(EfficientNet(), gallery, fresh[:half]),
-        "aligned": Indexed(Aligned(side, 3, features=True), gallery, fresh[:half]),
-    }
-    result = {"set": pictures.name, "gallery": len(gallery), "calibrated_on": half, "methods": {}, "alterations": {}}
-    rows: dict[str, dict[str, dict[str, list[tuple[bool, bool]]]]] = {}
-    for name, method in methods.items():
+def rows_of(name: str, pictures: Pictures, queries: int, work: Path) -> Iterator[None]:
+    """Judge negatives and altered pictures by one method, chunk by chunk, unless that is on file already."""
+    half = len(pictures.fresh) // 2
+    file = work / f"{name}.jsonl"
+    known = {(row["what"], row["strength"]) for row in read(file)}
+    wanted = [(FRESH, 0), *((alteration, strength) for alteration in ALTERATIONS for strength in (1, 0, 2))]
+    if known.issuperset(wanted):
+        return
+    method = make(name, pictures.gallery, pictures.fresh[:half], work)
+    yield
+    for what, strength in wanted:
+        if (what, strength) in known:
+            continue
+        if what == FRESH:
+            images, truth = pictures.fresh[half:], [-1] * (len(pictures.fresh) - half)
+        else:
+            images, truth = altered(pictures, what, strength, queries if strength == 1 else queries // 2)
         start = time.process_time()
-        found = method(fresh[half:])
-        seconds = (time.process_time() - start) / len(fresh[half:])
-        # A picture that shares a part with the gallery for certain is no negative; all are listed.
-        certain = [i for i, one in enumerate(found) if name == "aligned" and one.value >= PROVEN]
-        calls = [one.called for i, one in enumerate(found) if i not in certain]
-        result["methods"][name] = {
-            "false": sum(calls), "negatives": len(calls), "false_interval": clopper_pearson(sum(calls), len(calls)),
-            "duplicates_among_negatives": len(certain), "describing_s": round(method.describing, 4),
-            "matching_s": round(seconds, 4),
-            "note": method.threshold.note if isinstance(method, Indexed) else "",
+        found = method(images)
+        seconds = time.process_time() - start
+        row = {
+            "what": what, "strength": strength, "seconds": round(seconds / len(images), 4), "truth": truth,
+            "row": [one.row for one in found], "value": [round(one.value, 4) for one in found],
+            "called": [one.called for one in found], "describing": method.describing,
         }  # fmt: skip
-        save(result)
-        rows[name] = {}
-        for alteration, function in ALTERATIONS.items():
-            rows[name][alteration] = {}
-            for strength, word in enumerate(STRENGTHS):
-                count = queries if strength == 1 else queries // 2
-                truth = [(7 * i + 3) % len(gallery) for i in range(count)]
-                made = [
-                    function(gallery[row], strength, np.random.default_rng(i), fresh[-1 - i % len(fresh)])
-                    for i, row in enumerate(truth)
-                ]
-                seen = method(made)
-                rows[name][alteration][word] = [
-                    (one.row == row, one.row == row and one.called) for one, row in zip(seen, truth, strict=True)
-                ]
-            part = result["alterations"].setdefault(alteration, {})
+        if name == "aligned" and what != FRESH:
+            row["candidates"] = method.candidates(images, truth)
+        with file.open("a") as out:
+            out.write(json.dumps(row) + "\n")
+        yield
+
+
+def altered(pictures: Pictures, what: str, strength: int, count: int) -> tuple[list[Image.Image], list[int]]:
+    """Altered pictures of the gallery, and their rows in it."""
+    truth = [(7 * i + 3) % len(pictures.gallery) for i in range(count)]
+    return [
+        ALTERATIONS[what](
+            pictures.gallery[row], strength, np.random.default_rng(i), pictures.fresh[-1 - i % len(pictures.fresh)]
+        )
+        for i, row in enumerate(truth)
+    ], truth
+
+
+def summary(pictures: Pictures, methods: tuple[str, ...], work: Path) -> dict:
+    """The figures of all methods whose rows are there."""
+    result = {
+        "set": pictures.name, "gallery": len(pictures.gallery), "calibrated_on": len(pictures.fresh) // 2,
+        "nominal": RATE, "methods": {}, "alterations": {},
+    }  # fmt: skip
+    rows = {name: {(row["what"], row["strength"]): row for row in read(work / f"{name}.jsonl")} for name in methods}
+    # A picture that shares a part with the gallery for certain may be a duplicate in the data: counted with and without.
+    certain = np.array(rows["aligned"][FRESH, 0]["value"]) >= PROVEN if "aligned" in rows else None
+    for name, seen in rows.items():
+        fresh = seen[FRESH, 0]
+        called = np.array(fresh["called"])
+        hits = {key: np.array(row["row"]) == np.array(row["truth"]) for key, row in seen.items() if key[0] != FRESH}
+        both = {key: of & np.array(seen[key]["called"]) for key, of in hits.items()}
+        about = result["methods"][name] = {
+            "describing_s": round(fresh["describing"], 4),
+            "matching_s": round(float(np.mean([row["seconds"] for row in seen.values()])), 4),
+            "negatives": len(called), "false": int(called.sum()),
+            "false_interval": rounded(clopper_pearson(int(called.sum()), len(called))),
+        }  # fmt: skip
+        if certain is not None:
+            about["certain_among_negatives"] = int(certain.sum())
+            about["false_without_certain"] = int((called & ~certain).sum())
+        for strength, word in enumerate(STRENGTHS):
+            for kind, of in (("recall", hits), ("called", both)):
+                table = np.array([of[what, strength] for what in ALTERATIONS])
+                about[f"{kind}_{word}"] = [round(float(table.mean()), 4), *interval(table)]
+            about[f"map_{word}"] = average_precision(
+                fresh["value"], [seen[what, strength] for what in ALTERATIONS], [hits[what, strength] for what in ALTERATIONS]
+            )  # fmt: skip
+        for what in ALTERATIONS:
+            part = result["alterations"].setdefault(what, {})
             part[name] = {
-                word: {"n": len(hits), "recall": mean(h for h, _ in hits), "called": mean(c for _, c in hits)}
-                for word, hits in rows[name][alteration].items()
+                word: {"n": len(hits[what, s]), "recall": mean(hits[what, s]), "called": mean(both[what, s])}
+                for s, word in enumerate(STRENGTHS)
             }
-        for word in STRENGTHS:
-            every = [hit for of in rows[name].values() for hit in of[word]]
-            for number, kind in enumerate(("recall", "called")):
-                hits = sum(hit[number] for hit in every)
-                result["methods"][name][f"{kind}_{word}"] = [
-                    round(hits / len(every), 4),
-                    *interval(rows[name], word, number),
-                ]
-        save(result)
+            if name == "aligned":
+                for s, word in enumerate(STRENGTHS):
+                    listed = np.array(seen[what, s]["candidates"])
+                    part[name][word] |= {
+                        "by_pixels": mean(listed & 1), "by_features": mean(listed & 2 > 0), "candidate": mean(listed > 0)
+                    }  # fmt: skip
     return result
 
 
-def interval(rows, word: str, number: int) -> tuple[float, float]:
-    """95 % bootstrap interval over alterations' queries, the same pictures drawn for all alterations."""
-    values = np.array([[hit[number] for hit in of[word]] for of in rows.values()], float)
+def average_precision(negatives: list[float], rows: list[dict], hits: list[np.ndarray]) -> float:
+    """µAP: precision, averaged over the right answers of all queries in the order of their values; negatives are queries."""
+    values = np.concatenate([negatives, *(row["value"] for row in rows)])
+    right = np.concatenate([np.zeros(len(negatives), bool), *hits])
+    order = np.argsort(-values, kind="stable")
+    right = right[order]
+    precision = np.cumsum(right) / np.arange(1, len(right) + 1)
+    return round(float(precision[right].sum() / (len(values) - len(negatives))), 4)
+
+
+def interval(table: np.ndarray) -> list[float]:
+    """95 % bootstrap interval of the mean over [alterations, queries], the same pictures drawn for all alterations."""
     random = np.random.default_rng(0)
-    means = [values[:, random.integers(0, values.shape[1], values.shape[1])].mean() for _ in range(2000)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return round(float(low), 4), round(float(high), 4)
+    means = [table[:, random.integers(0, table.shape[1], table.shape[1])].mean() for _ in range(2000)]
+    return rounded(np.quantile(means, [0.025, 0.975]))
+
+
+def rounded(values) -> list[float]:
+    return [round(float(value), 4) for value in values]
 
 
 def mean(values) -> float:
-    values = list(values)
-    return round(sum(values) / len(values), 4)
+    return round(float(np.mean(values)), 4)
 
 
-def write(out: Path, args: argparse.Namespace, result: dict) -> None:
+def read(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def about(args: argparse.Namespace) -> dict:
+    """What the figures depend on besides the pictures."""
     revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    about = {
+    return {
         "python": platform.python_version(), "numpy": np.__version__, "machine": platform.machine(),
-        "revision": revision.stdout.strip(), "queries": args.queries,
+        "cores": os.cpu_count(), "revision": revision.stdout.strip(), "queries": args.queries, "part": args.part,
     }  # fmt: skip
-    out.write_text(json.dumps(result | {"about": about}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

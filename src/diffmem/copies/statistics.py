@@ -136,7 +136,7 @@ def _verified(
     similarity, row, view = found.similarity.copy(), found.row.copy(), found.view.copy()
     distance, background = found.distance.copy(), found.background.copy()
     values, alignments = np.full(len(row), np.nan), []
-    searched = index.verifier.verify(vectors, groups, similarity, row, view, exclude)
+    searched = index.verifier.verify(vectors, groups, row, view, exclude)
     for i, best in enumerate(searched):
         values[i] = best.value
         equal = similarity[i, 0] == 1 and not background[i, 0]

@@ -30,7 +30,7 @@ PROVEN = 10.0
 """The value of `verified` from which on two pictures are taken to share a source whatever the threshold of a run is."""
 _BY_PIXELS, _WITHOUT_FEATURES = 14, 32
 _RIVAL, _SAME, _WORTH = 0.15, 0.3, 30.0
-_DISTANCE_WEIGHT = 2.0
+_COLOURS = 4.0
 _PAIRS_AT_ONCE = 64
 _ROUNDING = 0.5 / 255
 
@@ -80,7 +80,6 @@ class Verifier:
         self,
         vectors: NDArray[Any],
         groups: DuplicateGroups,
-        similarity: Floats,
         row: Ints,
         view: Ints,
         exclude: NDArray[np.integer[Any]] | None = None,
@@ -90,8 +89,7 @@ class Verifier:
         Args:
             vectors: of the pictures [q, D].
             groups: near-duplicate groups of the training set; of each group one image is a candidate.
-            similarity: of their nearest training images by pixels [q, n].
-            row: of these [q, n], −1 where there are no more.
+            row: of their nearest training images by pixels [q, n], −1 where there are no more.
             view: of these [q, n].
             exclude: [q] group that a picture must not be compared with.
         """
@@ -106,35 +104,26 @@ class Verifier:
             for r, v in more:
                 group = int(groups.group[r])
                 taken.setdefault(group, known.get(group, (r, v)))
-            yield self._best(picture, list(taken.values()), similarity[number])
+            yield self._best(picture, list(taken.values()))
 
     def confirm(self, left: Ints, right: Ints) -> NDArray[np.bool_]:
         """Which pairs of index rows that are alike by pixels are the same picture: they agree in their details too."""
         vectors = self.index.vectors
         return confirm(self.aligner, lambda rows: self.pictures(vectors[rows]), left, right)
 
-    def _best(self, picture: Pixels, candidates: list[tuple[int, int]], similarity: Floats) -> Verified:
+    def _best(self, picture: Pixels, candidates: list[tuple[int, int]]) -> Verified:
         if not candidates:
             return Verified(-1, -1, float("nan"), None)
         others = self._pictures_of(candidates)
         found = self.aligner.align(picture, others)
-        flat = np.broadcast_to(self._flat(picture[None]), (len(others), picture.size))
-        close = 1 - self.index.metric.exact(flat, self._flat(others))
-        # Where nothing is proven the nearer one by pixels is shown: a difference counts less than one nat.
-        found.sort(key=lambda one: close[one.candidate] - one.evidence)
         first = found[0]
         rival = self._rival(others, found)
-        value = np.sqrt(first.evidence) - np.sqrt(rival)
-        distances = 1 - similarity[np.isfinite(similarity)]
-        scale = 0.5 * distances.mean() if len(distances) > 1 else 0.0
-        if scale > 0:
-            relative = max(close[first.candidate] / scale, 0.02)
-            value += _DISTANCE_WEIGHT * max(0.0, -np.log(relative))
+        value = np.sqrt(first.evidence) - np.sqrt(rival[0]) + _COLOURS * max(0.0, first.closeness - rival[1])
         row, view = candidates[first.candidate]
         return Verified(row, view, float(value), first)
 
-    def _rival(self, others: Pixels, found: list[Alignment]) -> float:
-        """The evidence for the best candidate that does not show the same picture as the first one."""
+    def _rival(self, others: Pixels, found: list[Alignment]) -> tuple[float, float]:
+        """The most evidence and the greatest closeness of candidates that do not show the same picture as the first one."""
         first, rest = found[0], found[1:]
         near = [one for one in rest if one.evidence >= _RIVAL * first.evidence]
         if first.evidence >= _WORTH and near:
@@ -142,7 +131,7 @@ class Verifier:
             whole, *shared = _by_candidate(self.aligner.align(compared[0], compared), len(compared))
             near = [one for one, value in zip(near, shared, strict=True) if value < _SAME * whole]
             rest = near + [one for one in rest if one.evidence < _RIVAL * first.evidence]
-        return max((one.evidence for one in rest), default=0.0)
+        return max((one.evidence for one in rest), default=0.0), max((one.closeness for one in rest), default=0.0)
 
     def _pictures_of(self, candidates: list[tuple[int, int]]) -> Pixels:
         rows = np.array([row for row, _ in candidates])
@@ -151,11 +140,6 @@ class Verifier:
         if (views >= 0).any():
             vectors[views >= 0] = self.index.view_vectors[views[views >= 0]]
         return self.pictures(vectors)
-
-    def _flat(self, pictures: Pixels) -> Pixels:
-        """Pictures as vectors [n, D] of three channels, tile by tile."""
-        shaped = pictures.reshape(-1, self.tiles, self.side // self.tiles, self.tiles, self.side // self.tiles, 3)
-        return shaped.transpose(0, 1, 3, 2, 4, 5).reshape(len(shaped), -1)
 
 
 def confirm(aligner: Aligner, pictures: Callable[[Ints], Pixels], left: Ints, right: Ints) -> NDArray[np.bool_]:

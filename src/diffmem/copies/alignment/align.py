@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from diffmem.copies.alignment.evidence import weigh
 from diffmem.copies.alignment.fitting import fit
-from diffmem.copies.alignment.placing import Pixels, places, reduce
+from diffmem.copies.alignment.placing import Pixels, places, reduce, wholes
 
-ALIGNMENT_VERSION = 1
+ALIGNMENT_VERSION = 2
 """To be raised whenever the same two pictures would be aligned or weighed otherwise."""
 _LARGEST, _LEAST = 48, 16
-_WHOLE, _PARTS = 8, 4
+_LARGE, _SMALL, _WHOLE = 8, 4, 4
+_CLOSENESS = 4.0
 _LIGHT: Pixels = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -27,7 +28,8 @@ class Alignment:
 
     Attributes:
         candidate: position of the training picture among the candidates.
-        evidence: nats by which the two are more alike than unrelated pictures; 0 or more.
+        evidence: nats by which the two are more alike in detail than unrelated pictures; 0 or more.
+        closeness: how near the colours are where the two overlap, 0 to 3.9 (`alignment.evidence`).
         area: share of the training picture that is in the picture, in [0, 1].
         similarity: mean local correlation of the aligned parts, in [0, 1].
         matrix: six numbers, two rows of three: x and y in the picture = matrix · (x, y, 1) of the training picture; both
@@ -37,10 +39,16 @@ class Alignment:
 
     candidate: int
     evidence: float
+    closeness: float
     area: float
     similarity: float
     matrix: tuple[float, ...]
     box: tuple[float, float, float, float] | None
+
+    @property
+    def support(self) -> float:
+        """Evidence, and what the colours add, which decides where there is no detail."""
+        return self.evidence + _CLOSENESS * self.closeness
 
     @property
     def mirrored(self) -> bool:
@@ -105,7 +113,7 @@ class Aligner:
         self.side, self.size = side, min(max(side, _LEAST), _LARGEST)
 
     def align(self, picture: Pixels, others: Pixels) -> list[Alignment]:
-        """The best alignment of a picture with each of others that has one, most evidence first.
+        """The best alignment of a picture with each of others that has one, most support first.
 
         Args:
             picture: [side, side, 3] in [0, 1].
@@ -116,7 +124,7 @@ class Aligner:
         if not len(others):
             return []
         own, theirs = reduce(picture[None], self.size)[0], reduce(others, self.size)
-        found = places(own @ _LIGHT, theirs @ _LIGHT, _WHOLE, _PARTS)
+        found = places(own @ _LIGHT, theirs @ _LIGHT, _LARGE, _SMALL) + wholes(own, theirs, _WHOLE)
         chosen = np.array([place.candidate for place in found])
         begin = torch.tensor(np.stack([place.matrix for place in found]), dtype=torch.float32)
         light, lights = torch.from_numpy(own @ _LIGHT), torch.from_numpy(theirs[chosen] @ _LIGHT)
@@ -141,11 +149,12 @@ class Aligner:
         seen = weigh(own, theirs, maps, self.side)
         best: dict[int, int] = {}
         total = seen.total.numpy()
-        for i in np.argsort(-total, kind="stable"):
+        support = total + _CLOSENESS * seen.closeness.numpy()
+        for i in np.argsort(-support, kind="stable"):
             best.setdefault(int(chosen[i]), int(i))
         return [
             Alignment(
-                candidate, float(total[i]), float(seen.area[i]), float(seen.similarity[i]),
+                candidate, float(total[i]), float(seen.closeness[i]), float(seen.area[i]), float(seen.similarity[i]),
                 tuple(float(value) for value in maps[i].flatten()), _box(seen.where[i].numpy()),
             )
             for candidate, i in best.items()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diffmem.copies.alignment.fitting import blur, sample
+from diffmem.copies.alignment.fitting import blur, sample, size_of
 
 _COLOURS = ((0.299, 0.587, 0.114), (0.5, -0.419, -0.081), (-0.169, -0.331, 0.5))
 _WIDTHS = (0.7, 1.4, 2.8, 5.6)  # of the bands, in 1/32 of the side
@@ -26,6 +26,8 @@ _CEILING = 0.98
 _CHARGE = 0.06  # nats per pixel
 _COHERENT = 0.9
 _CLOSE, _NEAR = 2.0, 0.2
+_UNLIKE, _ALIKE = 0.5, 0.01  # root-mean-square differences of unrelated pictures, and of what storage leaves
+_COARSE = 1  # band below which pictures are compared as they are
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,15 @@ class Evidence:
         area: [n] share of the other picture's pixels that are in the picture.
         similarity: [n] mean local correlation there, 0 without such pixels.
         where: [n, S, S] which pixels.
+        closeness: [n] mean over the overlap of log(.5 / (difference + .01)), at least 0, of the colours without fine detail,
+            times the larger of the two shares that it covers: what is left to tell smooth pictures apart.
     """
 
     total: Tensor
     area: Tensor
     similarity: Tensor
     where: Tensor
+    closeness: Tensor
 
 
 def weigh(picture: Tensor, others: Tensor, maps: Tensor, side: int) -> Evidence:
@@ -78,6 +83,8 @@ def weigh(picture: Tensor, others: Tensor, maps: Tensor, side: int) -> Evidence:
         total = total + gain * correlation.sign()
         detail = values * (own * other).sqrt()
         agreeing, weights = agreeing + detail * correlation, weights + detail
+        if number == _COARSE:
+            closeness = _closeness(*torch.split(pair, 3, 1), inside[:, 0], maps)
     total = (total * inside)[:, 0] * (1 - _COHERENT * _coherence(others, unit) ** 2)
     excess = (total - _CHARGE).clamp(min=0)
     # Smooth stretches between details that agree are taken to be copied with them.
@@ -85,12 +92,26 @@ def weigh(picture: Tensor, others: Tensor, maps: Tensor, side: int) -> Evidence:
     correlation = (agreeing / weights.clamp(min=1e-12))[:, 0].clamp(0, 1)
     covered = where.sum((1, 2))
     similarity = (correlation * where).sum((1, 2)) / covered.clamp(min=1)
-    return Evidence(excess.sum((1, 2)), covered / where[0].numel(), similarity, where)
+    return Evidence(excess.sum((1, 2)), covered / where[0].numel(), similarity, where, closeness)
+
+
+def _closeness(mine: Tensor, theirs: Tensor, inside: Tensor, maps: Tensor) -> Tensor:
+    count = inside.sum((1, 2)).clamp(min=1)
+    apart = mine - theirs
+    level = (apart[:, 0] * inside).sum((1, 2)) / count
+    differences = apart.square().mean(1).sqrt(), (apart[:, 0] - level[:, None, None]).abs()
+    likeness = (
+        sum((torch.log(_UNLIKE / (one + _ALIKE)).clamp(min=0) for one in differences), torch.zeros_like(inside)) / 2
+    )
+    near = (likeness * inside).sum((1, 2))
+    theirs_covered = count / inside[0].numel()
+    mine_covered = (theirs_covered * size_of(maps)).clamp(max=1)
+    return near / count * torch.maximum(theirs_covered, mine_covered)
 
 
 def _seen(picture: Tensor, maps: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The picture at the other pictures' pixels; one that is reduced by that is blurred before it is sampled."""
-    scale = (maps[:, 0, 0] * maps[:, 1, 1] - maps[:, 0, 1] * maps[:, 1, 0]).abs().sqrt()
+    scale = size_of(maps).sqrt()
     levels = torch.stack([picture, *(blur(picture[None], sigma)[0] for sigma in (0.6, 1.0))])
     return sample(levels[(scale > 1.3).long() + (scale > 1.8).long()], maps, size)
 

@@ -36,7 +36,7 @@ def fit(picture: Tensor, others: Tensor, matrices: Tensor) -> Tensor:
         seen = torch.cat([own, right, down], 1).expand(len(maps), -1, -1, -1)
         for _ in range(_STEPS):
             maps = maps + _step(seen, theirs[:, 0], maps, side)
-    size, before = _size(maps), _size(matrices)
+    size, before = size_of(maps), size_of(matrices)
     lost = ((maps - matrices).abs().flatten(1).amax(1) > _AWAY) | (size < before / 2) | (size > before * 2)
     return torch.where(lost[:, None, None], matrices, maps)
 
@@ -94,5 +94,6 @@ def _step(seen: Tensor, other: Tensor, maps: Tensor, side: int) -> Tensor:
     return change.reshape(-1, 2, 3).nan_to_num().clamp(-_MOST, _MOST)
 
 
-def _size(maps: Tensor) -> Tensor:
+def size_of(maps: Tensor) -> Tensor:
+    """[n] by how much maps [n, 2, 3] enlarge areas."""
     return (maps[:, 0, 0] * maps[:, 1, 1] - maps[:, 0, 1] * maps[:, 1, 0]).abs()

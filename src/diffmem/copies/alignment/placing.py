@@ -20,6 +20,7 @@ Matrix = NDArray[np.float64]
 
 SIDE = 32
 """Pixels a side that pictures are brought to for the search."""
+_SMALL = 16
 _LEVEL = (1 / 255) ** 2  # variance of the noise that a flat block is taken to have
 _ANGLES: tuple[tuple[float, tuple[float, ...]], ...] = (
     (0, (0.5, 0.62, 0.75, 0.88, 1, 1.15, 1.35, 1.65, 2.1)), (12, (0.9, 1.1)), (-12, (0.9, 1.1)), (22, (1.05,)),
@@ -134,6 +135,35 @@ def places(picture: Pixels, others: Pixels, whole: int, parts: int) -> list[Plac
     targets = reduce(others, SIDE)
     found = _chosen(_supports(_whole(), fine, coarse, targets), _whole().poses, whole, 2)
     return found + _chosen(_supports(_parts(), fine, coarse, targets), _parts().poses, parts, 1)
+
+
+def wholes(picture: Pixels, others: Pixels, count: int) -> list[Place]:
+    """The whole picture on whole others, mirrored or not, turned by right angles or not: the nearest by colours.
+
+    Args:
+        picture: [S, S, 3] in [0, 1].
+        others: [C, S, S, 3].
+        count: places to give, one of each candidate.
+    """
+    poses = [Pose(mirrored, angle, 1) for mirrored in (False, True) for angle in (0, 90, 180, 270)]
+    maps = np.stack([np.concatenate([pose.matrix(), np.zeros((2, 1))], 1) for pose in poses])
+    small = torch.from_numpy(np.ascontiguousarray(reduce(picture[None], _SMALL))).movedim(-1, 1)
+    grid = functional.affine_grid(
+        torch.tensor(maps, dtype=torch.float32), [len(poses), 3, _SMALL, _SMALL], align_corners=False
+    )
+    seen = functional.grid_sample(
+        small.expand(len(poses), -1, -1, -1), grid, padding_mode="border", align_corners=False
+    )
+    flat = torch.from_numpy(np.ascontiguousarray(reduce(others, _SMALL))).movedim(-1, 1)
+    difference = (seen[:, None] - flat[None]).square().mean(2).sqrt()
+    # By the mean, which a change of all colours leaves in order, and by the logarithm's, which a part that was replaced does.
+    by_mean, by_part = difference.square().mean((2, 3)).numpy(), torch.log(0.01 + difference).mean((2, 3)).numpy()
+    found = {}
+    for apart, most in ((by_mean, (count + 1) // 2), (by_part, count)):
+        for i in np.argsort(apart.min(0), kind="stable"):
+            if len(found) < most:
+                found.setdefault(int(i), Place(int(i), maps[apart[:, i].argmin()], 0.0))
+    return list(found.values())
 
 
 def reduce(pixels: Pixels, side: int) -> Pixels:

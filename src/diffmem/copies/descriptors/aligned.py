@@ -9,7 +9,7 @@ from diffmem.copies.descriptors.efficientnet import INSTALL, SHA256, EfficientNe
 from diffmem.copies.descriptors.l2 import L2Tiled
 from diffmem.errors import UsageError
 
-MATCHER_VERSION = 1
+MATCHER_VERSION = 2
 """To be raised whenever the same picture and training set would have other candidates or another value."""
 
 
