@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from diffmem.copies.alignment.align import Aligner, Alignment, pixels_of
 from diffmem.copies.alignment.placing import Pixels
 from diffmem.copies.features import FeatureSearch
-from diffmem.copies.metrics import Floats
 from diffmem.copies.neighbors import Ints
 
 if TYPE_CHECKING:
