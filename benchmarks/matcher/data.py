@@ -88,3 +88,23 @@ def _other_photos():
     yield from (np.asarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg"))
     yield np.asarray(data.stereo_motorcycle()[0])
     yield from (np.asarray(Image.fromarray(getattr(data, name)()).convert("RGB")) for name in ("clock", "colorwheel"))
+
+
+def testbed(name: str, gallery: int) -> Pictures:
+    """Pictures of a bundled testbed: some of its training pictures, none of them a template, and its held-out ones."""
+    from importlib import import_module
+
+    data = import_module(f"diffmem.testbeds.{name}.data").load()
+    training = [image for image in data.training if image.tier != "template"]
+
+    def some(images, seed: int, count: int) -> list[Image.Image]:
+        chosen = np.random.default_rng(seed).permutation(len(images))[:count]
+        return [_as_picture(images[int(i)].pixels) for i in chosen]
+
+    return Pictures(name, some(training, 0, gallery), some(data.held_out, 1, len(data.held_out)))
+
+
+def _as_picture(pixels: np.ndarray) -> Image.Image:
+    """Digits have intensities of 0 to 16."""
+    levels = pixels if pixels.ndim == 3 else np.rint(pixels * (255 / 16))
+    return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
