@@ -84,7 +84,7 @@ def weigh(picture: Tensor, others: Tensor, maps: Tensor, side: int) -> Evidence:
         detail = values * (own * other).sqrt()
         agreeing, weights = agreeing + detail * correlation, weights + detail
         if number == _COARSE:
-            closeness = _closeness(*torch.split(pair, 3, 1), inside[:, 0], maps)
+            closeness = _closeness(pair[:, :3], pair[:, 3:], inside[:, 0], maps)
     total = (total * inside)[:, 0] * (1 - _COHERENT * _coherence(others, unit) ** 2)
     excess = (total - _CHARGE).clamp(min=0)
     # Smooth stretches between details that agree are taken to be copied with them.

@@ -158,7 +158,7 @@ def wholes(picture: Pixels, others: Pixels, count: int) -> list[Place]:
     difference = (seen[:, None] - flat[None]).square().mean(2).sqrt()
     # By the mean, which a change of all colours leaves in order, and by the logarithm's, which a part that was replaced does.
     by_mean, by_part = difference.square().mean((2, 3)).numpy(), torch.log(0.01 + difference).mean((2, 3)).numpy()
-    found = {}
+    found: dict[int, Place] = {}
     for apart, most in ((by_mean, (count + 1) // 2), (by_part, count)):
         for i in np.argsort(apart.min(0), kind="stable"):
             if len(found) < most:
