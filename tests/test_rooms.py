@@ -10,7 +10,7 @@ from pathlib import Path
 import diffmem
 
 ROOMS = [
-    {"errors"}, {"randomness", "registry", "keys", "atomic"}, {"method"},
+    {"errors"}, {"randomness", "registry", "keys", "atomic", "user_code"}, {"method"},
     {"data"}, {"models"}, {"runs"}, {"evaluation"}, {"copies"}, {"scores"}, {"mitigation"},
     {"stages", "report"}, {"training", "serving"}, {"experiments"}, {"testbeds"}, {"bench"}, {"cli"},
 ]  # fmt: skip

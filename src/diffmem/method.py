@@ -13,7 +13,8 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from diffmem.errors import UsageError
-from diffmem.registry import Registry, load_object
+from diffmem.registry import Registry
+from diffmem.user_code import load_object
 
 
 class Parameters(BaseModel):

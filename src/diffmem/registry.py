@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
-from pathlib import Path
-from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from diffmem.errors import UsageError
@@ -68,52 +63,6 @@ class Registry(Generic[T]):
         self._plugins_read = True
         for entry in entry_points(group=f"diffmem.{self.kind}"):
             self._paths.setdefault(entry.name, entry.value)
-
-
-def load_object(text: str, what: str) -> Any:
-    """What a user's own code defines: `./file.py:NAME` or `package.module:NAME`.
-
-    Args:
-        text: as typed.
-        what: what it is, for messages ("score", "model").
-
-    Raises:
-        UsageError: there is no such file, module or name, or its code raises while it is imported.
-    """
-    source, _, name = text.rpartition(":")
-    if not source or not name.isidentifier():
-        raise UsageError(f"The {what} {text!r} is not of the form ./file.py:NAME or package.module:NAME.")
-    try:
-        module = _module_of_file(Path(source), what) if source.endswith(".py") else importlib.import_module(source)
-    except UsageError:
-        raise
-    except Exception as problem:  # whatever a user's code raises is theirs to see
-        raise UsageError(
-            f"The {what} {text!r}: importing {source} raises {type(problem).__name__}: {problem}"
-        ) from problem
-    if not hasattr(module, name):
-        names = [key for key in vars(module) if not key.startswith("_")]
-        close = difflib.get_close_matches(name, names, n=1)
-        raise UsageError(f"{source} defines no '{name}'." + (f" Did you mean '{close[0]}'?" if close else ""))
-    return getattr(module, name)
-
-
-def _module_of_file(file: Path, what: str) -> ModuleType:
-    """The module of a Python file, run once per process and content."""
-    if not file.is_file():
-        raise UsageError(f"The {what}'s file {file} does not exist.")
-    code = file.read_bytes()
-    name = f"_diffmem_{file.stem}_{hashlib.sha256(str(file.resolve()).encode() + code).hexdigest()[:12]}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None and spec.loader is not None  # the suffix .py has a loader
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
 
 
 def lazy(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

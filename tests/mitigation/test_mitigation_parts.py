@@ -196,7 +196,7 @@ def test_amg_and_rewrite_ask_for_what_they_need():
         pass
     with pytest.raises(MitigationRefused, match="has no function"), parse_mitigation("rewrite").apply(target()):
         pass
-    with pytest.raises(UsageError, match="cannot be imported"):
+    with pytest.raises(UsageError, match=r"no module no\.such\.module"):
         parse_mitigation("rewrite:function=no.such.module:name")
     with pytest.raises(UsageError, match="returned a int"), Rewrite(function=len).apply(target()):
         generate(target())

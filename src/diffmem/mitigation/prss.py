@@ -13,7 +13,6 @@ from diffmem.mitigation.base import About, Parameters
 from diffmem.mitigation.first_step import WEN_PULL, Moment, epsilon_factor
 from diffmem.mitigation.guidance import GuidanceMitigation
 from diffmem.mitigation.noise import norms
-from diffmem.mitigation.rewrite import imported
 from diffmem.mitigation.steering import Decision, Step
 from diffmem.mitigation.words import inserted, random_tokens
 from diffmem.models.denoiser import Denoiser
@@ -65,7 +64,7 @@ class Prss(GuidanceMitigation):
     def __init__(self, parameters: PrssParameters | None = None, alternatives: Alternatives | None = None) -> None:
         self.settings = parameters or PrssParameters()
         super().__init__(self.settings)
-        self._alternatives = alternatives or (imported(self.settings.function) if self.settings.function else None)
+        self._alternatives = alternatives or rewriting_function(self.settings.function)
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuses models without a text prompt."""

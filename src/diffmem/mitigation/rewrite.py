@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from diffmem.errors import MitigationRefused, UsageError
 from diffmem.mitigation.base import About, Parameters
 from diffmem.mitigation.prompt import PromptMitigation
 from diffmem.models.denoiser import Denoiser
+from diffmem.user_code import load_object
 
 
 class RewriteParameters(Parameters):
@@ -47,7 +47,9 @@ class Rewrite(PromptMitigation):
     ) -> None:
         self.settings = parameters or RewriteParameters()
         super().__init__(self.settings)
-        self._function = function or (imported(self.settings.function) if self.settings.function else None)
+        self._function = function or (
+            load_object(self.settings.function, "rewriting function") if self.settings.function else None
+        )
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuses without a function."""
@@ -71,13 +73,7 @@ def unchanged(prompt: str) -> str:
     return prompt
 
 
-def imported(path: str) -> Callable[[str], Any]:
-    """A function by its name, package.module:name; UsageError if there is none."""
-    module, _, name = path.partition(":")
-    try:
-        function: Callable[[str], Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as problem:
-        raise UsageError(
-            f"The function {path!r} cannot be imported ({problem}); give package.module:name."
-        ) from problem
+def rewriting_function(path: str) -> Callable[[str], Any] | None:
+    """A user's function by its name, `package.module:name` or `./file.py:name`; None for no name."""
+    function: Callable[[str], Any] | None = load_object(path, "rewriting function") if path else None
     return function

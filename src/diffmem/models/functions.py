@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from diffmem.errors import DiffmemError, ModelError, UsageError, first_line
 from diffmem.models.target import Target
+from diffmem.user_code import load_object
 
 FORM = re.compile(
     r"(?P<place>[^:()]*\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)(?:\((?P<given>.*)\))?"
@@ -70,56 +67,11 @@ def open_function(model: str, options: Mapping[str, Any] | None = None) -> Targe
 
 
 def _function(place: str, name: str) -> Callable[..., Any]:
-    module = _file(Path(place)) if place.endswith(".py") else _module(place)
-    function = getattr(module, name, None)
+    function = load_object(f"{place}:{name}", "model")
     if not callable(function):
-        own = [
-            n for n, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__
-        ]
-        there = f"; its functions: {', '.join(own)}" if own else ""
-        raise ModelError(f"{place} has no function {name!r}{there}.")
+        raise UsageError(f"{place}:{name} is a {type(function).__name__}; expected a function that builds the model.")
     found: Callable[..., Any] = function
     return found
-
-
-def _module(name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as problem:
-        if problem.name is None or not (name == problem.name or name.startswith(f"{problem.name}.")):
-            raise ModelError(f"The module {name} cannot be imported: {first_line(problem)}") from problem
-        raise ModelError(
-            f"There is no module {name} here or among the installed packages: give a file as path/to/file.py:function."
-        ) from problem
-    except Exception as problem:  # of the user's own code
-        raise ModelError(
-            f"The module {name} cannot be imported: {type(problem).__name__}: {first_line(problem)}"
-        ) from problem
-
-
-def _file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise ModelError(f"There is no file {path}: expected path/to/file.py:function.")
-    known = sys.modules.get(path.stem)
-    if known is not None and getattr(known, "__file__", None) == str(path.resolve()):
-        return known
-    # Its neighbours can be imported from it, as when the file is run.
-    if str(path.resolve().parent) not in sys.path:
-        sys.path.insert(0, str(path.resolve().parent))
-    name = path.stem if path.stem not in sys.modules else f"diffmem_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles look their module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as problem:  # of the user's own code
-        del sys.modules[name]
-        raise ModelError(f"{path} cannot be run: {type(problem).__name__}: {first_line(problem)}") from problem
-    return module
 
 
 def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
