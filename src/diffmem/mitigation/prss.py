@@ -13,6 +13,7 @@ from diffmem.mitigation.base import About, Parameters
 from diffmem.mitigation.first_step import WEN_PULL, Moment, epsilon_factor
 from diffmem.mitigation.guidance import GuidanceMitigation
 from diffmem.mitigation.noise import norms
+from diffmem.mitigation.rewrite import rewriting_function
 from diffmem.mitigation.steering import Decision, Step
 from diffmem.mitigation.words import inserted, random_tokens
 from diffmem.models.denoiser import Denoiser
