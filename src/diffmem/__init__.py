@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from diffmem.stages.score.screen import calibrate
     from diffmem.training.loop import train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Sampling", "Target", "audit", "guard", "load_images", "load_prompts", "measure", "mitigate", "open_run", "score",

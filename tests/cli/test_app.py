@@ -228,6 +228,8 @@ def test_an_old_name_behind_two_dashes_is_a_prompt(capsys):
 def test_version_is_the_one_of_the_package():
     pyproject = SOURCE.parent / "pyproject.toml"
     assert tomllib.loads(pyproject.read_text())["project"]["version"] == diffmem.__version__
+    assert f"\nversion: {diffmem.__version__}\n" in (SOURCE.parent / "CITATION.cff").read_text()
+    assert f"\n## {diffmem.__version__}" in (SOURCE.parent / "CHANGELOG.md").read_text()
 
 
 def test_public_names_are_listed_and_unknown_ones_refused():
