@@ -9,7 +9,7 @@ BENCH_ARGS ?=
 # One thread per process (the tests run in parallel) and no network after the installation.
 QUIET_CPU := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint bench docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make lint     ruff and mypy"
 	@echo "make bench    measure the methods on the digits testbed"
+	@echo "make docs     build the documentation as a site into build/site"
 	@echo "make clean    remove caches and builds ($(VENV) stays; remove it to install afresh)"
 
 install: $(STAMP)
@@ -45,6 +46,10 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/diffmem bench --suite digits $(BENCH_ARGS)
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

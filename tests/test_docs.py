@@ -1,7 +1,10 @@
 """Every code block of the documentation runs, in order, in an empty folder."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +79,24 @@ def test_links_between_pages_exist():
     for page in DOCS.rglob("*.md"):
         for target in re.findall(r"\]\(([\w./-]+\.md)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_site_is_built_without_warnings_and_asks_no_other_machine_for_anything(tmp_path):
+    pytest.importorskip("mkdocs", reason="make docs installs mkdocs")
+    pytest.importorskip("mkdocstrings", reason="make docs installs mkdocstrings")
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)],
+        cwd=DOCS.parent, check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        assert not re.findall(
+            r"<(?:script|link|img|iframe)[^>]*(?:src|href)=\"(?:https?:)?//", page.read_text(encoding="utf-8")
+        )
+
+
+def test_every_page_is_in_the_navigation():
+    text = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
+    assert pages == set(re.findall(r"[\w/-]+\.md", text))
