@@ -72,7 +72,7 @@ def test_missing_captions_are_named_and_the_mended_folder_trains(place, capsys):
     assert run(place) == 0
     captions(place, 2)
     assert run(place) == 4
-    assert "its data differ" in capsys.readouterr().err
+    assert "their captions" in capsys.readouterr().err
 
 
 def test_captions_that_are_no_captions(tmp_path):

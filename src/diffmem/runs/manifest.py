@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from diffmem import __version__
 from diffmem.atomic import locked, sweep
 from diffmem.errors import DataError, IncompatibleRun
+from diffmem.runs.identity import plan_differences
 from diffmem.runs.provenance import Provenance
 from diffmem.runs.schemas import SCHEMA_VERSION
 from diffmem.runs.sealed import read_sealed, write_sealed
@@ -180,7 +181,6 @@ def open_run(
 
 
 _ANOTHER = "Give another --out, or restore the file."
-_ABSENT = "(absent)"
 
 
 def _differences(
@@ -191,34 +191,13 @@ def _differences(
     old_model, new_model = old.fingerprints.get("model"), fingerprints.get("model")
     if old_model is not None and new_model is not None and old_model != new_model:
         found.append(f"model fingerprint is {old_model} there, {new_model} here")
-    for name in sorted({*old.plan, *plan}):
-        before, now = old.plan.get(name, _ABSENT), plan.get(name, _ABSENT)
-        other_section = (name not in old.plan and isinstance(now, dict)) or (
-            name not in plan and isinstance(before, dict)
-        )
-        if not other_section:
-            found += _compare(name, before, now, may_change)
+    other = {
+        name
+        for name, section in {**old.plan, **plan}.items()
+        if isinstance(section, dict) and (name not in old.plan or name not in plan)
+    }
+    found += [d.in_words() for d in plan_differences(old.plan, plan, {*may_change, *other})]
     return found
-
-
-def _compare(place: str, before: JsonValue, now: JsonValue, may_change: Collection[str]) -> list[str]:
-    if place in may_change:
-        return []
-    if isinstance(before, dict) and isinstance(now, dict):
-        names = sorted({*before, *now})
-        return [
-            line
-            for name in names
-            for line in _compare(f"{place}.{name}", before.get(name, _ABSENT), now.get(name, _ABSENT), may_change)
-        ]
-    if before == now and isinstance(before, bool) == isinstance(now, bool):  # 7 is 7.0, but True is not 1
-        return []
-    return [f"{place} is {_short(before)} there, {_short(now)} here"]
-
-
-def _short(value: JsonValue, limit: int = 60) -> str:
-    text = value if value is _ABSENT else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _lock_file(folder: Path) -> Path:

@@ -9,9 +9,11 @@ from typing import Any
 
 from diffmem.atomic import write_atomic
 from diffmem.errors import DataError, IncompatibleRun
+from diffmem.runs.identity import plan_differences
 from diffmem.training.plan import FREE, TrainPlan
 
 PLAN = "plan.json"
+_FREE = frozenset(f"plan.{name}" for name in FREE)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Identity:
     model: str
 
     def facts(self) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values, without the fields that may differ."""
         settings = self.plan.model_dump(mode="json")
         for name in FREE:
             section, _, key = name.rpartition(".")
@@ -40,17 +42,23 @@ class Identity:
 
     def check(self) -> None:
         """Raise IncompatibleRun where the folder holds another run, DataError where its plan.json cannot be read."""
-        file, own = self.folder / PLAN, self.facts()
+        file = self.folder / PLAN
         if not file.exists():
             return
         try:
             there = dict(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as problem:
             raise DataError(f"{file} is damaged ({problem}): give another --out, or remove the folder.") from problem
-        differing = [name for name, value in own.items() if there.get(name) != value]
-        if differing:
+        there = {name: there.get(name) for name in ("plan", "data", "model")}
+        differences = plan_differences(there, self.facts(), _FREE)
+        if differences:
+            what = {
+                "data": "its training images, their captions or how often each is seen are others",
+                "model": "its base model is another",
+            }
+            found = "; ".join(what.get(d.place) or d.in_words() for d in differences)
             raise IncompatibleRun(
-                f"'{self.folder}' holds another training run (its {' and '.join(differing)} differ): give another --out."
+                f"'{self.folder}' holds another training run: {found}. Give another --out, or the values of the run."
             )
 
     def claim(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from diffmem.experiments._run import Run, folder_of
 from diffmem.experiments.evaluate.labels import measured_labels
 from diffmem.experiments.evaluate.runs import Labels, labels_of, prompt_groups, read_scores
 from diffmem.runs.facts import read_fact
+from diffmem.runs.identity import ABSENT, plan_differences
 from diffmem.runs.manifest import read_manifest
 
 SHARE = "share of images called copies"
@@ -95,12 +96,10 @@ def unlike_settings(first: Path, second: Path) -> list[str]:
     plans = [read_manifest(folder).plan for folder in (first, second)]
     found = []
     for section in _SECTIONS:
-        one, two = (_flat(section, plan[section]) if section in plan else None for plan in plans)
-        if one is None or two is None:
-            continue
-        for name in sorted({*one, *two} - _INDIFFERENT):
-            if one.get(name) != two.get(name):
-                found.append(f"{_NAMES.get(name, name)}: {one.get(name)} before, {two.get(name)} after")
+        if section in plans[0] and section in plans[1]:
+            for d in plan_differences(plans[0][section], plans[1][section], _INDIFFERENT, section):
+                if (d.there, d.here) not in ((None, ABSENT), (ABSENT, None)):  # a field that older plans do not have
+                    found.append(replace(d, place=_NAMES.get(d.place, d.place)).in_words("before", "after"))
     indexes = [(read_fact(folder, "copies") or {}).get("index") for folder in (first, second)]
     if None not in indexes and indexes[0] != indexes[1]:
         found.append("their images were compared with other training images, or in another way")
@@ -170,9 +169,3 @@ def _copies(
 
 def _model(folder: Path) -> str:
     return str((read_fact(folder, "model") or {}).get("name") or read_manifest(folder).fingerprints.get("model"))
-
-
-def _flat(place: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {place: value}
-    return {name: v for key, inner in value.items() for name, v in _flat(f"{place}.{key}", inner).items()}

@@ -28,6 +28,7 @@ from diffmem.keys import row_key
 from diffmem.models.target import Target
 from diffmem.report.verdict import STATISTICS
 from diffmem.runs.directory import RunDirectory
+from diffmem.runs.identity import plan_differences
 from diffmem.runs.manifest import FILE as MANIFEST
 from diffmem.runs.store import RunStore
 from diffmem.runs.summary import ArmPlace
@@ -125,7 +126,9 @@ class Lab(Experiment[LabSummary]):
         written = json.loads(file.read_text(encoding="utf-8"))
         there = written["facts"] if file.name == OLD_PLAN else written["plan"].get("lab", {})
         what = {"shared": "settings outside of the grid", "data": "training images"}
-        differing = [what[name] for name, value in self._facts().items() if there.get(name) != value]
+        own = self._facts()
+        there = {name: there.get(name) for name in own}
+        differing = [what[d.place] for d in plan_differences(there, dict(own))]
         if differing:
             raise IncompatibleRun(
                 f"'{self.folder}' holds another lab (its {' and '.join(differing)} differ): give another --out. Seeds, the "
