@@ -103,8 +103,8 @@ def make(name: str, gallery: list[Image.Image], heldout: list[Image.Image], fold
         return Hash(gallery, heldout)
     side = min(64, gallery[0].width)
     descriptor = {
-        "l2-tiled": lambda: L2Tiled(side, 3),
+        "l2-tiled": lambda: L2Tiled.of(side=side, channels=3),
         "efficientnet": EfficientNet,
-        "aligned": lambda: Aligned(side, 3, features=True),
+        "aligned": lambda: Aligned.of(side=side, channels=3, features=True),
     }[name]()
     return Indexed(descriptor, gallery, heldout, folder / name)

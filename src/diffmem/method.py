@@ -1,4 +1,4 @@
-"""What every plug-in shares (scores, image scores, mitigations): what it says of itself, parameters, label, parsing."""
+"""What every plug-in shares (scores of prompts and images, mitigations, descriptors): about, parameters, label, parsing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -47,7 +47,7 @@ class About:
 
 
 class Method(ABC):
-    """Base of scores, image scores and mitigations.
+    """Base of scores, image scores, mitigations and descriptors.
 
     Attributes:
         about: what a reader must know.
@@ -59,6 +59,12 @@ class Method(ABC):
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
+
+    @classmethod
+    def of(cls, **parameters: Any) -> Self:
+        """The method with these parameters; UsageError names what is wrong with them."""
+        made: Self = _make(cls, parameters, f"In {cls.__name__}(...)")
+        return made
 
     @property
     def name(self) -> str:
@@ -96,26 +102,41 @@ def parse_method(registry: Registry[type[M]], given: str | M, what: str, base: t
         return given
     if not isinstance(given, str):
         raise UsageError(f"A {what} is given as text or as an object of its class, not as {type(given).__name__}.")
-    cls, name, rest = _class_and_rest(registry, given, what, base)
+    cls, values = read_method(registry, given, what, base)
+    method: M = _make(cls, values, f"In the {what} {given!r}")
+    return method
+
+
+def read_method(
+    registry: Registry[type[M]], given: str, what: str, base: type[Any] = Method
+) -> tuple[type[M], dict[str, Any]]:
+    """(class, parameters as typed) of a method as it is typed, see `parse_method`."""
+    cls, rest = _class_and_rest(registry, given, what, base)
     parameters = parameters_class(cls)
     values: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
         key, equals, value = part.partition("=")
         if not equals:
             raise UsageError(f"In the {what} {given!r}, '{part}' is no key=value.")
-        if key not in parameters.model_fields:
-            close = difflib.get_close_matches(key, parameters.model_fields, n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else ""
-            known = ", ".join(parameters.model_fields) or "none"
-            raise UsageError(f"The {what} {name} has no parameter '{key}'.{hint} It has: {known}.")
-        text_only = parameters.model_fields[key].annotation is str  # a path keeps its slashes
+        require_parameter(cls, key, what)
+        kinds = parameters.model_fields[key].annotation
+        text_only = str in (kinds, *get_args(kinds))  # a path keeps its slashes
         values[key] = tuple(value.split("/")) if "/" in value and not text_only else value
-    method: M = _make(cls, values, f"In the {what} {given!r}")
-    return method
+    return cls, values
 
 
-def _class_and_rest(registry: Registry[Any], given: str, what: str, base: type[Any]) -> tuple[Any, str, str]:
-    """A method's class, its name and the text of its parameters; the class may be one of the user's own file."""
+def require_parameter(cls: type[Method], key: str, what: str) -> None:
+    """UsageError with the closest match if a method has no such parameter."""
+    fields = parameters_class(cls).model_fields
+    if key not in fields:
+        close = difflib.get_close_matches(key, fields, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        known = ", ".join(fields) or "none"
+        raise UsageError(f"The {what} {cls.about.name} has no parameter '{key}'.{hint} It has: {known}.")
+
+
+def _class_and_rest(registry: Registry[Any], given: str, what: str, base: type[Any]) -> tuple[Any, str]:
+    """A method's class and the text of its parameters; the class may be one of the user's own file."""
     if own := _OWN.match(given):
         cls = load_object(f"{own['file']}:{own['name']}", what)
         if not (isinstance(cls, type) and issubclass(cls, base) and hasattr(cls, "about")):
@@ -126,9 +147,9 @@ def _class_and_rest(registry: Registry[Any], given: str, what: str, base: type[A
         if name in registry and registry.get(name) is not cls and not _same_file(registry.get(name), cls):
             raise UsageError(f"{own['file']}:{own['name']} calls itself '{name}', which another {what} is called.")
         registry.add(name, cls)
-        return cls, name, own["rest"] or ""
+        return cls, own["rest"] or ""
     name, _, rest = given.partition(":")
-    return registry.get(name.strip()), name, rest
+    return registry.get(name.strip()), rest
 
 
 _OWN = re.compile(r"(?P<file>.*?\.py):(?P<name>\w+)(?::(?P<rest>.*))?$")

@@ -94,7 +94,7 @@ def test_the_result_does_not_depend_on_other_candidates_that_are_worse():
 
 @pytest.mark.parametrize(("side", "channels"), [(48, 3), (64, 3), (8, 1), (32, 1)])
 def test_pictures_come_back_from_their_vectors(side, channels):
-    descriptor = L2Tiled(side, channels)
+    descriptor = L2Tiled.of(side=side, channels=channels)
     images = [image.convert("RGB" if channels == 3 else "L").resize((side, side)) for image in PICTURES[:3]]
     seen = pixels_of(descriptor.describe(images), side, channels, int(descriptor.metric.tiles**0.5))
     truth = np.stack([np.asarray(image.convert("RGB"), np.float32) / 255 for image in images])

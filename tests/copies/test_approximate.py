@@ -93,7 +93,7 @@ def test_near_duplicates_among_the_candidates():
 
 @FAISS
 def test_an_index_keeps_its_search_until_it_grows(tmp_path):
-    index = CopyIndex.build([picture(i) for i in range(50)], L2Tiled(8, 3), tmp_path / "i")
+    index = CopyIndex.build([picture(i) for i in range(50)], L2Tiled.of(side=8, channels=3), tmp_path / "i")
     exact = index.top_k(index.vectors[np.arange(9)], 3)
     assert index.use_search() == "exact" and index.approximate is None
     assert index.use_search("faiss") == "faiss"

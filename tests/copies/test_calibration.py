@@ -16,7 +16,7 @@ from diffmem.data.images import load_images
 from diffmem.errors import UsageError
 from diffmem.evaluation.proportion import clopper_pearson
 
-DESCRIPTOR = L2Tiled(2, 3)  # 12 values: distances of distinct images vary a good deal
+DESCRIPTOR = L2Tiled.of(side=2, channels=3)  # 12 values: distances of distinct images vary a good deal
 
 
 def draw(rng, n):
@@ -177,7 +177,7 @@ def smooth(rng, n, side=16):
 def test_smooth_pictures_that_are_like_each_other_stay_references():
     """Left out of the references for being like training images, skies would be called copies of each other."""
     rng = np.random.default_rng(0)
-    descriptor = L2Tiled(16, 3)
+    descriptor = L2Tiled.of(side=16, channels=3)
     noisy = rng.uniform(size=(300, 16, 16, 3)).astype(np.float32)
     skies = smooth(rng, 300)
     train = np.concatenate([noisy[:100], skies[:100]]).reshape(200, -1)

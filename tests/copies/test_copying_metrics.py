@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests.tiny import picture
 from diffmem.copies.complexity import complexity, complexity_correlations
 from diffmem.copies.copying_metrics import copying_metrics
 from diffmem.copies.descriptors import make_descriptor
-from diffmem.copies.descriptors.base import Descriptor
+from diffmem.copies.descriptors.base import Descriptor, Parameters
 from diffmem.copies.descriptors.sscd import SSCD
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Metric
@@ -122,21 +123,23 @@ def test_the_share_is_counted_where_the_paper_of_the_descriptor_counts_it():
     """DCR's tables count SSCD similarities above .5 (its own copy threshold is .75); four of these five exceed that."""
 
     class Vectors(Descriptor):
-        name, duplicate_cut, copy_similarity, misses = "sscd", SSCD.duplicate_cut, SSCD.copy_similarity, ""
+        about, duplicate_cut, copy_similarity = SSCD.about, SSCD.duplicate_cut, SSCD.copy_similarity
         metric, recipe = Metric("cosine"), {}
 
         def describe(self, images):
             raise NotImplementedError
 
     values = np.array([0.49, 0.51, 0.6, 0.76, 0.9])
-    index = CopyIndex.from_vectors(np.eye(6), Vectors())
+    index = CopyIndex.from_vectors(np.eye(6), Vectors(Parameters()))
     found = similarities(values, index)
     assert found.threshold == 0.5
     assert found.generated.share_above.value == pytest.approx(4 / 5)
     assert found.generated.p95.value == pytest.approx(0.76 + 0.8 * (0.9 - 0.76))  # place .95 * 4 = 3.8
     assert similarities(values, index, threshold=0.75).generated.share_above.value == pytest.approx(2 / 5)
-    Vectors.name = "another"
-    assert similarities(values, CopyIndex.from_vectors(np.eye(6), Vectors())).threshold == SSCD.copy_similarity
+    Vectors.about = replace(SSCD.about, name="another")
+    assert (
+        similarities(values, CopyIndex.from_vectors(np.eye(6), Vectors(Parameters()))).threshold == SSCD.copy_similarity
+    )
 
 
 def test_the_split_product_stands_beside_the_plain_similarity(world):

@@ -30,7 +30,7 @@ def test_tiles(side, tiles):
 @pytest.mark.parametrize(("side", "channels"), [(8, 1), (8, 3), (32, 3), (48, 1), (64, 3)])
 def test_l2_is_the_worst_tiles_rms(side, channels):
     one, two = picture(side, side), picture(side, side)
-    descriptor = L2Tiled(side, channels)
+    descriptor = L2Tiled.of(side=side, channels=channels)
     a, b = descriptor.describe([one, two])
     assert a.dtype == np.float32 and a.min() >= 0 and a.max() <= 1
     mode, n = ("RGB" if channels == 3 else "L"), side // tiles_per_side(side)
@@ -49,7 +49,7 @@ def test_l2_sees_a_difference_in_one_corner_that_the_mean_would_hide():
     plain = Image.new("RGB", (64, 64), (200, 200, 200))
     corner = plain.copy()
     corner.paste((0, 0, 0), (0, 0, 16, 16))
-    descriptor = L2Tiled(64)
+    descriptor = L2Tiled.of(side=64)
     a, b = descriptor.describe([plain, corner])
     assert descriptor.metric.distance(descriptor.metric.exact(a[None], b[None])[0]) == pytest.approx(200 / 255)
 
@@ -60,7 +60,7 @@ def test_grey_sets_give_the_same_distances_in_one_or_three_channels():
     values = []
     for channels in (1, 3):
         for images in (greys, colours):
-            descriptor = L2Tiled(32, channels)
+            descriptor = L2Tiled.of(side=32, channels=channels)
             a, b = descriptor.describe(images)
             values.append(descriptor.metric.exact(a[None], b[None])[0])
     np.testing.assert_allclose(values, values[0], atol=1e-7)
@@ -68,7 +68,7 @@ def test_grey_sets_give_the_same_distances_in_one_or_three_channels():
 
 def test_l2_averages_down():
     image = Image.fromarray(np.kron(np.array([[0, 255], [255, 0]], np.uint8), np.ones((10, 20), np.uint8)))
-    assert L2Tiled(2, 1).describe([image]).tolist() == [[0, 1, 1, 0]]
+    assert L2Tiled.of(side=2, channels=1).describe([image]).tolist() == [[0, 1, 1, 0]]
 
 
 def test_l2_is_fitted_to_its_images():
@@ -86,8 +86,8 @@ def test_l2_is_fitted_to_its_images():
 
 @pytest.mark.parametrize("options", [{"side": 0}, {"side": 33}, {"channels": 2}])
 def test_l2_refuses_sizes_that_do_not_tile(options):
-    with pytest.raises(UsageError, match="expected"):
-        L2Tiled(**options)
+    with pytest.raises(UsageError, match=f"{next(iter(options))} = "):
+        L2Tiled.of(**options)
 
 
 def test_registry_and_fingerprints():
@@ -95,8 +95,8 @@ def test_registry_and_fingerprints():
     with pytest.raises(UsageError, match="Did you mean 'l2-tiled'"):
         make_descriptor("l2-tile")
     made = make_descriptor("l2-tiled", load_images([picture(8, 8)]))
-    assert made.fingerprint == L2Tiled(8).fingerprint
-    assert len({d.fingerprint for d in (L2Tiled(8), L2Tiled(16), L2Tiled(8, 1))}) == 3
+    assert made.fingerprint == L2Tiled.of(side=8).fingerprint
+    assert len({d.fingerprint for d in (L2Tiled.of(side=8), L2Tiled.of(side=16), L2Tiled.of(side=8, channels=1))}) == 3
 
 
 # --- preprocessing ---------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_sscd_describes_each_image_on_its_own(torchscript, preset):
     import torch
 
     path, sha256 = torchscript
-    descriptor = SSCD(path, preset, sha256=sha256, batch=2)
+    descriptor = SSCD.of(weights=path, preset=preset, sha256=sha256, batch=2)
     images = [picture(30, 40), picture(20, 20), picture(30, 40), picture(40, 30), picture(30, 40, 1)]
     together = descriptor.describe(images)
     assert together.shape == (5, 6) and together.dtype == np.float32
@@ -176,7 +176,7 @@ def test_sscd_presets_are_those_of_the_field():
 
 def test_sscd_fingerprint_knows_weights_and_preset(torchscript):
     path, sha256 = torchscript
-    made = [SSCD(path, preset, sha256=sha256).fingerprint for preset in PRESETS]
+    made = [SSCD.of(weights=path, preset=preset, sha256=sha256).fingerprint for preset in PRESETS]
     assert len(set(made)) == len(PRESETS)
 
 
@@ -188,26 +188,26 @@ def test_sscd_is_not_opened_without_its_checksum(torchscript, tmp_path, monkeypa
     load = torch.jit.load
     monkeypatch.setattr(torch.jit, "load", lambda *a, **k: opened.append(1) or load(*a, **k))
     with pytest.raises(ModelError, match=f"{sha256}, which is none of the pinned"):
-        SSCD(path)
+        SSCD.of(weights=path)
     with pytest.raises(ModelError, match="expected 00"):
-        SSCD(path, sha256="00" * 32, allow_pickle=True)
+        SSCD.of(weights=path, sha256="00" * 32, allow_pickle=True)
     with pytest.raises(ModelError, match="disc_large"):
-        SSCD("disc_large", cache=tmp_path)
+        SSCD.of(weights="disc_large", cache=tmp_path)
     assert opened == []
-    assert SSCD(path, allow_pickle=True).sha256 == sha256
+    assert SSCD.of(weights=path, allow_pickle=True).sha256 == sha256
     monkeypatch.setitem(PINS, "disc_mixup", sha256)
-    assert SSCD(path).sha256 == sha256
+    assert SSCD.of(weights=path).sha256 == sha256
     assert opened == [1, 1]
 
 
 def test_sscd_errors_name_file_and_remedy(tmp_path):
     with pytest.raises(ModelError, match="Cannot read the SSCD weights"):
-        SSCD(tmp_path / "none.pt")
+        SSCD.of(weights=tmp_path / "none.pt")
     (tmp_path / "x.pt").write_bytes(b"text")
     with pytest.raises(ModelError, match="not a TorchScript file"):
-        SSCD(tmp_path / "x.pt", allow_pickle=True)
+        SSCD.of(weights=tmp_path / "x.pt", allow_pickle=True)
     with pytest.raises(UsageError, match="no SSCD preset 'big'"):
-        SSCD(tmp_path / "x.pt", preset="big")
+        SSCD.of(weights=tmp_path / "x.pt", preset="big")
 
 
 def test_download_is_checked_and_kept(tmp_path, monkeypatch):
@@ -336,7 +336,7 @@ def test_inception_hands_over_pixels_of_any_size_each_image_on_its_own(inception
     import torch
 
     path, sha256 = inception_file
-    descriptor = Inception(path, sha256=sha256, batch=2)
+    descriptor = Inception.of(weights=path, sha256=sha256, batch=2)
     images = [picture(30, 40), picture(8, 8), picture(30, 40), picture(8, 8, 1), picture(30, 40)]
     together = descriptor.describe(images)
     assert together.shape == (5, 2048) and together.dtype == np.float32
@@ -349,13 +349,13 @@ def test_inception_hands_over_pixels_of_any_size_each_image_on_its_own(inception
 def test_inception_is_checked_and_refuses_other_networks(inception_file, torchscript, tmp_path):
     path, _ = inception_file
     with pytest.raises(ModelError, match="--weights-sha256"):
-        Inception(path)
-    assert Inception(path, allow_pickle=True).recipe == {"sha256": inception_file[1]}
+        Inception.of(weights=path)
+    assert Inception.of(weights=path, allow_pickle=True).recipe == {"sha256": inception_file[1]}
     with pytest.raises(ModelError, match="expected 00"):
-        Inception(path, sha256="00")
+        Inception.of(weights=path, sha256="00")
     with pytest.raises(UsageError, match="needs its weights"):
         make_descriptor("inception")
     with pytest.raises(ModelError, match="StyleGAN2-ADA"):
-        Inception(tmp_path / "none.pt", allow_pickle=True)
+        Inception.of(weights=tmp_path / "none.pt", allow_pickle=True)
     with pytest.raises(ModelError, match="return_features"):
-        Inception(torchscript[0], allow_pickle=True).describe([picture(32, 32)])
+        Inception.of(weights=torchscript[0], allow_pickle=True).describe([picture(32, 32)])

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from diffmem.copies.descriptors.l2 import L2Tiled
+from diffmem.copies.descriptors.l2 import L2Parameters, L2Tiled
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.neighbors import top_k
 from diffmem.copies.vectors import Vectors
@@ -16,7 +16,7 @@ from diffmem.errors import DataError, IncompatibleRun, UsageError
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (23, 8, 8), dtype=np.uint8)
-DESCRIPTOR = L2Tiled(8, 1)
+DESCRIPTOR = L2Tiled.of(side=8, channels=1)
 
 
 def png(pixels):
@@ -72,7 +72,7 @@ class Interrupted(L2Tiled):
     """Stops after a number of batches, as a kill would."""
 
     def __init__(self, left):
-        super().__init__(8, 1)
+        super().__init__(L2Parameters(side=8, channels=1))
         self.left, self.described = left, 0
 
     def describe(self, images):
@@ -112,7 +112,7 @@ def test_another_descriptor_is_refused(folder, tmp_path):
     CopyIndex.build(folder, DESCRIPTOR, tmp_path / "i")
     for act in (CopyIndex.load, lambda path, descriptor: CopyIndex.build(folder, descriptor, path)):
         with pytest.raises(DataError, match="cannot search it"):
-            act(tmp_path / "i", L2Tiled(4, 1))
+            act(tmp_path / "i", L2Tiled.of(side=4, channels=1))
     plain = CopyIndex.load(tmp_path / "i")
     with pytest.raises(UsageError, match="without its descriptor"):
         plain.describe([])
@@ -191,7 +191,7 @@ def test_a_descriptor_that_fails_on_one_image_leaves_a_problem():
             vectors[vectors[:, 0] == np.float32(PIXELS[2][0, 0] / 255)] = np.nan
             return vectors
 
-    index = CopyIndex.build(list(PIXELS[:5]), Sometimes(8, 1), batch=2)
+    index = CopyIndex.build(list(PIXELS[:5]), Sometimes.of(side=8, channels=1), batch=2)
     assert index.ids == ["000000", "000001", "000003", "000004"]
     assert index.problems == {"000002": "the descriptor of this image is not finite"}
 

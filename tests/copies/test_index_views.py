@@ -21,7 +21,7 @@ def smooth(height, width, channels=3):
 
 
 def build(images, path=None, **options):
-    return CopyIndex.build(load_images(images), L2Tiled(16), path, **options)
+    return CopyIndex.build(load_images(images), L2Tiled.of(side=16), path, **options)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_an_excluded_group_is_excluded_in_all_views(oblong):
 def test_views_lie_on_disk_with_the_index(oblong, tmp_path, part_rows):
     memory = build(oblong)
     build(oblong, tmp_path / "index", part_rows=part_rows)
-    loaded = CopyIndex.load(tmp_path / "index", L2Tiled(16))
+    loaded = CopyIndex.load(tmp_path / "index", L2Tiled.of(side=16))
     np.testing.assert_array_equal(loaded.view_vectors[:], memory.view_vectors[:])
     np.testing.assert_array_equal(loaded.views, memory.views)
     assert loaded.view_names == memory.view_names and loaded.fingerprint == memory.fingerprint
@@ -94,21 +94,21 @@ def test_what_is_not_in_an_index_is_said_when_it_is_opened(tmp_path, caplog):
         smooth(16, 16).save(folder / f"{i}.png")
     (folder / "broken.png").write_bytes(b"x")
     (folder / "raw.dng").write_bytes(b"x")
-    CopyIndex.build(load_images(folder), L2Tiled(16), tmp_path / "index")
+    CopyIndex.build(load_images(folder), L2Tiled.of(side=16), tmp_path / "index")
     caplog.clear()
-    CopyIndex.load(tmp_path / "index", L2Tiled(16))
+    CopyIndex.load(tmp_path / "index", L2Tiled.of(side=16))
     assert "1 of 4 pictures of the index" in caplog.text and "broken.png" in caplog.text and "raw.dng" in caplog.text
 
 
 def test_the_approximate_search_finds_views_too(oblong, tmp_path):
     pytest.importorskip("faiss")
     build(oblong, tmp_path / "index")
-    index = CopyIndex.load(tmp_path / "index", L2Tiled(16))
+    index = CopyIndex.load(tmp_path / "index", L2Tiled.of(side=16))
     square = oblong["07"].crop((8, 0, 40, 32))
     exact = match([square, oblong["03"]], index)
     index.use_search("faiss")
     assert match([square, oblong["03"]], index) == exact and exact[0].view == CENTRE_SQUARE
-    again = CopyIndex.load(tmp_path / "index", L2Tiled(16))
+    again = CopyIndex.load(tmp_path / "index", L2Tiled.of(side=16))
     again.use_search("faiss")
     assert match([square], again)[0].train_id == "07"
     assert len(list((tmp_path / "index").glob("*faiss-*.index"))) == 2
@@ -125,7 +125,7 @@ def test_an_interrupted_index_goes_on_with_its_views(oblong, tmp_path):
             return super().describe(images)
 
     with pytest.raises(KeyboardInterrupt):
-        CopyIndex.build(load_images(oblong), Interrupted(16), tmp_path / "index", part_rows=2, batch=2)
+        CopyIndex.build(load_images(oblong), Interrupted.of(side=16), tmp_path / "index", part_rows=2, batch=2)
     index = build(oblong, tmp_path / "index", part_rows=3, batch=2)
     memory = build(oblong)
     np.testing.assert_array_equal(index.views, memory.views)
@@ -139,7 +139,7 @@ def test_names_that_are_no_utf8_do_not_end_an_index(tmp_path):
     folder.mkdir()
     for name in (b"caf\xe9.png", b"plain.png"):
         smooth(16, 24).save(folder / os.fsdecode(name))
-    index = CopyIndex.build(load_images(folder), L2Tiled(16), tmp_path / "index")
+    index = CopyIndex.build(load_images(folder), L2Tiled.of(side=16), tmp_path / "index")
     assert index.ids == ["caf\\udce9.png", "plain.png"]
-    loaded = CopyIndex.load(tmp_path / "index", L2Tiled(16))
+    loaded = CopyIndex.load(tmp_path / "index", L2Tiled.of(side=16))
     assert loaded.image(loaded.ids[0]).image is not None

@@ -12,7 +12,7 @@ from diffmem.copies.metrics import Metric
 from diffmem.copies.statistics import neighbourhood
 from diffmem.errors import DataError, UsageError
 
-DESCRIPTOR = L2Tiled(8, 1)
+DESCRIPTOR = L2Tiled.of(side=8, channels=1)
 
 
 def train(seed=0, n=120):

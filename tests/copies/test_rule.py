@@ -9,7 +9,7 @@ from diffmem.copies.match import match
 from diffmem.copies.rule import CopyRule
 from diffmem.copies.statistics import DISTANCES
 
-DESCRIPTOR = L2Tiled(8, 1)
+DESCRIPTOR = L2Tiled.of(side=8, channels=1)
 
 
 def row(**values):

@@ -97,7 +97,7 @@ def test_background_distance_is_the_worst_tiles_rms_on_shared_pixels():
 
 def test_matches_name_the_nearest_variant_and_say_what_was_compared():
     rng, vectors, backgrounds, members = planted()
-    index = CopyIndex.from_vectors(vectors, L2Tiled(8, 1))
+    index = CopyIndex.from_vectors(vectors, L2Tiled.of(side=8, channels=1))
     new = variants(rng, backgrounds[1], 1, np.arange(1, 9)) + rng.normal(0, 0.01, (1, 64))
     first, second = match(new, index, k=2)
     assert first.background and first.row in members[1] and first.group_size == 12
@@ -115,7 +115,7 @@ def test_matches_name_the_nearest_variant_and_say_what_was_compared():
 
 def test_neighbours_stay_sorted_distinct_and_complete():
     rng, vectors, backgrounds, _ = planted()
-    index = CopyIndex.from_vectors(vectors, L2Tiled(8, 1))
+    index = CopyIndex.from_vectors(vectors, L2Tiled.of(side=8, channels=1))
     groups = index.duplicates()
     queries = np.concatenate([rng.uniform(size=(20, 64)), backgrounds, vectors[:20]])
     for nearest in (2, 7, 203, 210):
@@ -129,7 +129,7 @@ def test_neighbours_stay_sorted_distinct_and_complete():
 
 def test_own_template_is_excluded():
     _, vectors, _, members = planted()
-    index = CopyIndex.from_vectors(vectors, L2Tiled(8, 1))
+    index = CopyIndex.from_vectors(vectors, L2Tiled.of(side=8, channels=1))
     groups = index.duplicates()
     own = groups.group[members[0]]
     found = neighbourhood(vectors[members[0]], index, groups, exclude=own)
@@ -142,7 +142,7 @@ def test_new_variants_are_found_at_the_stated_rate(statistic, held_out):
     found, false = [], []
     for seed in range(6):
         rng, vectors, backgrounds, _ = planted(seed, n=400)
-        index = CopyIndex.from_vectors(vectors, L2Tiled(8, 1))
+        index = CopyIndex.from_vectors(vectors, L2Tiled.of(side=8, channels=1))
         threshold = calibrate(index, rng.uniform(size=(300, 64)) if held_out else None, 0.02, statistic=statistic)
         new = np.concatenate([variants(rng, b, 20, np.arange(i, i + 8)) for i, b in enumerate(backgrounds)])
         noisy = new + rng.normal(0, 0.05, new.shape)

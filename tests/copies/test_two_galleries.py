@@ -8,7 +8,7 @@ from diffmem.copies.rule import CopyRule
 from diffmem.copies.two_galleries import compare_galleries
 from diffmem.errors import UsageError
 
-DESCRIPTOR = L2Tiled(4, 3)
+DESCRIPTOR = L2Tiled.of(side=4, channels=3)
 
 
 def draw(rng, n):
@@ -48,7 +48,7 @@ def test_the_larger_gallery_is_thinned_out():
 def test_galleries_of_two_descriptors_and_no_images():
     rng = np.random.default_rng(3)
     train = CopyIndex.from_vectors(draw(rng, 20), DESCRIPTOR)
-    other = CopyIndex.from_vectors(rng.uniform(size=(20, 16)).astype(np.float32), L2Tiled(4, 1))
+    other = CopyIndex.from_vectors(rng.uniform(size=(20, 16)).astype(np.float32), L2Tiled.of(side=4, channels=1))
     with pytest.raises(UsageError, match="describe both alike"):
         compare_galleries(draw(rng, 3), train, other, CopyRule("similarity", 0.9))
     with pytest.raises(UsageError, match="no generated images"):

@@ -34,7 +34,9 @@ TRAIN, FRESH = PICTURES[:45], PICTURES[45:]
 
 
 def index_of(features=False, images=TRAIN, path=None):
-    return CopyIndex.build([np.asarray(image) for image in images], Aligned(SIDE, 3, features=features), path)
+    return CopyIndex.build(
+        [np.asarray(image) for image in images], Aligned.of(side=SIDE, channels=3, features=features), path
+    )
 
 
 def crop(image, x=0.1, y=0.15, side=0.75):
@@ -101,23 +103,26 @@ def test_training_images_are_not_matched_with_their_own_group():
 def test_grey_and_tiny_pictures():
     rng = np.random.default_rng(0)
     small = [Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)) for _ in range(20)]
-    index = CopyIndex.build([np.asarray(i) for i in small], Aligned(8, 1, features=False))
+    index = CopyIndex.build([np.asarray(i) for i in small], Aligned.of(side=8, channels=1, features=False))
     found = match([flip(i) for i in small[:3]], index)
     assert [m.row for m in found] == list(range(3)) and all(m.alignment.mirrored for m in found)
 
 
 def test_an_index_knows_whether_it_was_made_with_features(tmp_path):
-    assert index_of().fingerprint != CopyIndex.build([np.asarray(i) for i in TRAIN], L2Tiled(SIDE, 3)).fingerprint
+    assert (
+        index_of().fingerprint
+        != CopyIndex.build([np.asarray(i) for i in TRAIN], L2Tiled.of(side=SIDE, channels=3)).fingerprint
+    )
     index_of(path=tmp_path / "index")
     assert CopyIndex.load(tmp_path / "index").verifier is not None
     if EfficientNet.is_installed():
         with pytest.raises(DataError, match="aligned"):
-            CopyIndex.load(tmp_path / "index", Aligned(SIDE, 3, features=True))
+            CopyIndex.load(tmp_path / "index", Aligned.of(side=SIDE, channels=3, features=True))
         kept = index_of(True, path=tmp_path / "with")
         match(FRESH[:1], kept)
         files = sorted(p.name for p in (tmp_path / "with").glob("features-*"))
         assert files == ["features-vectors-00000.npy"]
-        again = match(FRESH[:1], CopyIndex.load(tmp_path / "with", Aligned(SIDE, 3, features=True)))
+        again = match(FRESH[:1], CopyIndex.load(tmp_path / "with", Aligned.of(side=SIDE, channels=3, features=True)))
         assert again[0].verified == pytest.approx(match(FRESH[:1], kept)[0].verified)
 
 
@@ -130,12 +135,12 @@ def test_alignments_are_plain_json():
 def test_missing_weights_are_a_clear_error(monkeypatch, tmp_path):
     (tmp_path / "x.pth").write_bytes(b"something else")
     with pytest.raises(ModelError, match="expected 57934424"):
-        EfficientNet(tmp_path / "x.pth")
+        EfficientNet.of(weights=tmp_path / "x.pth")
     monkeypatch.setattr("diffmem.copies.descriptors.efficientnet.find_spec", lambda _: None)
     with pytest.raises(ModelError, match="diffmem\\[features\\]"):
-        EfficientNet()
+        EfficientNet.of()
     with pytest.raises(UsageError, match="diffmem\\[features\\]"):
-        Aligned(SIDE, 3, features=True)
+        Aligned.of(side=SIDE, channels=3, features=True)
     assert not make_descriptor("aligned", None).features
 
 

@@ -20,7 +20,7 @@ from diffmem.scores.image.invmm.similarity import (
     calibrated_beta,
     default_beta,
     descriptor_of,
-    sscd_side,
+    input_side,
     to_image,
 )
 from diffmem.scores.image.invmm.state import Inversion, kl_to_prior
@@ -176,7 +176,7 @@ def test_the_published_success_test_is_sscd_at_a_half():
         return CallableDenoiser(lambda x, t, c: x, (1, 4, 4), **more)
 
     latent, text = {"encode_images": lambda x: x}, {"encode": lambda prompts: torch.zeros(len(prompts), 2), "null": ""}
-    assert [sscd_side(of()), sscd_side(of(**latent)), sscd_side(of(**latent, **text))] == [32, 256, 320]
+    assert [input_side(of()), input_side(of(**latent)), input_side(of(**latent, **text))] == [32, 256, 320]
     score = parse_image_score("invmm:mode=paper")
     assert (score.similarity, score.beta) == ("sscd", 0.5)
     with pytest.raises(ScoreRefused, match="disc_large, whose file is not given"):
@@ -197,7 +197,7 @@ def test_similarity_is_one_minus_the_distance():
     assert default_beta("l2-tiled") == 0.925
     assert default_beta("sscd") == 0.5
     assert descriptor_of("l2-tiled", "", (3, 70, 130)).recipe["side"] == 64
-    with pytest.raises(UsageError, match="no weights"):
+    with pytest.raises(UsageError, match="no parameter 'weights'"):
         descriptor_of("l2-tiled", "x", (1, 4, 4))
 
 

@@ -16,6 +16,7 @@ def methods(
     page: Annotated[bool, Parameter(negative="", help="the page of methods of the documentation, Markdown")] = False,
     mitigations: Annotated[bool, Parameter(negative="", help="the mitigations instead of the scores")] = False,
     images: Annotated[bool, Parameter(negative="", help="the scores of images (diffmem measure)")] = False,
+    descriptors: Annotated[bool, Parameter(negative="", help="how images are compared (--descriptor)")] = False,
     matrix: Annotated[bool, Parameter(negative="", help="which score runs on which family of models")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -45,6 +46,17 @@ def methods(
             "reference": "reference",
         }
         emit_table(mitigation_rows(), columns, json)
+        return 0
+    if descriptors:
+        from diffmem.report.methods import descriptors as all_descriptors
+        from diffmem.report.methods import one_descriptor
+
+        if name is not None:
+            shown = one_descriptor(name)
+            emit_json(shown) if json else print("\n".join(f"{key:<12} {value}" for key, value in shown.items()))
+            return 0
+        columns = {"name": "descriptor", "summary": "what it is", "misses": "misses", "reference": "reference"}
+        emit_table([asdict(about) for about in all_descriptors()], columns, json)
         return 0
     if matrix:
         from diffmem.cli.output import note

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from diffmem.cli import verbs
+from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
@@ -230,7 +230,9 @@ class WorkOptions(ResumeOptions):
 class DescriptorOptions:
     """How images are compared."""
 
-    descriptor: Annotated[str, Parameter(help="l2-tiled, sscd, dinov2, clip or inception (for the FID)")] = "l2-tiled"
+    descriptor: Annotated[
+        str, Parameter(help="its name, or name:key=value,...; diffmem methods --descriptors lists them")
+    ] = DEFAULT_DESCRIPTOR
     weights: Annotated[str | None, Parameter(help="its weights: a file, folder or hub id")] = None
     weights_sha256: Annotated[
         str | None, Parameter(group=verbs.RARE, help="sscd, inception: checksum of a weights file that is not pinned")
@@ -241,17 +243,17 @@ class DescriptorOptions:
 
     def options(self, allow_pickle: bool = False) -> dict[str, Any]:
         """Options of the descriptor's class; those that it does not have are refused."""
-        from diffmem.copies.descriptors import DESCRIPTORS
+        from diffmem.copies.descriptors import DESCRIPTORS, read_descriptor
 
         given = {"weights": self.weights, "sha256": self.weights_sha256, "preset": self.preset}
         names = {"weights": "--weights", "sha256": "--weights-sha256", "preset": "--preset"}
-        taken = _parameters(DESCRIPTORS.get(self.descriptor))
+        kind, _ = read_descriptor(self.descriptor)
         for key, value in given.items():
-            if value and key not in taken:
-                owners = [name for name in DESCRIPTORS if key in _parameters(DESCRIPTORS.get(name))]
-                raise UsageError(f"{names[key]} belongs to {', '.join(owners)}, not to {self.descriptor}.")
+            if value and not kind.takes(key):
+                owners = [name for name in DESCRIPTORS if DESCRIPTORS.get(name).takes(key)]
+                raise UsageError(f"{names[key]} belongs to {', '.join(owners)}, not to {kind.about.name}.")
         values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-        return values | ({"allow_pickle": True} if allow_pickle and "allow_pickle" in taken else {})
+        return values | ({"allow_pickle": True} if allow_pickle and kind.takes("allow_pickle") else {})
 
 
 @Parameter(name="*", group="Gates")
@@ -278,11 +280,6 @@ class GateOptions:
         if self.junit is not None and not self.fail_if:
             raise UsageError("--junit writes the outcome of gates: give at least one --fail-if.")
         return parse_gates(self.fail_if, about)
-
-
-def _parameters(cls: type[Any]) -> set[str]:
-    """What a descriptor's constructor takes."""
-    return set(inspect.signature(cls.__init__).parameters)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffmem.copies.descriptors import DESCRIPTORS
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.metrics import Floats
 from diffmem.copies.neighbors import Ints
@@ -17,9 +18,6 @@ from diffmem.evaluation.estimate import Bootstrap, Estimate
 from diffmem.randomness import seed_of
 
 BINS = 40
-PUBLISHED_CUTS = {"sscd": 0.5}
-"""Where published tables count the share of similar images, by descriptor (SSCD: Somepalli et al., DCR). It is no copy
-threshold: of SSCD's similarities its authors call those above .75 copies."""
 BACKGROUND_AT_MOST = 10_000
 
 
@@ -56,7 +54,7 @@ class Similarities:
         background: top-1 of training images, each without itself.
         background_distinct: the same without their near-duplicates, so that duplicates do not hide how alike distinct
             images are.
-        threshold: above which `share_above` counts: the cut of published tables (`PUBLISHED_CUTS`) or else the
+        threshold: above which `share_above` counts: the cut of published tables (`Descriptor.similar_from`) or else the
             descriptor's customary copy threshold, unless given; not calibrated here.
         edges: of the histograms' bins [BINS + 1].
         background_images: training images looked at; of more than 10,000, a random 10,000.
@@ -72,7 +70,9 @@ class Similarities:
 
 def published_cut(index: CopyIndex) -> float:
     """The similarity above which published tables count images, or else the descriptor's customary copy threshold."""
-    return PUBLISHED_CUTS.get(str(index.about["name"]), float(index.about["copy_similarity"]))
+    name = str(index.about["name"])
+    published = DESCRIPTORS.get(name).similar_from if name in DESCRIPTORS else None
+    return float(index.about["copy_similarity"]) if published is None else published
 
 
 def top1(vectors: NDArray[Any], index: CopyIndex) -> tuple[Floats, Ints]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from diffmem.copies.descriptors import DESCRIPTORS
+from diffmem.copies.descriptors.base import About as DescriptorAbout
 from diffmem.registry import Registry
 from diffmem.report.measures.shape import MeasuresDigest
 from diffmem.report.shape import CopiesDigest, Method
@@ -24,20 +26,39 @@ def image_methods() -> list[About]:
     return [IMAGE_SCORES.get(name).about for name in IMAGE_SCORES]
 
 
+def descriptors() -> list[DescriptorAbout]:
+    """Every registered descriptor, as it describes itself."""
+    return [DESCRIPTORS.get(name).about for name in DESCRIPTORS]
+
+
+def one_descriptor(name: str) -> dict[str, Any]:
+    """One descriptor in full, with its parameters and their defaults."""
+    cls = DESCRIPTORS.get(name)
+    about = cls.about
+    return {
+        "name": about.name, "summary": about.summary, "formula": about.formula, "reference": about.reference,
+        "costs": about.cost, "misses": about.misses, "fails when": about.fails_when, "statistic": cls.statistic,
+        "copy from": str(cls.copy_similarity), "weights": cls.weights().where, "version": str(cls.version),
+        **_parameters(cls),
+    }  # fmt: skip
+
+
+def _parameters(cls: type[Any]) -> dict[str, str]:
+    return {
+        f"  {field}": f"{info.default!r}" + (f" ({info.description})" if info.description else "")
+        for field, info in parameters_class(cls).model_fields.items()
+    }
+
+
 def one_method(name: str) -> dict[str, Any]:
     """One method in full, a score of prompts or of images, with its parameters and their defaults."""
     registry: Registry[Any] = IMAGE_SCORES if name in IMAGE_SCORES else SCORES
     cls = registry.get(name)
     about = cls.about
-    parameters = parameters_class(cls)
-    described = {
-        field: f"{info.default!r}" + (f" ({info.description})" if info.description else "")
-        for field, info in parameters.model_fields.items()
-    }
     return {
         "name": about.name, "summary": about.summary, "formula": about.formula, "reference": about.reference,
         "sees": about.access, "NFE": about.cost, "fails when": about.fails_when, "unit": about.unit,
-        "version": str(cls.version), **{f"  {field}": text for field, text in described.items()},
+        "version": str(cls.version), **_parameters(cls),
     }  # fmt: skip
 
 
@@ -115,7 +136,7 @@ def methods_page() -> str:
     """The page of methods for the documentation, Markdown: formula, cost, reference, when each fails, parameters."""
     parts = [
         "# Methods\n",
-        "This page is made by `diffmem methods --page` from the scores themselves. Higher always means more memorized.\n",
+        "This page is made by `diffmem methods --page` from the methods themselves. Higher always means more memorized.\n",
         markdown_table(all_methods()) + "\n",
     ]
     parts += [part for about in all_methods() for part in _described_in_full(about, SCORES, "prompt and noise")]
@@ -128,22 +149,41 @@ def methods_page() -> str:
     )
     parts.append(markdown_table(image_methods(), "image") + "\n")
     parts += [part for about in image_methods() for part in _described_in_full(about, IMAGE_SCORES, "image")]
+    parts.append(
+        "# Descriptors\n\nHow images are compared, `--descriptor NAME` or `--descriptor NAME:key=value,...`. A copy is called "
+        "on the statistic; the similarity is used only where no threshold can be calibrated.\n"
+    )
+    parts += [part for about in descriptors() for part in _descriptor_in_full(about)]
     return "\n".join(parts)
+
+
+def _descriptor_in_full(about: DescriptorAbout) -> list[str]:
+    cls = DESCRIPTORS.get(about.name)
+    return [
+        f"## {about.name}\n\n{about.summary[0].upper()}{about.summary[1:]}.\n",
+        f"- Formula: `{about.formula}`",
+        f"- Reference: {about.reference}",
+        f"- Cost per image: {about.cost}. Statistic: {cls.statistic}. Copies from a similarity of {cls.copy_similarity}.",
+        f"- Misses: {about.misses}. Fails when: {about.fails_when}.",
+        *_listed_parameters(cls),
+        "",
+    ]
+
+
+def _listed_parameters(cls: type[Any]) -> list[str]:
+    fields = parameters_class(cls).model_fields.items()
+    listed = "; ".join(f"`{n}` = `{f.default!r}`" + (f", {f.description}" if f.description else "") for n, f in fields)
+    return [f"- Parameters: {listed}."] if listed else []
 
 
 def _described_in_full(about: About, registry: Registry[Any], per: str) -> list[str]:
     """The paragraph of one method on the page."""
-    fields = parameters_class(registry.get(about.name)).model_fields
-    parts = [
+    return [
         f"## {about.name}\n\n{about.summary[0].upper()}{about.summary[1:]}.\n",
         f"- Formula: `{about.formula}`",
         f"- Reference: {about.reference}",
         f"- Sees: {about.access}. NFE per {per}: {about.cost}. Unit: {about.unit}.",
         f"- Fails when: {about.fails_when}.",
+        *_listed_parameters(registry.get(about.name)),
+        "",
     ]
-    if fields:
-        listed = "; ".join(
-            f"`{n}` = `{f.default!r}`" + (f", {f.description}" if f.description else "") for n, f in fields.items()
-        )
-        parts.append(f"- Parameters: {listed}.")
-    return [*parts, ""]

@@ -1,9 +1,13 @@
-"""Image descriptors by name: some need no weights, some those of an installed package, some published ones."""
+"""Image descriptors by name: some need no weights, some those of an installed package, some published ones.
+
+`L2Tiled(side=8)` of this package is "l2-tiled:side=8", and so for all of them.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diffmem.method import by_class_name, class_names, read_method
 from diffmem.registry import Registry
 
 if TYPE_CHECKING:
@@ -27,15 +31,38 @@ DEFAULT_DESCRIPTOR = "l2-tiled"
 """What compares images unless asked otherwise; it needs no weights."""
 
 
-def make_descriptor(name: str, images: ImageSet | None = None, **options: Any) -> Descriptor:
-    """The descriptor called `name`, fitted to the images that it is to describe where that matters.
+PUBLISHED_DESCRIPTOR = "sscd"
+"""What most papers compare images with; it needs weights."""
+
+
+def read_descriptor(given: str) -> tuple[type[Descriptor], dict[str, Any]]:
+    """(class, parameters as typed) of `name`, `name:key=value,...` or `./file.py:Class[:key=value,...]`."""
+    from diffmem.copies.descriptors.base import Descriptor
+
+    return read_method(DESCRIPTORS, given, "descriptor", Descriptor)
+
+
+def make_descriptor(given: str | Descriptor, images: ImageSet | None = None, **parameters: Any) -> Descriptor:
+    """A descriptor from its text (see `read_descriptor`), fitted to the images that it is to describe where that matters.
 
     Args:
-        name: one of `DESCRIPTORS`.
-        images: the training images; `l2-tiled` takes its size and its channels from them.
-        options: of the descriptor's class.
+        given: as typed; a descriptor is returned as it is.
+        images: the training images; the pixel descriptors take their size and their channels from them.
+        parameters: more of them, which go before those in the text.
 
     Raises:
-        UsageError: no such descriptor. DataError or ModelError: its weights are missing or not the pinned ones.
+        UsageError: no such descriptor or parameter. DataError or ModelError: its weights are missing or not the pinned
+            ones.
     """
-    return DESCRIPTORS.get(name).for_images(images, **options)
+    if not isinstance(given, str):
+        return given
+    kind, typed = read_descriptor(given)
+    return kind.for_images(images, **{**typed, **parameters})
+
+
+def __getattr__(name: str) -> Any:
+    return by_class_name(name, DESCRIPTORS)
+
+
+def __dir__() -> list[str]:
+    return ["DEFAULT_DESCRIPTOR", "DESCRIPTORS", "PUBLISHED_DESCRIPTOR", "make_descriptor", *class_names(DESCRIPTORS)]

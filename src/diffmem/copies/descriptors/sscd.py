@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field, field_validator
 
-from diffmem.copies.descriptors.base import Descriptor
+from diffmem.copies.descriptors.base import About, Descriptor, Parameters, Weights
 from diffmem.copies.descriptors.download import cache_folder, fetch
 from diffmem.copies.descriptors.preprocess import Preprocessing
 from diffmem.copies.descriptors.torchscript import UNCHECKED, describe_by_shape, open_torchscript
 from diffmem.copies.metrics import Metric
-from diffmem.errors import ModelError, UsageError
+from diffmem.errors import ModelError
 
 _PUBLISHED = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_{}.torchscript.pt"
 # Meta publishes no checksums. The one of disc_mixup (98,791,638 bytes) is the value that ten unrelated public
@@ -40,6 +41,29 @@ PRESETS: dict[str, Preprocessing] = {
 }
 
 
+class SSCDParameters(Parameters):
+    """Which network, and what it is shown."""
+
+    weights: str = Field(
+        "disc_mixup", description="a TorchScript file, or the name of a published one, downloaded into the cache once"
+    )
+    preset: str = Field("short-288", description=f"preprocessing: {', '.join(PRESETS)}")
+    sha256: str | None = Field(None, description="checksum of the file; by default the pinned one of a published file")
+    allow_pickle: bool = Field(
+        False, description="open a file without a checksum; TorchScript files can run code when they are opened"
+    )
+    device: str = Field("cpu", description="where the network runs")
+    batch: int = Field(16, ge=1, description="images at a time")
+    cache: str | None = Field(None, description="folder for downloads; by default the user's cache folder")
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, preset: str) -> str:
+        if preset not in PRESETS:
+            raise ValueError(f"there is no SSCD preset '{preset}'; expected one of {', '.join(PRESETS)}")
+        return preset
+
+
 class SSCD(Descriptor):
     """Cosine similarity of SSCD descriptors; sees through crops, filters and overlays, not all mirror images.
 
@@ -49,48 +73,55 @@ class SSCD(Descriptor):
     disc_large), `crop-224` (shorter edge 256, centre 224, mean and std .5: Wen et al., DCR, GUARD, Jeon et al., Asthana
     & Belagiannis).
 
-    Args:
-        weights: a TorchScript file, or the name of a published one (`disc_mixup`, `disc_large`, …) to be downloaded
-            into the cache once.
-        preset: preprocessing, one of `PRESETS`.
-        sha256: the checksum that the file must have; by default the pinned one of a published file.
-        allow_pickle: open a file without a checksum. TorchScript files can run code when they are opened.
-        device: where the network runs.
-        batch: images at a time.
-        cache: folder for downloads; by default the user's cache folder.
-
     Raises:
         ModelError: no such file, a wrong checksum, no checksum without `allow_pickle`, not a TorchScript file.
         UsageError: no such preset.
     """
 
-    name: ClassVar[str] = "sscd"
+    about: ClassVar[About] = About(
+        name="sscd",
+        summary="cosine of descriptors that were trained to find altered copies; weights are downloaded or given",
+        formula="cos(f(a), f(b))",
+        reference="Pizzi et al., CVPR 2022, arXiv 2202.10261",
+        cost="one ResNet-50 or ResNeXt-101",
+        fails_when="thresholds of one preprocessing are used with another",
+        misses="copies of style or of parts too small for the descriptor, some mirror images",
+    )
     duplicate_cut: ClassVar[float] = 0.9
     copy_similarity: ClassVar[float] = 0.75
-    misses: ClassVar[str] = "copies of style or of parts too small for the descriptor, some mirror images"
+    # Somepalli et al., DCR; it is no copy threshold: SSCD's authors call similarities above .75 copies.
+    similar_from: ClassVar[float | None] = 0.5
+    # InvMM, with disc_large at 320 x 320.
+    reproduced_from: ClassVar[float | None] = 0.5
 
-    def __init__(
-        self,
-        weights: str | Path = "disc_mixup",
-        preset: str = "short-288",
-        sha256: str | None = None,
-        allow_pickle: bool = False,
-        device: str = "cpu",
-        batch: int = 16,
-        cache: str | Path | None = None,
-    ) -> None:
-        if preset not in PRESETS:
-            raise UsageError(f"There is no SSCD preset '{preset}'; expected one of {', '.join(PRESETS)}.")
-        self.preset, self.device, self.batch = preset, device, batch
-        name = str(weights) if str(weights) in PINS and not Path(weights).exists() else None
+    def __init__(self, parameters: SSCDParameters | None = None) -> None:
+        settings = parameters or SSCDParameters()
+        super().__init__(settings)
+        self.preset, self.device, self.batch = settings.preset, settings.device, settings.batch
+        weights, sha256 = settings.weights, settings.sha256
+        name = weights if weights in PINS and not Path(weights).exists() else None
         expected = sha256 or (PINS[name] if name else None)
-        if name and expected is None and not allow_pickle:
+        if name and expected is None and not settings.allow_pickle:
             raise ModelError(f"No SHA-256 of the published file '{name}' is known here. {UNCHECKED}")
-        path = fetch(_PUBLISHED.format(name), expected, cache) if name else Path(weights)
+        path = fetch(_PUBLISHED.format(name), expected, settings.cache) if name else Path(weights)
         advice = f"give the path of a TorchScript file or one of {', '.join(PINS)}"
         self._network, self.sha256 = open_torchscript(
-            path, expected, PINS.values(), allow_pickle, device, "SSCD", advice
+            path, expected, PINS.values(), settings.allow_pickle, self.device, "SSCD", advice
         )
+
+    @classmethod
+    def for_shape(cls, shape: Sequence[int], side: int, **parameters: Any) -> Self:
+        """With inputs of that side, scaled regardless of the aspect ratio."""
+        return cls.of(**{"preset": f"square-{side}", **parameters})
+
+    @classmethod
+    def weights(cls) -> Weights:
+        """Whether the default file is in the cache."""
+        file = cls.default_file()
+        if file.is_file():
+            return Weights(True, str(file))
+        remedy = f"downloaded on first use where the network allows it, or put it at {file}, or --weights FILE"
+        return Weights(False, "its weights are not in the cache", remedy)
 
     @staticmethod
     def default_file(cache: str | Path | None = None) -> Path:

@@ -10,7 +10,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from diffmem.copies.descriptors import DESCRIPTORS
 from diffmem.models.bundled import BUNDLED_MODELS
@@ -58,23 +58,8 @@ def _optional(name: str) -> Finding:
 
 def _descriptor(name: str) -> Finding:
     """Whether a descriptor's default weights lie on this machine; nothing is downloaded to find out."""
-    label = f"descriptor {name}"
-    kind: Any = DESCRIPTORS.get(name)
-    if name == "sscd":
-        file = kind.default_file()
-        if file.is_file():
-            return Finding(label, "ok", str(file))
-        remedy = f"downloaded on first use where the network allows it, or put it at {file}, or --weights FILE"
-        return Finding(label, "missing", "its weights are not in the cache", remedy)
-    hub_id = getattr(kind, "default", None)
-    if hub_id is None:
-        return Finding(label, "ok", "needs no weights")
-    from huggingface_hub import try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
-        return Finding(label, "ok", f"{hub_id}, in the cache of the hub")
-    remedy = "downloaded on first use where the network allows it, or --weights FOLDER"
-    return Finding(label, "missing", f"{hub_id} is not in the cache of the hub", remedy)
+    found = DESCRIPTORS.get(name).weights()
+    return Finding(f"descriptor {name}", "ok" if found.there else "missing", found.where, found.remedy)
 
 
 def _python() -> Finding:

@@ -100,7 +100,7 @@ def index_of(train: Any, descriptor: str, silent: bool = True) -> CopyIndex:
 
 
 def index(
-    images: Any, out: str | Path, descriptor: str = "l2-tiled", *, descriptor_options: Mapping[str, Any] | None = None,
+    images: Any, out: str | Path, descriptor: str = DEFAULT_DESCRIPTOR, *, descriptor_options: Mapping[str, Any] | None = None,
     silent: bool = True,
 ) -> CopyIndex:  # fmt: skip
     """Describe training images once, for later matching; the same call goes on where it was stopped.

@@ -6,12 +6,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, PUBLISHED_DESCRIPTOR
 from diffmem.models.meter import Nfe
 from diffmem.scores.base import About
 from diffmem.scores.image.base import ImageItem, ImageResult, ImageScore, Workbench
 from diffmem.scores.image.invmm.batch import Batch
 from diffmem.scores.image.invmm.settings import InvMMParameters, settings_for
-from diffmem.scores.image.invmm.similarity import SuccessTest, default_beta, descriptor_of, sscd_side
+from diffmem.scores.image.invmm.similarity import SuccessTest, default_beta, descriptor_of, input_side
 
 if TYPE_CHECKING:
     from diffmem.models.denoiser import Denoiser
@@ -47,7 +48,9 @@ class InvMM(ImageScore):
     @property
     def similarity(self) -> str:
         """The descriptor of the success test."""
-        return self.settings.similarity or ("sscd" if self.settings.mode == "paper" else "l2-tiled")
+        return self.settings.similarity or (
+            PUBLISHED_DESCRIPTOR if self.settings.mode == "paper" else DEFAULT_DESCRIPTOR
+        )
 
     @property
     def beta(self) -> float:
@@ -59,10 +62,11 @@ class InvMM(ImageScore):
         from diffmem.errors import ModelError, ScoreRefused
 
         settings = settings_for(denoiser, self.settings)
-        if self.settings.mode == "paper" and self.similarity == "sscd" and not self.settings.weights:
+        if self.settings.mode == "paper" and self.similarity == PUBLISHED_DESCRIPTOR and not self.settings.weights:
             raise ScoreRefused(
                 f"{self.label} judges as the paper does, by SSCD's disc_large, whose file is not given: add weights=FILE "
-                "(and sha256=…), or similarity=l2-tiled for the published search with a success test that needs no file."
+                f"(and sha256=…), or similarity={DEFAULT_DESCRIPTOR} for the published search with a success test that "
+                "needs no file."
             )
         if self.settings.prompt in ("caption", "invert") and not denoiser.conditional:
             raise ScoreRefused(
@@ -104,7 +108,7 @@ class InvMM(ImageScore):
             return
         descriptor = descriptor_of(
             self.similarity, self.settings.weights, items[0].pixels.shape, str(denoiser.device),
-            self.settings.sha256, sscd_side(denoiser),
+            self.settings.sha256, input_side(denoiser),
         )  # fmt: skip
         batch = Batch(
             denoiser, settings_for(denoiser, self.settings), self.settings, SuccessTest(descriptor, self.beta), bench

@@ -10,29 +10,29 @@ import torch
 from PIL import Image
 
 from diffmem.errors import UsageError
+from diffmem.method import require_parameter
 
 if TYPE_CHECKING:
     from diffmem.copies.descriptors.base import Descriptor
     from diffmem.models.denoiser import Denoiser
 
-L2_BETA = 0.925
-SSCD_BETA = 0.5
-
 
 def default_beta(name: str) -> float:
-    """The similarity that counts as reproduced where none is given.
+    """The similarity that counts as reproduced where none is given: the descriptor's own, else its copy threshold.
 
-    sscd: .5, as published (disc_large, 320 x 320). l2-tiled: .925, an RMS difference of .075 of the full range in the
-    worst tile; 1 % of scikit-learn's distinct digits have a neighbour as near as that. It is calibrated for no other
-    data: `calibrated_beta` gives the threshold of yours. Other descriptors: their customary copy threshold.
+    It is calibrated for no data of yours: `calibrated_beta` gives the threshold for them.
     """
     from diffmem.copies.descriptors import DESCRIPTORS
 
-    return {"l2-tiled": L2_BETA, "sscd": SSCD_BETA}.get(name, DESCRIPTORS.get(name).copy_similarity)
+    kind = DESCRIPTORS.get(name)
+    return kind.copy_similarity if kind.reproduced_from is None else kind.reproduced_from
 
 
-def sscd_side(denoiser: Denoiser) -> int:
-    """The side of SSCD's input as published: 320 for text-to-image models, 256 for other latent ones, 32 for pixels."""
+def input_side(denoiser: Denoiser) -> int:
+    """The side of a network's input as published for SSCD.
+
+    320 for text-to-image models, 256 for other latent ones, 32 for pixels.
+    """
     if denoiser.conditional:
         return 320
     return 32 if denoiser.space == "pixel" else 256
@@ -41,7 +41,7 @@ def sscd_side(denoiser: Denoiser) -> int:
 def descriptor_of(
     name: str, weights: str, shape: Sequence[int], device: str = "cpu", sha256: str = "", side: int = 320
 ) -> Descriptor:
-    """The descriptor of the success test for images [C, H, W]; l2-tiled compares at their own size, 64 at most.
+    """The descriptor of the success test for images [C, H, W].
 
     Args:
         name: as registered.
@@ -49,20 +49,15 @@ def descriptor_of(
         shape: of the images.
         device: where its network runs.
         sha256: checksum of the file, where none is known here.
-        side: of SSCD's input, in pixels.
+        side: of its network's input in pixels, where that is free.
     """
-    from diffmem.copies.descriptors import make_descriptor
-    from diffmem.copies.descriptors.l2 import tiles_per_side
+    from diffmem.copies.descriptors import DESCRIPTORS
 
-    if name == "l2-tiled":
-        if weights:
-            raise UsageError("l2-tiled has no weights; leave `weights` out.")
-        own = min(*shape[1:], 64)
-        return make_descriptor(name, side=own - own % tiles_per_side(own), channels=1 if shape[0] == 1 else 3)
-    options: dict[str, Any] = {"weights": weights} if weights else {}
-    if name == "sscd":
-        options |= {"preset": f"square-{side}", "device": device} | ({"sha256": sha256} if sha256 else {})
-    return make_descriptor(name, **options)
+    kind = DESCRIPTORS.get(name)
+    given = {key: value for key, value in {"weights": weights, "sha256": sha256}.items() if value}
+    for key in given:
+        require_parameter(kind, key, "descriptor")
+    return kind.for_shape(shape, side, **given, **({"device": device} if kind.takes("device") else {}))
 
 
 def to_image(pixels: torch.Tensor) -> Image.Image:
