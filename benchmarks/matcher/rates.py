@@ -87,7 +87,9 @@ def measure(name: str, size: int, matcher: str, pictures: Pictures) -> Iterator[
     )
     side = min(64, *gallery[0].size)
     side -= side % tiles_per_side(side)
-    descriptor = Aligned.of(side=side, channels=3, features=True) if matcher == "aligned" else L2Tiled.of(side=side, channels=3)
+    descriptor = (
+        Aligned.of(side=side, channels=3, features=True) if matcher == "aligned" else L2Tiled.of(side=side, channels=3)
+    )
     index = CopyIndex.build([np.asarray(image) for image in gallery], descriptor)
     groups = index.duplicates()
     half = len(fresh) // 2
