@@ -58,12 +58,14 @@ class Files:
         metadata: metadata.csv, .jsonl, .parquet.
         trained: sd-scripts' fine-tuning metadata.
         beside: by picture, its caption files by kind.
+        classes: by picture, the .cls file of a WebDataset.
     """
 
     pictures: list[str]
     metadata: list[str] = field(default_factory=list)
     trained: list[str] = field(default_factory=list)
     beside: dict[str, dict[Captions, str]] = field(default_factory=dict)
+    classes: dict[str, str] = field(default_factory=dict)
 
 
 class CaptionReader:
@@ -171,10 +173,12 @@ class CaptionReader:
             raise DataError(f"'{name}' cannot be read ({error.strerror or error}).") from error
 
     def _label_beside(self, picture: str) -> str | None:
-        name = self.files.beside.get(picture, {}).get("json")
-        if name is None:
-            return None
         try:
+            if picture in self.files.classes:
+                return self._text(self.files.classes[picture]).strip() or None
+            name = self.files.beside.get(picture, {}).get("json")
+            if name is None:
+                return None
             return label_of(_record(self._text(name), name))
         except DataError:
             return None  # said where its caption is read

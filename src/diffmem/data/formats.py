@@ -26,7 +26,7 @@ _UNREAD = {
     "a picture format that is not read; convert it first": (
         "psd psb xcf kra exr hdr dds pcx sgi rgb rgba bw ras icns cur jxr wdp hdp jp3d jpm bpg flif fits fit dcm nii vtf blp ktx"
     ),
-    "an archive among pictures; unpack it, or name it alone": "zip tar tgz gz bz2 xz zst 7z rar tbz2 txz",
+    "a compressed archive, in which no picture can be found alone; unpack it": "zip tar tgz gz bz2 xz zst 7z rar tbz2 txz",
     "an array, not a picture file": "npy npz pt pth safetensors pkl pickle h5 hdf5 mat",
 }
 _REASONS = {suffix: reason for reason, suffixes in _UNREAD.items() for suffix in suffixes.split()}

@@ -224,7 +224,9 @@ def load_images(
         images = ImageSet(open_tables(tables, column, id_column, reading), tables[0].parent, column, max_pixels)
         images.name = str(source)
     elif isinstance(source, (str, Path)):
-        path = Path(source)
+        if not str(source).strip():
+            raise UsageError("The images are an empty path; expected a folder, a file or pictures.")
+        path = Path(source).expanduser()
         images = ImageSet(open_path(path, column, reading, id_column), path, column, max_pixels, captions)
     else:
         images = ImageSet(open_memory(source), None, None, max_pixels)

@@ -20,10 +20,10 @@ from diffmem.data.trees import Tree
 from diffmem.errors import DataError
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-CAPTION_COLUMNS = ("caption", "text", "prompt")
-SEVERAL = ("captions", "texts", "prompts", "sentences")
+CAPTION_COLUMNS = ("caption", "text", "prompt", "txt")
+SEVERAL = ("captions", "texts", "prompts", "sentences", "sentences_raw")
 """Columns of lists of captions per picture, of which the first is the picture's caption."""
-LABEL_COLUMNS = ("label", "class", "digit")
+LABEL_COLUMNS = ("label", "class", "digit", "cls")
 _FILE, _FILES = "file_name", "file_names"
 
 
@@ -107,11 +107,18 @@ def texts_of(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
         if value is not None and column.lower() in SEVERAL and not isinstance(value, (list, tuple, str)):
             where = row.get(_FILE) or row.get("id") or "a row"
             raise DataError(f"{column} = {value!r} ({where}); expected a list of texts.")
-        several = value if isinstance(value, (list, tuple)) else [value]
+        several = [_inner(one) for one in (value if isinstance(value, (list, tuple)) else [value])]
         texts = [printable(str(text)) for text in several if isinstance(text, (str, int, float)) and str(text).strip()]
         if texts:
             return texts
     return []
+
+
+def _inner(value: Any) -> Any:
+    """The text of a record in a list of captions, as COCO's and Flickr's splits keep them."""
+    if not isinstance(value, Mapping):
+        return value
+    return next((value[name] for name in ("raw", "caption", "text", "sentence") if name in value), None)
 
 
 def label_of(row: Mapping[str, Any], columns: Iterable[str] = LABEL_COLUMNS) -> str | None:
@@ -256,7 +263,7 @@ def _differ(row: Mapping[str, Any], one: str, two: str) -> bool:
 
 def _read_trained(tree: Tree, name: str, known: _Names, encoding: str | None, found: Metadata) -> None:
     entries = json.loads(decode_text(tree.read(name), f"'{name}'", encoding))
-    missing = []
+    missing, others = [], []
     folder = posixpath.dirname(name)
     for key, entry in entries.items():
         picture = known.find(folder, key) or known.by_stem(key)
@@ -264,13 +271,19 @@ def _read_trained(tree: Tree, name: str, known: _Names, encoding: str | None, fo
             missing.append(printable(key))
             continue
         words = found.words.setdefault(picture, Words())
-        words.captions += [text for text in trained_words(entry) if text not in words.captions]
+        fresh = [text for text in trained_words(entry) if text not in words.captions]
+        others += [picture] if fresh and words.captions else []
+        words.captions += fresh
     where = f"'{name}' of {tree.name}"
     if len(missing) == len(entries):
         raise DataError(
             f"None of the {len(entries)} entries of {where} is of a picture that is there: {named(missing)}."
         )
     found.tables.append(name)
+    if others:
+        found.notes.append(
+            f"{where} gives {count(len(others), 'picture')} another caption than the files before: {named(others)}"
+        )
     if missing:
         found.notes.append(
             f"{len(missing):,} of {len(entries):,} entries of {where} are of no picture there: {named(missing)}"

@@ -59,6 +59,8 @@ def _open_file(path: Path, column: str | None, reading: Reading, id_column: str 
     name = printable(path.name)
     if name not in found.files.pictures:
         why = dict(found.unread).get(name, "no picture, table or archive that is read")
+        if name in (*found.files.metadata, *found.files.trained):
+            raise DataError(f"'{path}' says what the pictures beside it are called; give their folder: {path.parent}.")
         raise DataError(f"'{path}' cannot be read as images: {why}; expected one of {suffix_list()}.")
     kept = Files([name], beside={name: found.files.beside.get(name, {})})
     source = FileSource(tree, Survey(kept, sniffed=[n for n in found.sniffed if n == name]), reading)
@@ -72,7 +74,8 @@ def _open_tree(
     """The source for what lies in a folder or archive: its pictures, or its tables, or the archives in it."""
     pictures = found.files.pictures
     if pictures:
-        _refuse_splits(path, _splits(name.split("/")[0] for name in pictures if "/" in name))
+        for parent, names in _folders(pictures).items():
+            _refuse_splits(path / parent, _splits(names))
         tables = [name for name in found.tables if _holds_pictures(tree, name)]
         if tables:
             raise DataError(
@@ -99,6 +102,7 @@ def _open_tree(
     if found.tables:  # opening them says what they lack
         named = [local[name] for name in found.tables if name in local]
         return open_tables(named, column, id_column, reading)
+    found.unread += [(name, "an archive within an archive; unpack the outer one") for name in found.archives]
     said = "; ".join(unread_notes(tree.name, len(tree.files) + len(tree.left_out), found.unread))
     raise DataError(
         f"'{path}' holds no images ({suffix_list()}), no parquet files and no archives of images. {said}".strip()
@@ -132,6 +136,17 @@ def _holds_pictures(tree: Tree, name: str) -> bool:
     if place is None or not is_table(place):
         return False
     return has_pictures(place)
+
+
+def _folders(pictures: Sequence[str]) -> dict[str, dict[str, None]]:
+    """The folders among pictures by the folder that they are in."""
+    found: dict[str, dict[str, None]] = {}
+    for folder in dict.fromkeys(name.rpartition("/")[0] for name in pictures):
+        while folder:
+            parent, _, base = folder.rpartition("/")
+            found.setdefault(parent, {})[base] = None
+            folder = parent
+    return found
 
 
 def _splits(names: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ _TELLING = frozenset("nwhdl")  # at least one of these makes it a file of sd-scr
 _OPTION = re.compile(r"\s--([a-zA-Z]{1,6})(?:\s+|=)(\S[^\n]*?)(?=\s--[a-zA-Z]|$)")
 _ANY_OPTION = re.compile(r"(?:^|\s)(--[a-zA-Z][\w-]*)(?=\s|$)")
 _WEIGHTS = re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>|\([^()]*:\d+(?:\.\d+)?\)")
+_CHOICES = re.compile(r"\{[^{}\n]*\|[^{}\n]*\}|(?<!\w)__[\w/-]+__(?!\w)|(?<!\w)BREAK(?!\w)")
+_NUMBERED = re.compile(r"\s*(\d+)(?:[.):]\s|\t)")
 _UI_LINE = re.compile(r"\s*--(prompt|negative_prompt|steps|width|height|seed|cfg_scale|sampler_name)\b")
 
 
@@ -58,7 +61,36 @@ def literal_notes(texts: Sequence[str], name: str) -> list[str]:
             f"prompts of {name} hold a web UI's weights or LoRAs, which the pipeline takes as words: "
             f"{named([_short(text) for text in weights], 3)}"
         )
+    choices = list(dict.fromkeys(found for text in texts if not text.isupper() for found in _CHOICES.findall(text)))
+    if choices:
+        notes.append(
+            f"prompts of {name} hold a web UI's choices, wildcards or breaks, which the pipeline takes as words: "
+            f"{named([_short(text) for text in choices], 3)}"
+        )
+    numbers = [int(match[1]) if (match := _NUMBERED.match(text)) else None for text in texts]
+    if len(texts) > 1 and None not in numbers and numbers in (list(range(len(texts))), list(range(1, len(texts) + 1))):
+        notes.append(
+            f"the prompts of {name} are numbered, and the numbers are taken as words: {named([_short(texts[0])])}"
+        )
+    quoted = [text for text in texts if len(text.strip()) > 2 and text.strip()[0] == text.strip()[-1] == '"']
+    if texts and len(quoted) == len(texts):
+        notes.append(
+            f"all prompts of {name} are in quotes, which are taken as part of them: {named([_short(texts[0])])}"
+        )
     return notes
+
+
+def looks_like_json(lines: Sequence[str]) -> str | None:
+    """What a text is in words, where it is JSON rather than a prompt per line."""
+    first = next((line.strip() for line in lines if line.strip()), "")
+    try:
+        if first[:1] == "{" and isinstance(json.loads(first), dict):
+            return "JSON objects"
+        if first[:1] == "[" and isinstance(json.loads("\n".join(lines)), list):
+            return "a JSON list"
+    except (ValueError, RecursionError):
+        pass  # a prompt may begin with a bracket
+    return None
 
 
 def looks_like_table(lines: Sequence[str], columns: Sequence[str]) -> str | None:

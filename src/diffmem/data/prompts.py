@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from diffmem.data.ids import unique_ids
 from diffmem.data.metadata import SEVERAL, texts_of
 from diffmem.data.notes import count, named, printable, say
 from diffmem.data.prompt_json import read_json
-from diffmem.data.prompt_lines import literal_notes, looks_like_table, prompt_rows
+from diffmem.data.prompt_lines import literal_notes, looks_like_json, looks_like_table, prompt_rows
 from diffmem.data.prompt_list import Prompt, PromptList
 from diffmem.data.tables import Table, find_column, read_csv, read_jsonl, read_parquet
 from diffmem.data.text import read_text, split_lines
@@ -61,7 +62,9 @@ def load_prompts(
         return source
     notes: list[str] = []
     if isinstance(source, (str, Path)):
-        path = Path(source)
+        path = Path(source).expanduser()
+        if not str(source).strip():
+            raise UsageError("The prompts are an empty path; expected a file, a folder, or a list of prompts.")
         folder, file = _kind(path)
         if folder or path.suffix.lower() in (".zip", ".tar"):
             _refuse_for_folders(path, id=id_column, labels=labels)
@@ -147,6 +150,10 @@ def _read(path: Path, column: str | None, encoding: str | None) -> tuple[Table, 
                 f"'{path}' begins with the header of a table ({header.strip()!r}), but its suffix says one prompt per line; "
                 "rename it to .csv or .tsv."
             )
+        if (kind := looks_like_json(lines)) is not None:
+            raise DataError(
+                f"'{path}' holds {kind}, but its suffix says one prompt per line; rename it to .jsonl or .json."
+            )
         rows, notes = prompt_rows(lines, f"'{path}'")
         return Table(tuple(dict.fromkeys(("prompt", *(key for row in rows for key in row)))), tuple(rows)), notes
     if suffix in (".csv", ".tsv"):
@@ -157,6 +164,8 @@ def _read(path: Path, column: str | None, encoding: str | None) -> tuple[Table, 
         return read_json(path, encoding), []
     if suffix in (".parquet", ".pq"):
         return read_parquet(path), []
+    if suffix in (".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"):
+        raise DataError(f"'{path}' is compressed; unpack it and give what is in it.")
     raise DataError(f"'{path}' ends in '{suffix}'; expected .txt, .csv, .tsv, .json, .jsonl or .parquet.")
 
 
@@ -232,8 +241,8 @@ def _several(row: Mapping[str, Any], column: str) -> list[Any]:
     value = row.get(column)
     if column.lower() in SEVERAL:
         return list(texts_of(row, [column])) or [None]
-    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
-        return list(value)
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return list(value) or [None]
     return [value]
 
 
@@ -246,7 +255,7 @@ def _text(value: Any) -> tuple[str, str | None]:
         value.encode("utf-8")
     except UnicodeEncodeError:
         return value.encode("utf-8", "backslashreplace").decode(), "the prompt holds half a surrogate pair"
-    return value, None if value.strip() else "empty prompt"
+    return value, None if any(not c.isspace() and unicodedata.category(c) != "Cf" for c in value) else "empty prompt"
 
 
 def _id(value: Any, column: str, name: str, row: int) -> str:

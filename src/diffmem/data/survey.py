@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import posixpath
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -15,6 +17,8 @@ from diffmem.data.trees import Tree
 
 _TABLES = (".parquet", ".pq", ".arrow")
 _ARCHIVES = (".tar", ".zip")
+_CLASS = ".cls"  # a WebDataset's number or name of a class
+_MASK = re.compile(r"-(masklabel|condlabel)$", re.IGNORECASE)
 _KNOWN = frozenset({"state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "canaries.json"})
 
 
@@ -51,7 +55,9 @@ def survey(tree: Tree) -> Survey:
     for name in tree.files:
         base = posixpath.basename(name)
         suffix = posixpath.splitext(base)[1].lower()
-        if suffix in suffixes():
+        if suffix in suffixes() and _MASK.search(posixpath.splitext(base)[0]):
+            found.unread.append((name, "a mask or condition of a picture (OneTrainer), no picture of its own"))
+        elif suffix in suffixes():
             found.files.pictures.append(name)
         elif base.lower() in NAMES:
             found.files.metadata.append(name)
@@ -59,7 +65,7 @@ def survey(tree: Tree) -> Survey:
             found.tables.append(name)
         elif suffix in _ARCHIVES:
             found.archives.append(name)
-        elif suffix in BESIDE:
+        elif suffix in BESIDE or suffix == _CLASS:
             beside.append((name, suffix))
         elif (reason := why_not_read(suffix)) is not None:
             found.unread.append((name, reason))
@@ -94,11 +100,13 @@ def _sort_beside(tree: Tree, beside: Sequence[tuple[str, str]], found: Survey) -
         stems.setdefault(posixpath.splitext(picture)[0], []).append(picture)
         # Some tools write `a.png.txt`; a WebDataset's key ends at the first dot; Windows does not know upper case.
         for stem in (picture, posixpath.join(folder, base.split(".")[0]), posixpath.splitext(picture)[0].lower()):
-            loose.setdefault(stem.lower(), []).append(picture)
+            loose.setdefault(_folded(stem), []).append(picture)
     for name, suffix in beside:
         stem = name[: -len(suffix)]
-        pictures = stems.get(stem) or list(dict.fromkeys(loose.get(stem.lower(), [])))
-        for picture in pictures:
+        pictures = stems.get(stem) or list(dict.fromkeys(loose.get(_folded(stem), [])))
+        for picture in pictures if suffix == _CLASS else ():
+            found.files.classes.setdefault(picture, name)
+        for picture in pictures if suffix != _CLASS else ():
             known = found.files.beside.setdefault(picture, {})
             if BESIDE[suffix] in known:
                 found.unread.append((name, f"a second {suffix} file of a picture"))
@@ -109,10 +117,17 @@ def _sort_beside(tree: Tree, beside: Sequence[tuple[str, str]], found: Survey) -
             found.known.append(name)
         elif suffix == ".json" and is_trained_file(tree, name):
             found.files.trained.append(name)
+        elif suffix == _CLASS:
+            found.unread.append((name, "no class of a picture that is there"))
         elif suffix == ".json":
             found.unread.append((name, "no record of a picture that is there"))
         else:
             found.unread.append((name, "no caption of a picture that is there"))
+
+
+def _folded(name: str) -> str:
+    """A name as Windows and macOS compare it: without case, in composed Unicode."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _is_picture(tree: Tree, name: str) -> bool:

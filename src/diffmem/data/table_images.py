@@ -15,13 +15,13 @@ from diffmem.data.captions import Reading
 from diffmem.data.columns import batches, class_names, count_rows, read_columns, schema_of
 from diffmem.data.ids import row_ids, unique_ids
 from diffmem.data.image_sources import ImageSource, Raw
-from diffmem.data.metadata import LABEL_COLUMNS, caption_columns, label_of, texts_of
+from diffmem.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS, SEVERAL, caption_columns, label_of, texts_of
 from diffmem.data.notes import count, printable
 from diffmem.data.tables import find_column
 from diffmem.errors import DataError, UsageError
 
 IMAGE_COLUMNS = ("image", "img", "picture", "png", "jpg", "jpeg", "webp", "bytes", "image_bytes")
-ID_COLUMNS = ("id", "image_id", "index", "key")
+ID_COLUMNS = ("id", "image_id", "index", "key", "__key__")
 _ROWS_AT_ONCE = 32
 
 
@@ -78,6 +78,17 @@ class TableSource(ImageSource):
             self.notes.append(
                 f"{count(len(others), 'column')} of pictures of {self.name} not read ({', '.join(others)}): pictures are those "
                 f"of {self._column}"
+            )
+        heard = {self._column, self._id, *self._captions, *self._labels, *others}
+        rest = [
+            f"{field.name} ({field.type})"
+            for field in first
+            if field.name not in heard and not field.name.startswith("__")
+        ]
+        if not self._captions and rest:
+            self.notes.append(
+                f"{self.name} has no column of captions ({', '.join((*CAPTION_COLUMNS, *SEVERAL))}; --column names another); "
+                f"not read are: {printable(', '.join(rest))[:300]}"
             )
         if len(self._captions) > 1:
             self.notes.append(
@@ -167,9 +178,12 @@ def has_pictures(path: Path) -> bool:
     return any(is_picture(field.type) for field in schema_of(path))
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(kind: Any, inside: bool = False) -> bool:
+    """Texts, or lists of texts or of records that hold one (COCO's sentences)."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_text(kind.value_type)
+        return _is_text(kind.value_type, True)
+    if pa.types.is_struct(kind):
+        return inside and any(field.name in ("raw", "caption", "text", "sentence") for field in kind)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 

@@ -90,7 +90,7 @@ def parse_jsonl(text: str, where: str) -> Table:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}, line {number}: no JSON ({error}); each line must be one object.") from error
         row = {"prompt": value} if isinstance(value, str) else value
@@ -99,6 +99,14 @@ def parse_jsonl(text: str, where: str) -> Table:
         columns.update(dict.fromkeys(row))
         rows.append(row)
     return Table(tuple(columns), tuple(rows))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
+    return row
 
 
 def read_parquet(path: Path) -> Table:

@@ -179,6 +179,24 @@ def not_from_files(model: Any, files: Iterable[Path]) -> list[str]:
     return strange
 
 
+def not_in_model(file: Path, weights: Iterable[torch.Tensor]) -> list[str]:
+    """Names of tensors of a file whose values no weight has (looked up as in `not_from_files`)."""
+    from safetensors import safe_open
+
+    held: dict[int, set[bytes]] = {}
+    kind = torch.float32
+    for weight in weights:
+        kind = weight.dtype
+        held.setdefault(weight.numel(), set()).add(_bytes(_some(weight.detach().reshape(-1))))
+    with safe_open(file, "pt") as opened:
+        return [
+            key
+            for key in opened.keys()  # noqa: SIM118 - no mapping, it has keys() only
+            if _bytes(_some((tensor := opened.get_tensor(key)).reshape(-1)).to(kind))
+            not in held.get(tensor.numel(), ())
+        ]
+
+
 def _some(flat: torch.Tensor) -> torch.Tensor:
     return flat[torch.linspace(0, max(0, len(flat) - 1), min(_SAMPLE, len(flat))).long()].cpu()
 

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from diffmem.errors import ModelError, first_line
-from diffmem.models.components import not_from_files, pipeline_class
+from diffmem.models.components import not_from_files, not_in_model, pipeline_class
+from diffmem.models.families._inputs import kind_of
 from diffmem.models.folder import check_file, parts_of, read_index
 from diffmem.models.lora.sniff import sniff
 
 SUFFIXES = (".safetensors", ".ckpt")
+_RENAMED = ("model.diffusion_model.", "first_stage_model.encoder.", "first_stage_model.decoder.")
 _CONVERT = (
     "Convert it where the hub can be reached: in Python, "
     "diffusers.DiffusionPipeline of its kind, .from_single_file(FILE).save_pretrained(FOLDER), and give the folder; "
@@ -50,6 +52,7 @@ def load_single_file(file: Path, dtype: Any, allow_pickle: bool) -> Any:
     if not hasattr(kind, "from_single_file"):
         raise ModelError(f"diffusers opens no single file as a {index['_class_name']}. {_CONVERT}")
     pipeline = _opened(kind, file, folder, dtype, seed=0)
+    _refuse_unread(pipeline, file)
     _refuse_random(pipeline, file, lambda: _opened(kind, file, folder, dtype, seed=1))
     return pipeline
 
@@ -62,9 +65,11 @@ def _opened(kind: Any, file: Path, folder: Path, dtype: Any, seed: int) -> Any:
         try:
             pipeline = kind.from_single_file(str(file), config=str(folder), local_files_only=True, dtype=dtype)
         except Exception as problem:  # the converter raises anything at all on another kind of file
+            what = first_line(problem)
+            if "meta tensor" in what:
+                what = "it holds no weights for parts of the model."
             raise ModelError(
-                f"The file {file} cannot be opened as a {kind.__name__} with the configs of {folder}: "
-                f"{first_line(problem)} {_CONVERT}"
+                f"The file {file} cannot be opened as a {kind.__name__} with the configs of {folder}: {what} {_CONVERT}"
             ) from problem
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
@@ -93,6 +98,19 @@ def _refuse_random(pipeline: Any, file: Path, reopen: Any) -> None:
                 f"{file} holds no weights for {len(drawn)} parameters of '{name}', such as {drawn[0]}, which would be "
                 f"drawn at random. {_CONVERT}"
             )
+
+
+def _refuse_unread(pipeline: Any, file: Path) -> None:
+    """Refuse weights of the file that configs of fewer layers leave out, where the converter only renames weights."""
+    if file.suffix != ".safetensors" or kind_of(pipeline.components.get("unet")) != "UNet2DConditionModel":
+        return
+    kept = [weight for name in ("unet", "vae") for weight in pipeline.components[name].parameters()]
+    lost = [key for key in not_in_model(file, kept) if key.startswith(_RENAMED)]
+    if lost:
+        raise ModelError(
+            f"{file} holds {len(lost)} weights that the configs beside it leave out, such as {lost[0]}: the model would be run "
+            f"without them. {_CONVERT}"
+        )
 
 
 def _cached_configs(file: Path) -> Path:

@@ -1,0 +1,193 @@
+"""Data sets as people have them: each input gives the right words, or what was not used is said by name."""
+
+import gzip
+import io
+import json
+import logging
+import tarfile
+import unicodedata
+import zipfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.tiny import picture
+
+from diffmem.data.images import load_images
+from diffmem.data.prompts import load_prompts
+from diffmem.errors import DataError, DiffmemError
+
+
+def png(seed=0):
+    out = io.BytesIO()
+    picture(seed).save(out, "PNG")
+    return out.getvalue()
+
+
+def put(folder, **files):
+    """Files by name, `__` for a slash: bytes, text, or None for a picture."""
+    for name, content in files.items():
+        file = folder / name.replace("__", "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content.encode() if isinstance(content, str) else png() if content is None else content)
+    return folder
+
+
+def tar(file, mode="w", **files):
+    with tarfile.open(file, mode) as opened:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            opened.addfile(info, io.BytesIO(content))
+    return file
+
+
+def rows(file, **columns):
+    pq.write_table(pa.table(columns), file)
+    return file
+
+
+def words(source, **options):
+    return [(i.id, i.captions, i.label) for i in load_images(source, **options).words()]
+
+
+@pytest.fixture
+def said(caplog):
+    caplog.set_level(logging.INFO, logger="diffmem.data")
+    return lambda: " ".join(record.getMessage() for record in caplog.records)
+
+
+class TestClasses:
+    def test_a_webdataset_has_its_classes_in_cls_files(self, tmp_path, said):
+        file = tar(
+            tmp_path / "a.tar", **{"0.png": png(), "0.cls": b"3\n", "1.png": png(1), "1.cls": b"7", "2.cls": b"1"}
+        )
+        assert words(file) == [("0.png", (), "3"), ("1.png", (), "7")]
+        assert "2.cls" in said() and "no class of a picture" in said()
+
+    def test_columns_of_a_converted_webdataset(self, tmp_path):
+        file = rows(tmp_path / "a.parquet", jpg=[png()], txt=["a fox"], cls=[3], __key__=["k1"], __url__=["u"])
+        assert words(file) == [("k1", ("a fox",), "3")]
+
+    @pytest.mark.parametrize("place", ["", "data__", "v1__images__"])
+    def test_splits_are_no_classes_at_any_depth(self, tmp_path, place):
+        put(tmp_path, **{f"{place}train__a.png": None, f"{place}test__b.png": None})
+        with pytest.raises(DataError, match=r"several splits \(test, train\)"):
+            load_images(tmp_path)
+
+
+class TestCaptions:
+    def test_lists_and_records_of_captions(self, tmp_path):
+        sentences = [[{"raw": "a fox", "tokens": ["a", "fox"]}, {"raw": "an animal", "tokens": ["an"]}]]
+        assert words(rows(tmp_path / "a.parquet", image=[png()], sentences=sentences))[0][1] == ("a fox", "an animal")
+        assert words(rows(tmp_path / "b.parquet", image=[png()], sentences_raw=[["x", "y"]]))[0][1] == ("x", "y")
+        karpathy = {"images": [{"filename": "a.png", "sentences": [{"raw": "a fox"}, {"raw": "a dog"}]}]}
+        (tmp_path / "c.json").write_text(json.dumps(karpathy))
+        assert [p.text for p in load_prompts(tmp_path / "c.json")] == ["a fox", "a dog"]
+
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [("additional_feature", ["x"]), ("caption", [3]), ("caption", [{"en": "x"}]), ("en_text", ["x"])],
+    )
+    def test_columns_that_are_not_read_as_captions_are_named(self, tmp_path, said, name, values):
+        assert words(rows(tmp_path / "a.parquet", **{"image": [png()], name: values})) == [("000000", (), None)]
+        assert "no column of captions" in said() and name in said()
+
+    def test_an_empty_list_of_captions_is_an_empty_prompt(self, tmp_path):
+        made = load_prompts(rows(tmp_path / "a.parquet", caption=[["x", "y"], []]))
+        assert [(p.text, p.problem) for p in made] == [("x", None), ("y", None), ("", "empty prompt")]
+
+    def test_names_in_another_unicode_form(self, tmp_path):
+        composed, apart = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+        put(tmp_path, **{f"{composed}.png": None, f"{apart}.txt": "a fox"})
+        assert words(tmp_path)[0][1] == ("a fox",)
+
+    def test_two_files_of_training_metadata_that_differ(self, tmp_path, said):
+        put(tmp_path, **{"a.png": None, "meta_cap.json": json.dumps({"a": {"caption": "one"}}),
+                         "meta_lat.json": json.dumps({"a": {"caption": "two", "train_resolution": [8, 8]}})})  # fmt: skip
+        assert words(tmp_path)[0][1] == ("one", "two")
+        assert "another caption than the files before" in said()
+
+    def test_masks_of_pictures_are_no_pictures(self, tmp_path, said):
+        put(tmp_path, **{"a.png": None, "a-masklabel.png": None, "a-condlabel.png": None})
+        assert [key for key, *_ in words(tmp_path)] == ["a.png"]
+        assert "a-masklabel.png" in said() and "OneTrainer" in said()
+
+
+class TestContainers:
+    @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar.xz", "a.tar.bz2"])
+    @pytest.mark.parametrize("alone", [True, False])
+    def test_compressed_archives_are_named(self, tmp_path, name, alone):
+        file = tar(
+            tmp_path / name,
+            f"w:{ {'tgz': 'gz'}.get(name[-3:].strip('.'), name.rpartition('.')[2]) }",
+            **{"a.png": png()},
+        )
+        with pytest.raises(DataError, match=r"compressed archive.*unpack it"):
+            load_images(file if alone else tmp_path)
+        with pytest.raises(DataError, match="compressed"):
+            load_prompts(file if alone else tmp_path)
+
+    def test_an_archive_within_an_archive(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "in.zip", "w") as inner:
+            inner.writestr("a.png", png())
+        with zipfile.ZipFile(tmp_path / "out.zip", "w") as outer:
+            outer.write(tmp_path / "in.zip", "in.zip")
+        with pytest.raises(DataError, match=r"in.zip.*within an archive"):
+            load_images(tmp_path / "out.zip")
+
+    @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "meta_cap.json"])
+    def test_the_file_of_captions_in_place_of_the_folder(self, tmp_path, name):
+        content = {"metadata.csv": "file_name,text\na.png,x\n", "meta_cap.json": json.dumps({"a": {"caption": "x"}})}
+        put(tmp_path, **{"a.png": None, name: content.get(name, json.dumps({"file_name": "a.png", "text": "x"}))})
+        with pytest.raises(DataError, match="give their folder"):
+            load_images(tmp_path / name)
+
+    @pytest.mark.parametrize("load", [load_images, load_prompts])
+    def test_an_empty_path_and_the_home_folder(self, tmp_path, monkeypatch, load):
+        with pytest.raises(DiffmemError, match="empty path"):
+            load("")
+        monkeypatch.setenv("HOME", str(put(tmp_path, **{"set__a.png": None, "set__a.txt": "a fox"})))
+        assert len(load("~/set")) == 1
+
+
+class TestPrompts:
+    @pytest.mark.parametrize(
+        ("lines", "said_of"),
+        [
+            ("a {red|blue} fox\n", "{red|blue}"), ("__animal__ in snow\n", "__animal__"), ("a fox BREAK a dog\n", "BREAK"),
+            ("1. a fox\n2. a dog\n", "numbered"), ("0\ta fox\n1\ta dog\n", "numbered"), ('"a fox"\n"a dog"\n', "in quotes"),
+        ],
+    )  # fmt: skip
+    def test_other_programs_notation_is_kept_and_said(self, tmp_path, said, lines, said_of):
+        (tmp_path / "p.txt").write_text(lines)
+        assert [p.text for p in load_prompts(tmp_path / "p.txt")] == lines.splitlines()
+        assert said_of in said()
+
+    @pytest.mark.parametrize(
+        "lines", ["7 dwarfs\n2 foxes\n", "A BREAKFAST\nb\n", "{a} fox\n[b] dog\n", 'the "a" fox\nb\n']
+    )
+    def test_plain_prompts_raise_no_notes(self, tmp_path, said, lines):
+        (tmp_path / "p.txt").write_text(lines)
+        assert [p.text for p in load_prompts(tmp_path / "p.txt")] == lines.splitlines()
+        assert said() == ""
+
+    @pytest.mark.parametrize("text", ['{"prompt": "a fox"}\n{"prompt": "b"}\n', '["a", "b"]', '[\n "a",\n "b"\n]\n'])
+    def test_json_in_a_file_of_lines(self, tmp_path, text):
+        (tmp_path / "p.txt").write_text(text)
+        with pytest.raises(DataError, match=r"holds .*JSON.*rename it"):
+            load_prompts(tmp_path / "p.txt")
+
+    @pytest.mark.parametrize("text", ["​", "﻿​ ‎"])
+    def test_a_prompt_without_anything_to_see_is_empty(self, text):
+        assert load_prompts([text, "a"]).prompts[0].problem == "empty prompt"
+
+    def test_a_key_that_occurs_twice(self, tmp_path):
+        (tmp_path / "p.jsonl").write_text('{"prompt": "a", "prompt": "b"}\n')
+        with pytest.raises(DataError, match="'prompt' occurs twice"):
+            load_prompts(tmp_path / "p.jsonl")
+
+    def test_compressed_lists(self, tmp_path):
+        (tmp_path / "p.txt.gz").write_bytes(gzip.compress(b"a fox\n"))
+        with pytest.raises(DataError, match="compressed; unpack it"):
+            load_prompts(tmp_path / "p.txt.gz")
