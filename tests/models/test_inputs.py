@@ -10,6 +10,7 @@ from tests.tiny_families import FAMILIES
 
 from diffmem.errors import CheckFailed, ModelError
 from diffmem.models.families import denoiser_for
+from diffmem.models.families._inputs import check_inputs
 from diffmem.models.generation import Sampling, nfe_per_image
 from diffmem.models.target import Target
 
@@ -354,3 +355,15 @@ class TestCheck:
         result = Target.from_pipeline(pipe).check("a fox", Sampling(steps=2))
         assert result.passed
         assert result.image_difference is None
+
+
+@pytest.mark.parametrize(
+    ("name", "makes"),
+    [("KandinskyV22PriorPipeline", "embeddings"), ("StableCascadePriorPipeline", "embeddings"), ("ShapEPipeline", "shapes"),
+     ("WuerstchenPriorPipeline", "embeddings"), ("StableAudio3Pipeline", "sound"), ("LLaDA2Pipeline", "text")],
+)  # fmt: skip
+def test_pipelines_that_make_no_images(name, makes):
+    kind = getattr(diffusers, name)
+    parts = {k: None for k in inspect.signature(kind.__init__).parameters if k != "self"}
+    with pytest.raises(ModelError, match=f"makes .*{makes}.*no images"):
+        check_inputs(kind(**parts))

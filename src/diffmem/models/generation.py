@@ -98,7 +98,7 @@ def prepared(pipeline: Any, sampling: Sampling) -> Iterator[Any]:
     finally:
         pipeline.scheduler = before
         if bar is None:
-            del pipeline._progress_bar_config
+            vars(pipeline).pop("_progress_bar_config", None)  # pipelines of pipelines pass it on and keep none
         else:
             pipeline._progress_bar_config = bar
 

@@ -16,6 +16,12 @@ _EDITORS = re.compile(
     r"Inpaint|Fill|Edit|Refiner|Variation|VisualCloze|Layered|Upscal|SuperRes|ControlNet|Redux|DiffEdit"
 )
 _MOVING = re.compile(r"^(num_frames|video|video_length|frames|audio\w*|src_audio|sample_audio)$")
+_NO_IMAGES = {
+    re.compile(r"Prior(?!.*Combined)|PriorEmb2Emb"): "makes embeddings for another pipeline",
+    re.compile(r"ShapE"): "makes three-dimensional shapes",
+    re.compile(r"Audio|Music|Speech"): "makes sound",
+    re.compile(r"LLaDA|DiffusionGemma"): "makes text",
+}
 _OTHER_SAMPLING = {
     "PAG": "perturbed attention guidance adds a branch with other attention",
     "SAG": "self-attention guidance adds evaluations of blurred images",
@@ -64,6 +70,9 @@ def check_inputs(pipeline: Any) -> None:
         GenerateOnly: it makes images from a prompt, but not as any family looks at the network.
     """
     name = type(pipeline).__name__
+    for pattern, makes in _NO_IMAGES.items():
+        if pattern.search(name):
+            raise ModelError(f"{name} {makes}, no images; diffmem audits models of images.")
     _needed_arguments(pipeline, name)
     _encoders(pipeline, name)
     _adapters(pipeline, name)
