@@ -330,40 +330,55 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
-    counts, bad, began = Counter(), [], time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        for family in args.families.split(","):
-            clean = work / family
-            MAKERS[family]().save_pretrained(clean)
-            code = f"open({str(work / 'executed')!r}, 'w').close()\nclass Thing:\n    pass\n"
-            for place in ("helper.py", "unet/helper.py", "pipeline.py", "diffusers_modules.py"):
-                if (clean / place).parent.is_dir():
-                    (clean / place).write_text(code)
-            before = looked_at(clean)[1]
-            assert alike(before, looked_at(clean)[1]), f"{family} has other figures at a second opening"
-            made = mutations(clean, random.Random(f"{args.seed}/{family}"))
-            for _ in range(args.each):
-                kind, what, change = next(made)
-                folder = work / "mutant"
-                shutil.rmtree(folder, ignore_errors=True)
-                shutil.copytree(clean, folder)
-                change(folder)
-                result, said = isolated(kind, folder, before, work)
-                counts[kind, result] += 1
-                if result in BAD:
-                    bad.append({"family": family, "kind": kind, "mutation": what, "outcome": result, "said": said})
-                if args.list or result in (*BAD, "other model"):
-                    print(f"{family} {kind} [{what}] -> {result}: {said[:300]}", flush=True)
-    kinds = sorted({kind for kind, _ in counts})
-    result = {
-        "question": "Is a model folder in which one thing is wrong opened rightly or refused?",
-        "seed": args.seed, "mutations": sum(counts.values()), "families": args.families.split(","),
-        "bad": len(bad), "counts": {kind: {o: n for (k, o), n in sorted(counts.items()) if k == kind} for kind in kinds},
-        "seconds": round(time.monotonic() - began), "failures": bad, "provenance": provenance().model_dump(),
-    }  # fmt: skip
-    write_atomic(args.out, (json.dumps(result, indent=1) + "\n").encode())
-    print(json.dumps(result["counts"], indent=1), f"{len(bad)} bad of {result['mutations']}")
+    done = json.loads(args.out.read_text())["families"] if args.out.exists() else {}
+    for family in args.families.split(","):
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as name:
+            counts, failures = attacked(family, Path(name), args.each, args.seed, args.list)
+        done[family] = {
+            "seed": args.seed, "mutations": sum(counts.values()), "seconds": round(time.monotonic() - began),
+            "counts": {kind: {o: n for (k, o), n in sorted(counts.items()) if k == kind} for kind, _ in sorted(counts)},
+            "failures": failures, "provenance": provenance().model_dump(),
+        }  # fmt: skip
+        total = Counter()
+        for one in done.values():
+            for of_kind in one["counts"].values():
+                total.update(of_kind)
+        result = {
+            "question": "Is a model folder in which one thing is wrong opened rightly or refused?",
+            "mutations": sum(total.values()), "failures": sum(total[kind] for kind in BAD),
+            "outcomes": dict(sorted(total.items())),
+            "families": done,
+        }  # fmt: skip
+        write_atomic(args.out, (json.dumps(result, indent=1) + "\n").encode())
+        print(f"{family}: {dict(Counter(o for (_, o), n in counts.items() for _ in range(n)))}", flush=True)
+
+
+def attacked(family, work, each, seed, listed):
+    """Counts of (kind, outcome) for one family, and what failed."""
+    counts, failures = Counter(), []
+    clean = work / family
+    MAKERS[family]().save_pretrained(clean)
+    code = f"open({str(work / 'executed')!r}, 'w').close()\nclass Thing:\n    pass\n"
+    for place in ("helper.py", "unet/helper.py", "pipeline.py", "diffusers_modules.py"):
+        if (clean / place).parent.is_dir():
+            (clean / place).write_text(code)
+    before = looked_at(clean)[1]
+    assert alike(before, looked_at(clean)[1]), f"{family} has other figures at a second opening"
+    made = mutations(clean, random.Random(f"{seed}/{family}"))
+    for _ in range(each):
+        kind, what, change = next(made)
+        folder = work / "mutant"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(clean, folder)
+        change(folder)
+        result, said = isolated(kind, folder, before, work)
+        counts[kind, result] += 1
+        if result in BAD:
+            failures.append({"kind": kind, "mutation": what, "outcome": result, "said": said})
+        if listed or result in (*BAD, "other model"):
+            print(f"{family} {kind} [{what}] -> {result}: {said[:300]}", flush=True)
+    return counts, failures
 
 
 if __name__ == "__main__":

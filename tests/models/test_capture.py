@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tests.tiny import LORA_TARGETS, network_of, random_lora, tiny_sd
-from tests.tiny_captured import CAPTURED
+from tests.tiny_captured import CAPTURED, cogview4, kandinsky22
 from tests.tiny_families import FAMILIES, finished, flux, t5
 
 from diffmem.errors import ModelError
@@ -317,6 +317,19 @@ def test_what_cannot_be_captured_still_generates():
     assert target.can_generate
     with pytest.raises(ModelError, match="only generates images"):
         target.need_denoiser()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [(cogview4, "calls the noise level"), (kandinsky22, "it has 2 networks")],
+    ids=["cogview4", "kandinsky22"],
+)
+def test_pipelines_whose_networks_no_score_describes_make_images(make, said):
+    target = Target.from_pipeline(make())
+    assert target.denoiser is None and said in target.generates_only
+    settings = Sampling(steps=2, height=64, width=64)
+    first, again, other = (target.generate(["a fox"], [draw], 0, settings)[0] for draw in (0, 0, 1))
+    assert first.tobytes() == again.tobytes() != other.tobytes()
 
 
 def test_a_distilled_guidance_leaves_one_branch():
