@@ -125,6 +125,29 @@ class TestWeights:
         file.write_bytes(file.read_bytes()[:left])
         refused(folder, part, "copy them again")
 
+    @pytest.mark.parametrize("part", ["unet", "text_encoder"])
+    @pytest.mark.parametrize("method", ["bitsandbytes", "torchao", "gptq"])
+    def test_quantised_components_are_named_as_such(self, folder, part, method):
+        edit(folder / part / "config.json", quantization_config={"quant_method": method, "bits": 4})
+        refused(folder, f"quantised ({method})")
+
+    @pytest.mark.parametrize("name", ["diffusion_flax_model.msgpack", "model.onnx"])
+    def test_weights_of_other_programs_are_named(self, folder, name):
+        (folder / "unet" / WEIGHTS["unet"]).rename(folder / "unet" / name)
+        refused(folder, name, "converted")
+
+    def test_shards(self, folder, saved):
+        file = folder / "unet" / WEIGHTS["unet"]
+        weights = sorted(load_file(file).items())
+        places = {}
+        for number, part in enumerate((weights[:50], weights[50:]), start=1):
+            name = f"diffusion_pytorch_model-{number:05d}-of-00002.safetensors"
+            save_file(dict(part), file.with_name(name), metadata={"format": "pt"})
+            places |= {key: name for key, _ in part}
+        file.unlink()
+        file.with_name(f"{file.name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        assert Target.from_pretrained(folder).fingerprint == Target.from_pretrained(saved).fingerprint
+
 
 class TestVariants:
     def test_only_a_variant_is_named_and_opened_when_asked_for(self, tmp_path):
@@ -174,6 +197,11 @@ class TestIndex:
     def test_no_pipeline_class(self, folder, name):
         edit(folder / "model_index.json", _class_name=name)
         refused(folder, "class")
+
+    def test_the_way_to_the_pipelines_folder_is_said(self, folder):
+        refused(folder.parent, "There are pipelines in it", str(folder))
+        refused(folder / "unet", "give the folder above it")
+        refused(folder / "model_index.json", "give the folder")
 
     def test_a_near_name_is_proposed(self, folder):
         edit(folder / "model_index.json", _class_name="StableDifusionPipeline")
@@ -300,6 +328,24 @@ def test_settings_that_a_config_may_hold(folder, saved):
 
 
 class TestTokenizers:
+    @pytest.mark.parametrize("left", [[], ["vocab.json"], ["merges.txt"]])
+    def test_a_lost_vocabulary(self, folder, left):
+        """transformers makes a tokenizer without words, and every prompt scores alike."""
+        (folder / "tokenizer" / "tokenizer.json").unlink()
+        for name in left:
+            (folder / "tokenizer" / name).write_text("{}" if name.endswith("json") else "")
+        refused(folder, "tokenizer", "no vocabulary")
+
+    def test_the_vocabulary_of_another_model(self):
+        from transformers import CLIPTokenizer
+
+        pipe = tiny_sd()
+        pipe.tokenizer = CLIPTokenizer(
+            vocab={"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}, merges=[], model_max_length=16
+        )
+        with pytest.raises(ModelError, match=r"knows 3 tokens and text_encoder has embeddings for 514"):
+            Target.from_pipeline(pipe)
+
     @pytest.mark.parametrize("limit", [None, 0, -1, 10**30, "16", [16], 17, 1e308])
     def test_a_limit_beyond_the_encoders_positions(self, folder, limit):
         edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=limit)

@@ -84,6 +84,7 @@ def open_part(part: Part, dtype: torch.dtype, allow_pickle: bool) -> Any:
     """
     kind = part_class(part)
     _check_config(part, kind)
+    _check_vocabulary(part, kind)
     if not issubclass(kind, torch.nn.Module):
         opened = _opened(part, kind)
         if isinstance(opened, torch.nn.Module):  # AutoModel and the like, which were not asked what they lack
@@ -114,8 +115,16 @@ def _check_config(part: Part, kind: Any) -> None:
     from diffusers.configuration_utils import ConfigMixin
 
     file = part.folder / str(getattr(kind, "config_name", None) or "config.json")
-    if issubclass(kind, ConfigMixin) and file.is_file():
-        check_types(read_json(file), kind, str(file))
+    values = read_json(file) if file.is_file() else {}
+    if issubclass(kind, ConfigMixin):
+        check_types(values, kind, str(file))
+    if values.get("quantization_config"):
+        made = values["quantization_config"]
+        how = made.get("quant_method") if isinstance(made, dict) else None
+        raise ModelError(
+            f"The component '{part.name}' is quantised ({how or 'quantization_config'}), says {file}: its weights are not those "
+            "that were trained. Use the model before it was quantised."
+        )
     for weights in part.weights:
         found = next(
             (key for key, dtype in dtypes(weights) if key.endswith((".weight", ".bias")) and dtype in INTEGERS), None
@@ -125,6 +134,21 @@ def _check_config(part: Part, kind: Any) -> None:
                 f"{weights} holds {found} as whole numbers ({dict(dtypes(weights))[found]}): quantised weights, or no weights. "
                 "Use the file before it was quantised."
             )
+
+
+def _check_vocabulary(part: Part, kind: Any) -> None:
+    """Refuse a tokenizer without its vocabulary: transformers makes an empty one, to which all prompts are alike."""
+    names: dict[str, str] = dict(getattr(kind, "vocab_files_names", None) or {})
+    whole = names.pop("tokenizer_file", "tokenizer.json")
+    needed = [name for key, name in names.items() if key in ("vocab_file", "merges_file")]
+    if not hasattr(kind, "convert_tokens_to_ids") or not needed or (part.folder / whole).exists():
+        return
+    lost = [name for name in needed if not (part.folder / name).exists()]
+    if lost:
+        raise ModelError(
+            f"The tokenizer '{part.name}' in {part.folder} has no vocabulary: neither {whole} nor {' and '.join(needed)} is "
+            "whole. All prompts would be alike; copy the folder again."
+        )
 
 
 def _renamed(name: str) -> str:

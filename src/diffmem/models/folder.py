@@ -82,6 +82,9 @@ def read_index(folder: Path) -> dict[str, Any]:
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
         single = (folder / "config.json").exists()
         kind = " This looks like a single component; give the folder above it." if single else ""
+        inside = sorted(p.parent.name for p in folder.glob("*/model_index.json"))
+        if inside:
+            kind = f" There are pipelines in it; give one: {folder / inside[0]}."
         raise ModelError(f"{folder} has no model_index.json (found: {found}), so it is no diffusers pipeline.{kind}")
     index = read_json(file)
     name = index.get("_class_name")
@@ -239,7 +242,11 @@ def _weights(
             "safetensors, or pass allow_pickle=True (--allow-pickle) if you trust their source."
         )
     if not pickles:
-        raise ModelError(f"The component '{name}' in {place} has a config but no weights (*.safetensors).")
+        found = ", ".join(sorted(p.name for p in place.iterdir() if p.suffix not in (".json", ".txt"))[:4]) or "none"
+        raise ModelError(
+            f"The component '{name}' in {place} has a config but no weights (*.safetensors); other files there: {found}. "
+            "Weights of other programs (Flax, ONNX, OpenVINO) have to be converted."
+        )
     return (), None
 
 

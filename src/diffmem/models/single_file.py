@@ -30,6 +30,8 @@ def load_single_file(file: Path, dtype: Any, allow_pickle: bool) -> Any:
         ModelError: no checkpoint, a LoRA, no configs here, or weights that are not all in the file.
     """
     check_file(file)
+    if file.name in ("model_index.json", "config.json"):
+        raise ModelError(f"{file} is a config; give the folder of the whole pipeline, in which model_index.json lies.")
     if file.suffix not in SUFFIXES:
         raise ModelError(
             f"{file} is a file; expected a diffusers pipeline folder (with model_index.json), a single-file checkpoint "

@@ -38,6 +38,11 @@ def check_tokenizers(pipeline: Any) -> None:
                 f"{key} makes up to {limit:g} tokens of a prompt (model_max_length) and {name} has {positions} positions: "
                 f"the model would fail on its prompts. {_mend(key)}"
             )
+        if rows and 2 * len(tokenizer) < rows:
+            raise ModelError(
+                f"{key} knows {len(tokenizer)} tokens and {name} has embeddings for {rows}: its vocabulary is lost or of another "
+                f"model, so that different prompts would be alike. {_mend(key)}"
+            )
         try:
             special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=False))
         except Exception as problem:  # transformers looks for an unknown token's number without an end
