@@ -348,6 +348,15 @@ def test_a_distilled_guidance_leaves_one_branch():
     assert Target("flux", captured, pipe).check("a fox", Sampling(steps=2, guidance=7.0)).passed
 
 
+def test_a_pipeline_that_says_it_is_distilled_has_one_branch():
+    pipe = CAPTURED["flux2-klein"]()
+    pipe.register_to_config(is_distilled=True)
+    target = Target.from_pipeline(pipe)
+    assert not target.denoiser.unconditional_branch
+    assert any("is_distilled" in note for note in target.notes)
+    assert target.check("a fox", Sampling(steps=2)).passed
+
+
 @pytest.mark.parametrize("name", ["lumina2", "hunyuan-dit", "flux2-klein"])
 def test_in_half_precision(name):
     """Layouts, times and signs are read through bfloat16's rounding; the time it passes is up to 2 off, which is no finding."""

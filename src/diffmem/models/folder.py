@@ -242,9 +242,9 @@ def _weights(
             "safetensors, or pass allow_pickle=True (--allow-pickle) if you trust their source."
         )
     if not pickles:
-        found = ", ".join(sorted(p.name for p in place.iterdir() if p.suffix not in (".json", ".txt"))[:4]) or "none"
+        others = ", ".join(sorted(p.name for p in place.iterdir() if p.suffix not in (".json", ".txt"))[:4]) or "none"
         raise ModelError(
-            f"The component '{name}' in {place} has a config but no weights (*.safetensors); other files there: {found}. "
+            f"The component '{name}' in {place} has a config but no weights (*.safetensors); other files there: {others}. "
             "Weights of other programs (Flax, ONNX, OpenVINO) have to be converted."
         )
     return (), None

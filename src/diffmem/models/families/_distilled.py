@@ -33,6 +33,8 @@ def distillation_of(pipeline: Any) -> str | None:
         return f"its network takes the guidance scale as an input (time_cond_proj_dim = {config['time_cond_proj_dim']})"
     if config.get("guidance_embeds"):
         return "its network takes the guidance scale as an input (guidance_embeds)"
+    if pipeline.config.get("is_distilled"):
+        return "its config says so (is_distilled, as FLUX.2 klein has it)"
     if sampler in _SCHEDULERS:
         return f"its sampler is a {sampler}, for {_SCHEDULERS[sampler]} models"
     if settings.get("stochastic_sampling"):
