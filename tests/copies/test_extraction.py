@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffmem.copies.cliques import largest_clique
-from diffmem.copies.extraction import extract, false_edges, pairwise
+from diffmem.copies.extraction import Extraction, edges_within, extract, false_edges, pairwise, share_of_free_pairs
 from diffmem.copies.metrics import Metric
 from diffmem.errors import UsageError
 
@@ -96,3 +96,35 @@ def test_false_edges_count_pairs_of_different_prompts():
     names = np.repeat(np.arange(90), 10)
     exact = pairwise(many, PIXELS)[names[:, None] != names[None]] >= 0.8
     assert false_edges(many, names, PIXELS, 0.8).value == pytest.approx(exact.mean(), abs=0.005)
+
+
+def cloud(seed, count, spread):
+    """Descriptors of unit length about one direction: images of a prompt that are alike without being one image."""
+    values = np.random.default_rng(seed).normal(0, spread, (count, 16))
+    values[:, 0] += 1
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_the_densest_part_of_a_cloud_is_doubtful_and_a_repeated_image_is_not():
+    vectors = cloud(0, 60, 0.12)
+    edge = float(np.median(pairwise(vectors, Metric("cosine"))[np.triu_indices(60, 1)]))
+    dense = extract(vectors, "cosine", edge, 10)[0]
+    assert dense.is_doubtful and dense.outside > 0.2
+    repeated = np.concatenate([cloud(1, 12, 0.001), -cloud(2, 40, 0.3)])
+    (one,) = extract(repeated, "cosine", 0.99, 10)
+    assert (one.members, one.outside, one.is_doubtful) == (tuple(range(12)), 0.0, False)
+    (whole,) = extract(cloud(1, 12, 0.001), "cosine", 0.99, 10)
+    assert whole.outside is None and not whole.is_doubtful
+
+
+def test_edges_of_a_prompt_are_counted_outside_of_its_extractions():
+    joined = np.zeros((6, 6), bool)
+    joined[:3, :3] = True  # an extraction
+    joined[0, 3] = joined[3, 0] = True
+    found = [Extraction((0, 1, 2), 0, 1.0, 6, True, 0.1)]
+    # 15 pairs, 3 of them in the extraction, one of the other 12 joined.
+    assert share_of_free_pairs(joined, found) == pytest.approx(1 / 12)
+    assert share_of_free_pairs(np.ones((3, 3), bool), [Extraction((0, 1, 2), 0, 1.0, 3, True)]) is None
+    whole = edges_within([0.5, None, 0.1])
+    assert whole.value == pytest.approx(0.3) and whole.n == 2 and whole.low < 0.3 < whole.high
+    assert edges_within([None]).value is None

@@ -68,3 +68,27 @@ def test_measuring_needs_a_training_set_and_a_score_that_exists(memorizer, tmp_p
     assert main([*command, "--measure", "toy,toy-long", "--measure-images", "5", "--train", str(tmp_path)]) == 0
     both = json.loads(capsys.readouterr().out)
     assert both["prompts"] == plain["prompts"] == 1 and both["nfe"] - plain["nfe"] == 2 * 5 * (1 + 6)
+
+
+def test_scores_that_refuse_are_named_in_the_run(tmp_path):
+    """A network that predicts x0 has no epsilon at t = 0 for PIA; without prompts it takes no prompt score."""
+    import torch
+
+    from diffmem.cli.app import main
+    from diffmem.data.images import load_images
+    from diffmem.experiments.audit.run import audit
+    from diffmem.models.target import Target
+
+    pictures = np.random.default_rng(0).integers(0, 255, (12, 16, 16), dtype=np.uint8)
+    target = Target.from_callable(
+        lambda x, t, c: torch.zeros_like(x), (1, 16, 16), prediction="x0", schedule="flow", steps=2, name="zero"
+    )
+    run = audit(
+        target, None, load_images(list(pictures)), samples=2, scores=["score-difference"], measure=["pia"], out=tmp_path
+    )
+    states = {check.check: (check.state, check.found) for check in run.summary.checks}
+    assert states["score score-difference"][0] == states["score pia"][0] == "not run"
+    assert "takes no prompts" in states["score score-difference"][1]
+    assert "x0 prediction says nothing" in states["score pia"][1]
+    assert "pia needs epsilon" in (tmp_path / "report.html").read_text()
+    assert main(["show", str(tmp_path)]) == 0

@@ -148,3 +148,51 @@ def test_typed(tmp_path, capsys):
     assert main(["extract", str(tmp_path / "model"), "a fox"]) == 2
     assert "--out is missing" in capsys.readouterr().err
     assert np.isfinite([row["mean_similarity"] for row in found["extractions"]]).all()
+
+
+def shade(level):
+    """A plain picture with a gradient: pictures of near levels are alike, and none is another's copy."""
+    rows = np.linspace(0, 60, 16)[:, None] + np.linspace(0, 30, 16)[None] + level
+    return Image.fromarray(np.uint8(np.clip(np.repeat(rows[..., None], 3, 2), 0, 255)))
+
+
+@pytest.fixture
+def alike():
+    """One prompt whose images are all rather alike, and one that repeats an image among others."""
+
+    def generate(prompts, seeds):
+        return [
+            (picture(7) if seed % 2 else picture(seed % 2**31)) if "memorized" in text else shade(seed % 97)
+            for text, seed in zip(prompts, seeds, strict=True)
+        ]
+
+    return Target.from_callable(generate=generate, name="alike")
+
+
+def test_a_prompt_whose_images_are_alike_anyhow_is_doubtful(alike, tmp_path):
+    summary = extract_images(
+        alike, ["a plain one", "a memorized one"], Generation(draws=40), out=tmp_path / "run", edge=0.9, smallest=8
+    ).summary
+    status = {row["prompt"]: row["status"] for row in summary.extractions}
+    assert status == {"a memorized one": "extracted", "a plain one": "doubtful"}
+    assert summary.extractions[0]["prompt"] == "a memorized one"
+    assert summary.headline.startswith("1 image extracted from 2 prompts")
+    assert "doubtful: other images of the prompt are as much alike" in summary.headline
+    assert summary.edges_within["value"] > 0.05 > summary.false_edges["value"]
+    assert "of the same prompt that are of no extraction" in summary.edges_in_words()
+
+
+def test_with_training_images_an_extraction_that_matches_none_says_so(alike, train, tmp_path, capsys):
+    summary = extract_images(
+        alike,
+        ["a plain one", "a memorized one"],
+        Generation(draws=40),
+        train,
+        out=tmp_path / "run",
+        edge=0.9,
+        smallest=8,
+    ).summary
+    rows = {row["prompt"]: row for row in summary.extractions}
+    assert rows["a memorized one"]["status"] == "training image" and rows["a memorized one"]["train_id"] == "007.png"
+    assert {row["status"] for row in summary.extractions if row["prompt"] == "a plain one"} == {"matches none"}
+    assert "1 match a training image" in summary.headline and "match none" in summary.headline

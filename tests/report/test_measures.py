@@ -263,3 +263,30 @@ def test_ranks_are_by_evidence_whatever_the_sign_of_the_value(run):
     for score in read_measures(run, shown=0).scores:
         ranked = [*score.top, *score.bottom]
         assert all(a.evidence >= b.evidence for a, b in pairwise(ranked)) and len(ranked) == score.images
+
+
+def compared(folder, group, member, values):
+    """One score on images of one group each, the second half held out."""
+    store = RunStore(folder)
+    names = [f"{'' if m else 'heldout/'}{g}/{i:03d}.png" for i, (g, m) in enumerate(zip(group, member, strict=True))]
+    rows = [target_row(n, member=bool(m)) | {"group": g} for n, g, m in zip(names, group, member, strict=True)]
+    store.append("targets", rows)
+    store.append("measures", [measure_row(n, "loss", float(v)) for n, v in zip(names, values, strict=True)])
+    return read_measures(folder).scores[0].separations[0]
+
+
+def test_sets_of_another_mix_of_classes_are_compared_within_them(tmp_path):
+    random = np.random.default_rng(0)
+    member = np.arange(48) < 24
+    group = [str(int(i % 4 == 0) if m else int(i % 4 != 0)) for i, m in enumerate(member)]
+    values = random.normal(size=48) - 4 * np.array([int(g) for g in group])
+    pair = compared(tmp_path, group, member, values)
+    assert pair.strata == 2 and pair.p_value > 0.05 and "within the 2 groups" in pair.note
+
+
+def test_small_sets_of_unknown_classes_get_no_p_value(tmp_path):
+    random = np.random.default_rng(1)
+    pair = compared(tmp_path / "a", [None] * 48, np.arange(48) < 24, random.normal(size=48))
+    assert pair.p_value is None and "the sets may differ by themselves" in pair.note and 0 <= pair.auroc <= 1
+    pair = compared(tmp_path / "b", [None] * 200, np.arange(200) < 100, random.normal(size=200))
+    assert pair.p_value is not None and pair.note is None

@@ -65,9 +65,11 @@ def _group(group: dict[str, Any]) -> dict[str, Any]:
 def _separation(found: dict[str, Any]) -> str:
     interval = found["interval"]
     ends = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    p_value = "" if found["p_value"] is None else f", p = {found['p_value']:.2g}"
+    note = f" ({found['note']})" if found["note"] else ""
     return (
         f"{found['positives']} ({found['n_positives']}) above {found['negatives']} ({found['n_negatives']}): AUROC "
-        f"{found['auroc']:.3f}{ends}, p = {found['p_value']:.2g}"
+        f"{found['auroc']:.3f}{ends}{p_value}{note}"
     )
 
 

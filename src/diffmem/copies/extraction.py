@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.randomness import seed_of
 
 CLIQUE = 10
+DOUBTFUL = 0.05
+"""Share of joined pairs across a clique's border from which it is no image of its own."""
 _PAIRS = 200_000
 
 
@@ -29,6 +32,9 @@ class Extraction:
         mean_similarity: over all pairs of members.
         of: images of the prompt that were compared.
         exact: whether no larger clique exists among the images that were left.
+        outside: share of the pairs of a member and an image of the prompt outside the clique that are joined, too: near 0
+            for an image that is made again and again among others, near `joined` where the prompt's images are alike
+            anyhow, and the clique is only the densest part of a cloud. None if all images of the prompt are members.
     """
 
     members: tuple[int, ...]
@@ -36,6 +42,12 @@ class Extraction:
     mean_similarity: float
     of: int
     exact: bool
+    outside: float | None = None
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the prompt's other images are joined to the clique too (more than DOUBTFUL of the pairs)."""
+        return self.outside is not None and self.outside > DOUBTFUL
 
     @property
     def confidence(self) -> tuple[float, float]:
@@ -75,9 +87,12 @@ def extract(vectors: NDArray[Any], metric: Metric | str, edge: float, smallest: 
         members = left[list(clique.members)]
         inside = similarity[np.ix_(members, members)]
         others = (inside.sum(1) - inside.diagonal()) / (len(members) - 1)
+        rest = np.setdiff1d(np.arange(len(vectors)), members)
+        outside = float((similarity[np.ix_(members, rest)] >= edge).mean()) if len(rest) else None
         found.append(
             Extraction(
-                tuple(int(i) for i in members), int(members[others.argmax()]), float(others.mean()), len(vectors), clique.exact
+                tuple(int(i) for i in members), int(members[others.argmax()]), float(others.mean()), len(vectors), clique.exact,
+                outside,
             )
         )  # fmt: skip
         left = np.setdiff1d(left, members)
@@ -135,3 +150,30 @@ def false_edges(
     low, high = clopper_pearson(round(share * independent), independent, level)
     note = f"Clopper-Pearson on {independent} disjoint pairs of prompts; {len(left)} pairs of images"
     return Estimate(share, min(low, share), max(high, share), level, len(left), note)
+
+
+def share_of_free_pairs(joined: NDArray[np.bool_], found: Sequence[Extraction]) -> float | None:
+    """The share of a prompt's pairs [k, k] that are joined, without pairs of one extraction; None if there are no others."""
+    free = ~np.eye(len(joined), dtype=bool)
+    for one in found:
+        free[np.ix_(one.members, one.members)] = False
+    return float(joined[free].mean()) if free.any() else None
+
+
+def edges_within(shares: Sequence[float | None], level: float = 0.95) -> Estimate:
+    """How often two images of the same prompt are joined that are not both of one extraction.
+
+    Args:
+        shares: `share_of_free_pairs` of every prompt.
+        level: coverage of the interval, which counts prompts, not pairs, as independent.
+
+    Returns:
+        The mean over prompts, in [0, 1]; without a value where every pair lies in an extraction.
+    """
+    known = [share for share in shares if share is not None]
+    if not known:
+        return Estimate.missing("all images of each prompt are alike: there are no other pairs", len(shares), level)
+    mean = float(np.mean(known))
+    low, high = clopper_pearson(round(mean * len(known)), len(known), level)
+    note = f"mean over {len(known)} prompts; Clopper-Pearson on prompts"
+    return Estimate(mean, min(low, mean), max(high, mean), level, len(known), note)

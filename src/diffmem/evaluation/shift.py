@@ -12,6 +12,7 @@ from diffmem.errors import UsageError
 from diffmem.evaluation.bootstrap import auroc_interval
 from diffmem.evaluation.clusters import Floats
 from diffmem.evaluation.roc import auroc
+from diffmem.evaluation.stratified import detectable_auroc
 from diffmem.randomness import seed_of
 
 FOLDS = 5
@@ -101,7 +102,8 @@ def shift_check(
         )
     labels = np.r_[np.ones(len(members), bool), np.zeros(len(non_members), bool)]
     group = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    fewest = min(len(np.unique(group[labels])), len(np.unique(group[~labels])))
+    fewest_of_each = len(np.unique(group[labels])), len(np.unique(group[~labels]))
+    fewest = min(fewest_of_each)
     if fewest < 2 * FOLDS:
         raise UsageError(
             f"A shift check needs at least {2 * FOLDS} distinct images of each kind, but one has {fewest}."
@@ -124,7 +126,8 @@ def shift_check(
         f"Members and non-members differ by themselves ({found}): a membership score may see the difference between "
         "the two sets and not membership. Use non-members drawn as the members were."
         if shifted
-        else f"A classifier that sees no model finds no difference between members and non-members ({found})."
+        else f"A classifier that sees no model finds no difference between members and non-members ({found}). "
+        f"With so many images it would notice one from an AUROC of about {detectable_auroc(*fewest_of_each):.2f} on."
     )
     return ShiftCheck(area.value, area.low, area.high, p_value, len(members), len(non_members), shifted, message)
 

@@ -128,7 +128,9 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
         ),
         measures=measures,
         table=prompt_table(table, scores, per_prompt, prompts, texts, problems),
-        checks=checks(check, read_fact(folder, "fit"), manifest, counted, described, images, copies),
+        checks=checks(
+            check, read_fact(folder, "fit"), read_fact(folder, "refused") or {}, manifest, counted, described, images, copies
+        ),
         methods=used_methods(list(scores), copies, measures) if methods else (),
         limits=(*store.damage(), *limits(copies, images, measures, bool(prompts.listed))),
         notes=notes, against=read_fact(folder, "against"), nothing=_nothing(fact, copies, images, described, measures),

@@ -62,6 +62,7 @@ def limits(
 def checks(
     fact: dict[str, Any] | None,
     fit: dict[str, Any] | None,
+    refused: dict[str, str],
     manifest: Manifest,
     prompts: PromptCounts,
     scores: tuple[ScoreDigest, ...],
@@ -103,6 +104,7 @@ def checks(
             Check(check="prompts fit the tokenizer", state="note" if prompts.truncated else "passed",
                   found=cut if prompts.truncated else f"all {prompts.total:,}")
         )  # fmt: skip
+    found += [Check(check=f"score {label}", state="not run", found=reason) for label, reason in refused.items()]
     for score in scores:
         if score.errors or score.skipped:
             text = f"{score.errors:,} errors, {score.skipped:,} skipped, {score.prompts:,} with a value"

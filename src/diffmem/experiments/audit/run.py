@@ -11,7 +11,7 @@ from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet
 from diffmem.data.prompts import PromptList, as_prompts
-from diffmem.errors import UsageError
+from diffmem.errors import ScoreRefused, UsageError
 from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments._arm import Arm, Options, Reference
 from diffmem.experiments._experiment import Experiment, Results, run_experiment
@@ -244,10 +244,13 @@ class AuditExperiment(Experiment[Digest]):
         pictures = write_pictures(run.path)
         if not self.measure or not isinstance(self.reference.train, ImageSet):
             return Finished(pictures)
-        measured = measure_matched(
-            target, run.path, self.reference.train, index, self.reference.heldout, self.measure, self.measure_images,
-            self.scoring.seed, self.options.retry_errors, self.options.silent,
-        )  # fmt: skip
+        try:
+            measured = measure_matched(
+                target, run.path, self.reference.train, index, self.reference.heldout, self.measure, self.measure_images,
+                self.scoring.seed, self.options.retry_errors, self.options.silent,
+            )  # fmt: skip
+        except ScoreRefused:  # the run keeps the reasons; what was found before it stands
+            return Finished(pictures)
         return Finished(pictures, measured)
 
 

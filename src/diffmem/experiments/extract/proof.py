@@ -13,11 +13,14 @@ from typing import Any
 from PIL import Image
 
 from diffmem.atomic import write_atomic
+from diffmem.copies.calibration import CopyThreshold
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
+from diffmem.copies.rule import CopyRule
 from diffmem.data.png import decode_png, png_bytes
 from diffmem.errors import DataError, IncompatibleRun
+from diffmem.experiments.extract.summary import STATUS
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
 from diffmem.report.pictures import read_pngs
@@ -40,6 +43,7 @@ class Circumstances:
         descriptor: how images were compared.
         edge: similarity that joined two images.
         index: of the training set, or None.
+        threshold: from which its nearest training image counts as matched, or None.
     """
 
     target: Target
@@ -47,6 +51,7 @@ class Circumstances:
     descriptor: Descriptor
     edge: float
     index: CopyIndex | None
+    threshold: CopyThreshold | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """As plain values, in each proof: a proof stands alone."""
@@ -78,13 +83,17 @@ def prove(run: RunDirectory, rows: list[dict[str, Any]], about: Circumstances) -
         write_atomic(folder / "generated.png", own)
         proof = {"generated": {"file": "generated.png", "sha256": hashlib.sha256(own).hexdigest()}}
         if about.index is not None:
-            proof |= _nearest(row, own, about.index, folder)
+            proof |= _nearest(row, own, about.index, about.threshold, folder)
         text = json.dumps(row | proof | common, indent=1, ensure_ascii=False)
         write_atomic(folder / PROOF, text.encode("utf-8", errors="backslashreplace"))
 
 
-def _nearest(row: dict[str, Any], png: bytes, index: CopyIndex, folder: Path) -> dict[str, Any]:
+def _nearest(
+    row: dict[str, Any], png: bytes, index: CopyIndex, threshold: CopyThreshold | None, folder: Path
+) -> dict[str, Any]:
     (nearest,) = match([decode_png(png)], index)
+    if threshold is not None:
+        row["status"] = STATUS[CopyRule(threshold.statistic, threshold.value).decide(nearest)]
     row |= {
         "train_id": nearest.train_id, "train_rank": nearest.rank, "train_similarity": nearest.similarity,
         "train_distance": nearest.distance, "ratio": nearest.ratio, "normalised": nearest.normalised,

@@ -10,9 +10,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from diffmem.copies.calibration import CopyThreshold, calibrate
 from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
 from diffmem.copies.descriptors.base import Descriptor
-from diffmem.copies.extraction import CLIQUE, Extraction, extract, false_edges
+from diffmem.copies.extraction import (
+    CLIQUE,
+    Extraction,
+    edges_within,
+    extract,
+    false_edges,
+    pairwise,
+    share_of_free_pairs,
+)
+from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet, as_images
 from diffmem.data.png import decode_png
 from diffmem.data.prompts import PromptList, as_prompts
@@ -23,7 +33,7 @@ from diffmem.experiments._arm import Arm, Options, Reference
 from diffmem.experiments._experiment import Experiment, Results, run_experiment
 from diffmem.experiments._run import Run
 from diffmem.experiments.extract.proof import Circumstances, prove
-from diffmem.experiments.extract.summary import ExtractSummary, headline
+from diffmem.experiments.extract.summary import DOUBTFUL, EXTRACTED, ExtractSummary, headline
 from diffmem.models.target import Target
 from diffmem.runs.directory import RunDirectory
 from diffmem.runs.progress import Progress
@@ -33,6 +43,8 @@ from diffmem.stages.generate import Generation
 from diffmem.stages.match.stage import build_index
 
 _LOOKED_AT = 64
+FPR = 0.01
+"""Nominal rate at which an image of no training picture is called a copy, with a training set."""
 ARM = "extract"
 
 
@@ -134,21 +146,29 @@ class ExtractExperiment(Experiment[ExtractSummary]):
         texts = {prompt.id: prompt.text for prompt in self.prompts}
         for row in rows:
             row["prompt"] = texts[row["prompt_id"]]
-        index = None
+        index: CopyIndex | None = None
+        threshold: CopyThreshold | None = None
         if self.train is not None:
             index = build_index(self.train, maker, run.path / "index" / maker.name, self.silent)
-        prove(run, rows, Circumstances(self.target, self.settings, maker, found.edge, index))
-        notes = [*made.generation.notes, *found.notes]
+            threshold = calibrate(index, None, FPR, 1, None)
+        prove(run, rows, Circumstances(self.target, self.settings, maker, found.edge, index, threshold))
+        notes = [*made.generation.notes, *found.notes, *_of_threshold(threshold)]
         return ExtractSummary(
-            headline=headline(len(rows), found.prompts), arms=arms, notes=tuple(dict.fromkeys(notes)), model=self.target.name,
+            headline=headline(rows, found.prompts), arms=arms, notes=tuple(dict.fromkeys(notes)), model=self.target.name,
             extractions=tuple(rows), prompts=found.prompts, edge=found.edge, smallest=self.smallest, descriptor=maker.name,
-            false_edges=asdict(found.false_edges), train_images=None if index is None else len(index),
+            false_edges=asdict(found.false_edges), edges_within=asdict(found.edges_within),
+            train_images=None if index is None else len(index),
             limits=(
                 "A set of images that are all alike is a sign of memorization, and no proof: a prompt may allow one picture "
                 "only. What proves it is a training image beside it (--train).",
                 "What these prompts and seeds did not give may come from others.",
             ),
         )  # fmt: skip
+
+
+def _of_threshold(threshold: CopyThreshold | None) -> list[str]:
+    """What a reader must know of the threshold at which a training image counts as matched."""
+    return [threshold.note] if threshold is not None and threshold.note else []
 
 
 @dataclass
@@ -158,6 +178,7 @@ class _Found:
     edge: float
     prompts: int = 0
     false_edges: Estimate = field(default_factory=lambda: Estimate.missing("no images"))
+    edges_within: Estimate = field(default_factory=lambda: Estimate.missing("no images"))
     notes: tuple[str, ...] = ()
 
 
@@ -167,6 +188,7 @@ def _search(
     """The extractions of all prompts, surest first. Vectors of all images lie in a temporary file, not in memory."""
     about: list[Any] = []
     found: list[Any] = []
+    within: list[float | None] = []
     count = store.read("images", ["key"]).num_rows
     with tempfile.TemporaryDirectory(prefix="diffmem-") as folder:
         vectors: np.ndarray | None = None
@@ -187,11 +209,23 @@ def _search(
         with Progress(len(places), "searching", unit="prompts", silent=silent) as bar:
             for at in places.values():
                 at = at[np.argsort([about[i]["draw"] for i in at])]
-                for one in extract(np.asarray(vectors[at]), maker.metric, result.edge, smallest):
+                own = np.asarray(vectors[at])
+                cliques = extract(own, maker.metric, result.edge, smallest)
+                within.append(share_of_free_pairs(pairwise(own, maker.metric) >= result.edge, cliques))
+                for one in cliques:
                     found.append(_row(one, [about[i] for i in at]))
                 bar.advance(1)
         del vectors
-    found.sort(key=lambda row: (-row["size"] / row["of"], -row["mean_similarity"], row["prompt_id"], row["draw"]))
+    result.edges_within = edges_within(within)
+    found.sort(
+        key=lambda row: (
+            row["status"] != EXTRACTED,
+            -row["size"] / row["of"],
+            -row["mean_similarity"],
+            row["prompt_id"],
+            row["draw"],
+        )
+    )
     return [{"rank": rank} | row for rank, row in enumerate(found, start=1)]
 
 
@@ -200,7 +234,8 @@ def _row(one: Extraction, about: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "prompt_id": shown["prompt_id"], "draw": shown["draw"], "seed": shown["seed"], "size": len(one.members),
         "of": one.of, "mean_similarity": one.mean_similarity, "exact": one.exact,
-        "draws": [about[i]["draw"] for i in one.members], "image_key": shown["key"].hex(),
+        "draws": [about[i]["draw"] for i in one.members], "image_key": shown["key"].hex(), "outside": one.outside,
+        "status": DOUBTFUL if one.is_doubtful else EXTRACTED,
     }  # fmt: skip
 
 

@@ -59,7 +59,15 @@ class GroupStats(_Part):
 
 
 class MeasureSeparation(_Part):
-    """How a measure tells two groups of this run apart; AUROC of the evidence, p by Mann-Whitney, two-sided."""
+    """How a measure tells two groups of this run apart; AUROC of the evidence, two-sided p.
+
+    By Mann-Whitney, or within strata where both groups hold images of the same classes or captions.
+
+    Attributes:
+        p_value: None where it is withheld, for the reason in `note`.
+        strata: classes or captions within which the groups were compared; None if all images were compared at once.
+        note: what a reader must know of the comparison.
+    """
 
     positives: str
     negatives: str
@@ -67,7 +75,9 @@ class MeasureSeparation(_Part):
     n_negatives: int
     auroc: Share
     interval: tuple[Share, Share] | None
-    p_value: Share
+    p_value: Share | None
+    strata: int | None = None
+    note: str | None = None
 
 
 class GroupCurve(_Part):

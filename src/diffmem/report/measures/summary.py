@@ -13,6 +13,7 @@ from diffmem.report.measures.details import cap_of, detail_of, fitted_of
 from diffmem.report.measures.groups import (
     FEWEST,
     Group,
+    compare_sets,
     curves,
     drawn,
     edges_of,
@@ -159,7 +160,7 @@ def _score(
     ]  # fmt: skip
     half = len(described) if not shown else min(shown, -(-len(described) // 2))
     sets = [group for group in groups if group.kind == "set"]
-    separations = _separations(groups, evidence)
+    separations = _separations(groups, evidence, images)
     return MeasureScore(
         score=label, summary=about.get("summary", ""), unit=about.get("unit", "none"),
         high_means=about.get("high_means", "more memorized"), membership=is_membership(label),
@@ -172,15 +173,16 @@ def _score(
     )  # fmt: skip
 
 
-def _separations(groups: list[Group], evidence: Any) -> list[Any]:
+def _separations(groups: list[Group], evidence: Any, images: list[dict[str, Any]]) -> list[Any]:
     """The measured images against the held-out ones, and each class of repeats against images that occur once."""
     sets = [group for group in groups if group.kind == "set"]
     repeats = [group for group in groups if group.kind == "repeats"]
-    pairs = [(sets[0], sets[1])] if len(sets) == 2 else []
-    pairs += [(group, repeats[0]) for group in repeats[1:] if repeats[0].name == "once"]
-    if len(sets) == 2 and repeats and repeats[0].name == "once":
-        pairs.append((repeats[0], sets[1]))
-    return [found for one, other in pairs if (found := separate(one, other, evidence)) is not None]
+    found = [compare_sets(sets[0], sets[1], evidence, images)] if len(sets) == 2 else []
+    once = repeats[0] if repeats and repeats[0].name == "once" else None
+    if once is not None:
+        found += [separate(group, once, evidence) for group in repeats[1:]]
+        found += [compare_sets(once, sets[1], evidence, images)] if len(sets) == 2 else []
+    return [one for one in found if one is not None]
 
 
 def _warning(sets: list[Group], evidence: Any) -> str | None:

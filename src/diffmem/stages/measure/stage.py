@@ -27,6 +27,7 @@ from diffmem.stages.measure.pixels import MeasuredSet, TargetImage, in_image_sha
 from diffmem.stages.measure.rows import TARGET_COLUMNS, MeasureRows, Measuring, label_in
 from diffmem.stages.measure.shift import record_shift
 from diffmem.stages.measure.work import Worker
+from diffmem.stages.refused import record_refused
 
 BLOCK_BYTES = 1 << 30
 """Pixels and samples that are in memory at once."""
@@ -92,6 +93,7 @@ class Measurer:
         self.sets, self.scores, self.settings, self.run = sets, scores, settings, run
         self.refused: dict[str, str] = {}
         self.runnable = [score for score in scores if self._accepts(score)]
+        record_refused(run.path, self.refused)
         if not self.runnable:
             raise ScoreRefused(" ".join(f"{label}: {reason}" for label, reason in self.refused.items()))
         self.maker = MeasureRows(target.fingerprint, self.denoiser, settings, run.path)

@@ -23,6 +23,7 @@ from diffmem.runs.progress import Progress
 from diffmem.scores import DEFAULT_SCORES
 from diffmem.scores.base import DenoiserScore, Score, SetScore, TextScore
 from diffmem.scores.spec import parse_scores
+from diffmem.stages.refused import record_refused
 from diffmem.stages.score.executor import Executor, Noises, ScoredRow
 from diffmem.stages.score.plan import row_scores
 from diffmem.stages.score.rows import ScoreRows, Scoring
@@ -192,6 +193,7 @@ class Scorer:
                 writer.write_many(score_sets(self.maker, self.run.store, self.prompts, self.rows, self.refused))
         elif any(isinstance(s, SetScore) for s in self.scores):
             self.notes.append("scores over the whole set of prompts wait for the same command without a shard")
+        record_refused(self.run.path, self.refused)
         return ScoreResult(
             self.run, self.prompts, [s.label for s in self.scores], self.refused,
             self.executor.nfe if self.executor else Nfe(), self.maker.costs,
