@@ -21,6 +21,7 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
     [
         "tutorial.md",
         "models.md",
+        "own-network.md",
         "writing-a-score.md",
         "guard.md",
         "training.md",
@@ -43,6 +44,9 @@ def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     assert blocks
     try:
         for kind, text in blocks:
+            file = re.match(r"# (\w+\.py)\n", text)
+            if file is not None:  # what the page says to put into a file
+                Path(file[1]).write_text(text, encoding="utf-8")
             if kind == "python":
                 exec(compile(text, page, "exec"), names)
                 continue

@@ -97,12 +97,15 @@ def vit(**declared: Any) -> Target:
     )
 
 
-def cnn(epoch: str = "400", **declared: Any) -> Target:
-    """The CNN after so many epochs; `declared` as in `vit`."""
+def cnn(epoch: str = "400", reverse: bool = False, factor: float = 1.0, **declared: Any) -> Target:
+    """The CNN after so many epochs; `declared` as in `vit`, `reverse` and `factor` give it a wrong time."""
     tensors = load_file(zoo() / f"hughes_mnist_ddpm_epoch{epoch}.safetensors")
     network = CNN().eval()
     network.load_state_dict({k.removeprefix("gt."): v for k, v in tensors.items() if k.startswith("gt.")})
     right: dict[str, Any] = {"prediction": "epsilon", "schedule": tensors["alpha_t"], "pixel_range": (-0.5, 0.5)}
     return Target.from_callable(
-        lambda x, t, cond: network(x, t / 1000), (1, 28, 28), **(right | declared), name=f"hughes CNN, epoch {epoch}"
+        lambda x, t, cond: network(x, factor * (1 - t / 1000 if reverse else t / 1000)),
+        (1, 28, 28),
+        **(right | declared),
+        name=f"hughes CNN, epoch {epoch}",
     )

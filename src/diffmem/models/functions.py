@@ -75,15 +75,26 @@ def _function(place: str, name: str) -> Callable[..., Any]:
 
 
 def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
+    """What stands in the brackets: as Python reads it, or parts between commas where it reads nothing (a path)."""
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+    except SyntaxError:
+        call = None
+    if isinstance(call, ast.Call) and not any(isinstance(a, ast.Starred) for a in call.args):
+        source = f"f({text})"
+        named = {
+            k.arg: _value(ast.get_source_segment(source, k.value) or "") for k in call.keywords if k.arg is not None
+        }
+        return [_value(ast.get_source_segment(source, part) or "") for part in call.args], named
     positional: list[Any] = []
-    named: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for part in (piece.strip() for piece in text.split(",")):
         key, equals, value = part.partition("=")
         if equals and key.strip().isidentifier():
-            named[key.strip()] = _value(value.strip())
+            found[key.strip()] = _value(value.strip())
         elif part:
             positional.append(_value(part))
-    return positional, named
+    return positional, found
 
 
 def _value(text: str) -> Any:
