@@ -196,3 +196,22 @@ def test_with_training_images_an_extraction_that_matches_none_says_so(alike, tra
     assert rows["a memorized one"]["status"] == "training image" and rows["a memorized one"]["train_id"] == "007.png"
     assert {row["status"] for row in summary.extractions if row["prompt"] == "a plain one"} == {"matches none"}
     assert "1 match a training image" in summary.headline and "match none" in summary.headline
+
+
+def test_a_network_without_prompts_is_searched_by_samples(tmp_path):
+    import torch
+
+    pictures = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def fn(x, t, cond):
+        a, s = 1 - t, t.clamp_min(1e-3)
+        far = (x[:, None] - a.reshape(-1, 1, 1, 1, 1) * pictures).square().flatten(2).sum(2)
+        weights = (-far / (2 * s.reshape(-1, 1) ** 2)).softmax(1)
+        return (weights[:, :, None, None, None] * pictures).sum(1)
+
+    target = Target.from_callable(fn, (1, 16, 16), prediction="x0", schedule="flow", steps=10)
+    summary = extract_images(target, samples=24, out=tmp_path / "run", edge=0.95, smallest=5).summary
+    assert [row["status"] for row in summary.extractions] == ["extracted"] * 2
+    assert sum(row["size"] for row in summary.extractions) == 24 and summary.prompts == 1
+    with pytest.raises(UsageError, match="samples=N"):
+        extract_images(target, out=tmp_path / "other")

@@ -21,6 +21,7 @@ from diffmem.runs.asked import record_asked
 from diffmem.runs.directory import RunDirectory, record_model
 from diffmem.runs.facts import read_fact, write_fact
 from diffmem.runs.peak import peak_memory
+from diffmem.stages.fit import fit_once
 from diffmem.stages.generate import Generation, GenerationResult, generate_stage
 from diffmem.stages.match.stage import Matching, MatchResult, build_index, match_stage, training_of
 
@@ -171,6 +172,8 @@ def make_arm(arm: Arm, folder: Path | None, reference: Reference | None, options
     if reference is not None and target.can_generate:
         index = reference.index_in(folder if folder is not None and shared else run.path)
         _refuse_other_images(index, run.path)
+    if target.is_function and reference is not None and isinstance(reference.train, ImageSet):
+        fit_once(target, reference.train, run)  # pipelines declare themselves; they are checked against their own runs
     before = None if arm.before is None else arm.before(run, target)
     made = matching = None
     if target.can_generate:

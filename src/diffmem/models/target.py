@@ -13,8 +13,9 @@ from diffmem.errors import GenerateOnly, ModelError, UsageError, first_line
 from diffmem.models.checked import Checked
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.families import denoiser_for
+from diffmem.models.families._declared import Bound, ScheduleName
 from diffmem.models.families._inputs import network_of
-from diffmem.models.families.callable import Bound, CallableDenoiser, Encoded, Function, ScheduleName
+from diffmem.models.families.callable import CallableDenoiser, Encoded, Function
 from diffmem.models.fingerprint import pipeline_fingerprint, probe_fingerprint
 from diffmem.models.generation import Sampling, generate, nfe_per_image
 from diffmem.models.loading import load_pipeline

@@ -25,7 +25,7 @@ from diffmem.copies.extraction import (
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet, as_images
 from diffmem.data.png import decode_png
-from diffmem.data.prompts import PromptList, as_prompts
+from diffmem.data.prompts import PromptList
 from diffmem.errors import DataError, UsageError
 from diffmem.evaluation.estimate import Estimate
 from diffmem.evaluation.text_alignment import TextAlignment
@@ -39,8 +39,10 @@ from diffmem.runs.directory import RunDirectory
 from diffmem.runs.progress import Progress
 from diffmem.runs.store import RunStore
 from diffmem.runs.summary import ArmPlace
+from diffmem.stages.fit import fit_once
 from diffmem.stages.generate import Generation
 from diffmem.stages.match.stage import build_index
+from diffmem.stages.samples import prompts_or_samples
 
 _LOOKED_AT = 64
 FPR = 0.01
@@ -50,10 +52,11 @@ ARM = "extract"
 
 def extract_images(
     target: Target,
-    prompts: PromptList | str | Path | Sequence[str],
+    prompts: PromptList | str | Path | Sequence[str] | None = None,
     settings: Generation | None = None,
     train: ImageSet | str | Path | None = None,
     *,
+    samples: int | None = None,
     out: str | Path | None = None,
     descriptor: str = DEFAULT_DESCRIPTOR,
     descriptor_options: Mapping[str, Any] | None = None,
@@ -66,9 +69,10 @@ def extract_images(
 
     Args:
         target: the model; its own pipeline makes the images.
-        prompts: a list of prompts, a file, or a PromptList.
+        prompts: a list of prompts, a file, or a PromptList; None for a model that takes none.
         settings: images per prompt (the paper: 500), seed, sampling.
         train: training images to prove extractions against; they play no part in finding them.
+        samples: for a model that takes no prompts: how many images to make, in place of the settings' images per prompt.
         out: run directory; the same call goes on where it left, and images that are there serve any edge.
         descriptor: how images are compared; l2-tiled is the paper's.
         descriptor_options: of the descriptor's class.
@@ -85,7 +89,11 @@ def extract_images(
     Raises:
         UsageError: fewer images per prompt than a clique takes.
     """
+    # Cliques are looked for within a prompt: all samples are one.
+    listed = prompts_or_samples(target, prompts, None if samples is None else 1)
     settings = settings or Generation(draws=100)
+    if samples is not None:
+        settings = settings.model_copy(update={"draws": samples})
     if settings.draws < smallest:
         raise UsageError(
             f"{settings.draws} images per prompt cannot hold a clique of {smallest}: make more (--images-per-prompt) or ask for "
@@ -94,7 +102,7 @@ def extract_images(
     known = None if train is None else as_images(train)
     experiment = ExtractExperiment(
         target,
-        as_prompts(prompts),
+        listed,
         settings,
         known,
         descriptor,
@@ -132,7 +140,7 @@ class ExtractExperiment(Experiment[ExtractSummary]):
         """The only one."""
         yield Arm(
             ARM, lambda: self.target, self.prompts.prompts, self.settings,
-            fingerprints={"prompts": self.prompts.fingerprint},
+            fingerprints={"prompts": self.prompts.fingerprint}, before=lambda run, target: fit_once(target, self.train, run),
         )  # fmt: skip
 
     def summarize(self, results: Results, arms: tuple[ArmPlace, ...]) -> ExtractSummary:
@@ -152,7 +160,7 @@ class ExtractExperiment(Experiment[ExtractSummary]):
             index = build_index(self.train, maker, run.path / "index" / maker.name, self.silent)
             threshold = calibrate(index, None, FPR, 1, None)
         prove(run, rows, Circumstances(self.target, self.settings, maker, found.edge, index, threshold))
-        notes = [*made.generation.notes, *found.notes, *_of_threshold(threshold)]
+        notes = [*made.before, *made.generation.notes, *found.notes, *_of_threshold(threshold)]
         return ExtractSummary(
             headline=headline(rows, found.prompts), arms=arms, notes=tuple(dict.fromkeys(notes)), model=self.target.name,
             extractions=tuple(rows), prompts=found.prompts, edge=found.edge, smallest=self.smallest, descriptor=maker.name,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import functools
-import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,23 +12,23 @@ import torch
 from diffmem.errors import ModelError, UsageError
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
-from diffmem.models.noise_levels import EDMSchedule, NoiseLevelSchedule, VESchedule
+from diffmem.models.families._declared import (
+    Bound,
+    ScheduleName,
+    bounds_of,
+    class_names,
+    plain_range,
+    prediction_of,
+    require_eval_mode,
+    schedule_of,
+    shape_of,
+)
+from diffmem.models.noise_levels import NoiseLevelSchedule
 from diffmem.models.parameterization import Prediction
-from diffmem.models.schedule import DiscreteSchedule, FlowSchedule, Schedule
+from diffmem.models.schedule import Schedule
 
 Encoded = torch.Tensor | Mapping[str, torch.Tensor]
 Function = Callable[[torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]], torch.Tensor]
-Bound = float | Sequence[float]
-ScheduleName = Literal["linear", "cosine", "flow", "ve", "edm"]
-
-SCHEDULES: dict[str, Callable[[], Schedule]] = {
-    "linear": DiscreteSchedule.linear,
-    "cosine": DiscreteSchedule.cosine,
-    "flow": lambda: FlowSchedule(scale=1.0),
-    "ve": VESchedule,
-    "edm": EDMSchedule,
-}
-"""Noise schedules by name; `Target.from_callable` says what each gives the network."""
 
 
 class _Network(torch.nn.Module):
@@ -81,10 +79,10 @@ class CallableDenoiser(Denoiser):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _require_eval_mode(fn)
+        require_eval_mode(fn)
         self.network = _Network(fn)
-        self.sample_shape = _shape(sample_shape)
-        self.prediction, self.schedule = _prediction(prediction), _schedule(schedule)
+        self.sample_shape = shape_of(sample_shape)
+        self.prediction, self.schedule = prediction_of(prediction), schedule_of(schedule)
         if isinstance(self.schedule, NoiseLevelSchedule) and prediction in ("v", "flow"):
             raise UsageError(
                 f"prediction={prediction!r} does not go with a {type(self.schedule).__name__}: expected 'epsilon', 'x0' or "
@@ -96,13 +94,13 @@ class CallableDenoiser(Denoiser):
         )
         floating = first is not None and first.is_floating_point()
         self.dtype = dtype or (first.dtype if first is not None and floating else torch.float32)
-        self._low, self._high = _bounds(pixel_range)
-        self.pixel_range = _plain_range(pixel_range)
+        self._low, self._high = bounds_of(pixel_range)
+        self.pixel_range = plain_range(pixel_range)
         self.space: Literal["pixel", "latent"] = "pixel" if encode_images is None else "latent"
         self._encode_images, self._decode = encode_images, decode
         if classes is not None and encode is not None:
             raise UsageError("Give `classes` (prompts are class numbers or names) or `encode`, not both.")
-        self.classes = None if classes is None else _class_names(classes)
+        self.classes = None if classes is None else class_names(classes)
         self._encode = encode
         self.conditional = encode is not None or classes is not None
         self._null = self._conditioning_of_null(null)
@@ -202,7 +200,7 @@ class CallableDenoiser(Denoiser):
         """The same network, believed to take other pixels."""
         seen = copy.copy(self)
         seen.pixel_range = pixel_range
-        seen._low, seen._high = _bounds(pixel_range)
+        seen._low, seen._high = bounds_of(pixel_range)
         return seen
 
     def clipped(self, x0: torch.Tensor) -> torch.Tensor:
@@ -240,88 +238,3 @@ def _conditioning(encoded: Encoded) -> Conditioning:
         )
     tensors = {"prompt": encoded} if isinstance(encoded, torch.Tensor) else dict(encoded)
     return Conditioning(tensors, len(next(iter(tensors.values()))))
-
-
-def _shape(sample_shape: Sequence[int]) -> tuple[int, ...]:
-    shape = tuple(sample_shape) if isinstance(sample_shape, Sequence) else ()
-    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise UsageError(f"sample_shape is {sample_shape!r}; expected (channels, height, width), without the batch.")
-    return shape
-
-
-def _prediction(prediction: str) -> Prediction:
-    if prediction not in get_args(Prediction):
-        meaning = "'epsilon' (the noise), 'x0' (the clean image), 'v', 'flow' (eps - x0) or 'score'"
-        raise UsageError(f"Unknown prediction {prediction!r}; expected {meaning}.")
-    return cast(Prediction, prediction)
-
-
-def _schedule(given: Schedule | str | Sequence[float] | np.ndarray | torch.Tensor) -> Schedule:
-    if isinstance(given, Schedule):
-        return given
-    if isinstance(given, str):
-        if given not in SCHEDULES:
-            raise UsageError(
-                f"Unknown schedule {given!r}; expected one of {', '.join(SCHEDULES)}, a Schedule, or the cumulative alphas."
-            )
-        return SCHEDULES[given]()
-    levels = torch.as_tensor(given, dtype=torch.float64)
-    falling = levels.ndim == 1 and len(levels) > 1 and bool((levels[1:] <= levels[:-1]).all())
-    if not falling or not bool(((levels >= 0) & (levels <= 1)).all()):
-        raise UsageError(
-            "`schedule` is a series that does not fall from about 1 to about 0; expected the cumulative alphas (abar) at "
-            "t = 0 ... T-1."
-        )
-    return DiscreteSchedule(levels)
-
-
-def _bounds(pixel_range: tuple[Bound, Bound]) -> tuple[torch.Tensor, torch.Tensor]:
-    try:
-        low, high = (torch.as_tensor(bound, dtype=torch.float32).reshape(-1, 1, 1) for bound in pixel_range)
-    except (TypeError, ValueError, RuntimeError):
-        low = high = torch.zeros(1, 1, 1)
-    if not bool((low < high).all()):
-        raise UsageError(
-            f"pixel_range is {pixel_range!r}; expected what black and white are to the network, (-1, 1) or (0, 1) for "
-            "example, each a number or one per channel."
-        )
-    return low, high
-
-
-def _plain_range(pixel_range: tuple[Bound, Bound]) -> tuple[Any, Any]:
-    """The range as numbers, or tuples of them, which can be compared and be keys."""
-    low, high = (float(b) if isinstance(b, int | float) else tuple(float(v) for v in b) for b in pixel_range)
-    return low, high
-
-
-def _class_names(classes: int | Sequence[str]) -> tuple[str, ...]:
-    names = tuple(str(i) for i in range(classes)) if isinstance(classes, int) else tuple(str(name) for name in classes)
-    if not names or len(set(names)) != len(names):
-        raise UsageError(f"classes is {classes!r}; expected the number of classes, or their names, each once.")
-    return names
-
-
-def _require_eval_mode(fn: Function) -> None:
-    """Refuse a module in training mode, as `from_pipeline` does; a function's own modules are found where they can be."""
-    inner: Any = fn.func if isinstance(fn, functools.partial) else fn
-    held = [inner, getattr(inner, "__self__", None)]
-    if isinstance(inner, types.FunctionType):
-        held += [cell.cell_contents for cell in inner.__closure__ or () if _filled(cell)]
-    for one in held:
-        if isinstance(one, torch.nn.Module) and one.training and _changed_by_training(one):
-            raise ModelError(
-                f"The network ({type(one).__name__}) is in training mode, in which its dropout or batch statistics would "
-                "change the numbers: call .eval() on it first."
-            )
-
-
-def _filled(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False
-
-
-def _changed_by_training(module: torch.nn.Module) -> bool:
-    kinds = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
-    return any(isinstance(part, kinds) and (getattr(part, "p", 1) > 0) for part in module.modules())
