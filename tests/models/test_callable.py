@@ -312,3 +312,12 @@ def test_copies_made_by_the_built_in_sampler_are_found(tmp_path):
         picture.save(tmp_path / f"made/{number}.png")
     found = match_images(tmp_path / "made", tmp_path / "train")
     assert [row["similarity"] > 0.95 for row in found.rows] == [True] * 4
+
+
+def test_a_noise_level_network_takes_image_scores_and_refuses_the_one_that_steps_in_time():
+    pictures = [np.uint8(np.round((p[0].numpy() + 1) * 127.5)) for p in PICTURES]
+    target = Target.from_callable(memorizer("edm"), SHAPE, prediction="x0", schedule="edm")
+    result = measure(target, pictures, ["loss", "pia", "secmi", "vgr-paper"])
+    assert "vgr-subspace" in result.refused["vgr-paper"]
+    assert all(len(result.values(name)) == 3 for name in ("loss", "pia", "secmi"))
+    assert max(result.values("loss").values()) < 0.01  # it holds these pictures

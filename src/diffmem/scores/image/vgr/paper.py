@@ -14,6 +14,7 @@ from diffmem.errors import ScoreRefused
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.meter import Nfe
+from diffmem.models.noise_levels import NoiseLevelSchedule
 from diffmem.models.schedule import DiscreteSchedule, Schedule
 from diffmem.scores.base import About
 from diffmem.scores.image.base import ImageItem, ImageResult
@@ -57,6 +58,11 @@ class VGRPaper(VolumeScore):
         """See ImageScore.check."""
         super().check(denoiser)
         schedule = denoiser.schedule
+        if isinstance(schedule, NoiseLevelSchedule):
+            raise ScoreRefused(
+                f"{self.name} takes steps of equal time on DDPM's times, which a network of noise levels does not have: use "
+                "vgr-subspace, the same quantity."
+            )
         if schedule.kind != "vp" or schedule.at(schedule.t_max)[0] == 0 or schedule.at(schedule.t_min)[1] == 0:
             raise ScoreRefused(
                 f"{self.name} is defined by the drift of a variance-preserving diffusion with signal and noise at both "
