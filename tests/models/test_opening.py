@@ -357,6 +357,11 @@ class TestTokenizers:
         assert target.check("a fox").passed
         assert target.denoiser.encode_prompts(["a"]).tensors["encoder_hidden_states"].shape[1] == 8
 
+    @pytest.mark.parametrize("kind", ["bos_token", "unk_token", "pad_token", "eos_token"])
+    def test_an_empty_special_token(self, folder, kind):
+        edit(folder / "tokenizer" / "tokenizer_config.json", **{kind: ""})
+        refused(folder, "tokenizer")
+
     def test_a_special_token_without_an_embedding(self, folder):
         edit(folder / "tokenizer" / "tokenizer_config.json", pad_token="nope")
         refused(folder, "nope", "no embedding")

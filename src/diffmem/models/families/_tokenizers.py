@@ -7,6 +7,8 @@ from typing import Any
 from diffmem.errors import ModelError
 from diffmem.models.families._inputs import kind_of, unwrapped
 
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
 
 def check_tokenizers(pipeline: Any) -> None:
     """Refuse a tokenizer that gives its text encoder more tokens, or others, than that can read.
@@ -43,8 +45,13 @@ def check_tokenizers(pipeline: Any) -> None:
                 f"{key} knows {len(tokenizer)} tokens and {name} has embeddings for {rows}: its vocabulary is lost or of another "
                 f"model, so that different prompts would be alike. {_mend(key)}"
             )
+        empty = [kind for kind in _SPECIAL if getattr(tokenizer, f"_{kind}", getattr(tokenizer, kind, None)) == ""]
+        if empty:
+            raise ModelError(f"{key} has an empty {empty[0]}, which no text encoder was trained with. {_mend(key)}")
         try:
-            special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=False))
+            own = {str(token) for kind in _SPECIAL if (token := getattr(tokenizer, kind, None))}
+            known = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=False)
+            special = {token: number for token, number in known if token in own}  # others stand in no template
         except Exception as problem:  # transformers looks for an unknown token's number without an end
             raise ModelError(
                 f"The special tokens of {key} cannot be looked up ({type(problem).__name__}). {_mend(key)}"
