@@ -268,6 +268,9 @@ class GateOptions:
         ),
     ] = ()
     junit: Annotated[Path | None, Parameter(help="file for the outcome of each --fail-if, as JUnit XML")] = None
+    waivers: Annotated[
+        Path | None, Parameter(help="file of accepted pairs (diffmem waive), which --fail-if does not count")
+    ] = None
 
     def of(self, summary: Summary) -> list[Gate]:
         """The conditions on a run that is there; names are free where it has no value at all, for then none passes."""
@@ -277,9 +280,33 @@ class GateOptions:
         """The conditions, before any work is done; UsageError for one that no such run can answer."""
         from diffmem.cli.gates import parse_gates
 
-        if self.junit is not None and not self.fail_if:
-            raise UsageError("--junit writes the outcome of gates: give at least one --fail-if.")
+        for option, value in (("--junit", self.junit), ("--waivers", self.waivers)):
+            if value is not None and not self.fail_if:
+                raise UsageError(f"{option} belongs to gates: give at least one --fail-if.")
+        if self.waivers is not None:
+            from diffmem.report.waivers import read_waivers
+
+            read_waivers(self.waivers)
         return parse_gates(self.fail_if, about)
+
+    def values(self, folder: Path, summary: Summary) -> dict[str, Any]:
+        """What the gates read: the summary, of an audit without what is waived."""
+        if self.waivers is None:
+            return summary.as_dict()
+        from diffmem.cli.output import note
+        from diffmem.report.digest import build_digest
+        from diffmem.report.waivers import owners, read_waivers
+
+        if summary.verb != "audit":
+            raise UsageError(f"--waivers holds for pairs of an audit; '{folder}' is a run of {summary.verb}.")
+        found = read_waivers(self.waivers)
+        digest = build_digest(folder, methods=False, waivers=found)
+        if found.expired:
+            note(f"{len(found.expired)} waivers have expired and do not hold any more: {owners(found.expired)}")
+        if found.held:
+            note(f"{len(found.held)} waivers hold ({owners(found.held)})")
+        note(f"without what they accept: {digest.verdict.sentence}")
+        return digest.as_dict()
 
 
 @dataclass(frozen=True)

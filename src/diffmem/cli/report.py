@@ -41,4 +41,6 @@ def report(
     path = opened.report(chosen, hash_prompts=hash_prompts, out=out)
     pictures = {"none": "pictures as they are", "blur": "pictures blurred", "hash": "no pictures"}[chosen]
     say(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {pictures})")
-    return conclude(opened.summary, conditions, junit=gates.junit) if conditions else 0
+    if not conditions:
+        return 0
+    return conclude(opened.summary, conditions, gates.values(opened.path, opened.summary), gates.junit)

@@ -42,7 +42,9 @@ def show(
     else:
         say(f"Run      {opened.path}, {opened.verb}")
         print_run(opened.summary)
-    return conclude(opened.summary, conditions, junit=gates.junit) if conditions else 0
+    if not conditions:
+        return 0
+    return conclude(opened.summary, conditions, gates.values(opened.path, opened.summary), gates.junit)
 
 
 def print_run(summary: Summary) -> None:

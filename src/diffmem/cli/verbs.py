@@ -81,6 +81,11 @@ _SUMMARIES = {
         "report", 0, "Write the report of a run: one HTML file, offline.",
         "runs/audit", "runs/audit --out for-the-client.html --redact blur",
     ),
+    "waive": _verb(
+        "waive", 0, "Accept the pairs that a run calls copies, so that gates fail on new ones only.",
+        "runs/audit --out waivers.json --owner anna --expires 2027-06-30",
+        "runs/audit --out waivers.json --owner anna --expires 2027-06-30 --train-id 0012.png",
+    ),
     "measure": _verb(
         "measure", 1, "Measure how easily a model reproduces each image.",
         "./my-model --images ./images --score vgr --out runs/measure",

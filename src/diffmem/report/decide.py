@@ -61,7 +61,7 @@ class Circumstances:
         unfinished: stages that were stopped before their end.
         images: generated ones.
         gallery: the two-gallery control, if there is one.
-        waived: prompts left out because their pairs are accepted.
+        waived: images that are called copies, but whose pairs are accepted.
     """
 
     check: Mapping[str, Any] | None = None
@@ -298,6 +298,8 @@ def _called(case: _Case) -> str:
     seen = case.seen
     text = f"{seen.called:,} of {count(seen.prompts, 'prompt')} gave images that are called copies"
     text += f" of {count(seen.groups, 'training image')}" if seen.called else ""
+    if case.around.waived:
+        text += f" ({count(case.around.waived, 'more image')} waived)"
     return text + (
         "" if case.chance is not None or case.around.gallery is not None else " at an uncalibrated threshold"
     )

@@ -48,6 +48,8 @@ from diffmem.report.shape import (
 )  # fmt: skip
 from diffmem.report.table import prompt_table, table_places
 from diffmem.report.verdict import checks, limits
+from diffmem.report.waived import without_waived
+from diffmem.report.waivers import Waivers
 from diffmem.runs.asked import asked_rows
 from diffmem.runs.facts import read_fact
 from diffmem.runs.manifest import read_manifest
@@ -59,12 +61,13 @@ TOP = 20
 LONGEST_REASON = 500
 
 
-def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
+def build_digest(run_path: str | Path, methods: bool = True, waivers: Waivers | None = None) -> Digest:
     """Read a run directory into one object.
 
     Args:
         run_path: the folder given to --out.
         methods: whether the methods are described too; this imports them, and with them torch.
+        waivers: of pairs that do not count.
 
     Raises:
         DataError: there is no run, or a file of it is damaged.
@@ -78,6 +81,9 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
     scores = score_columns(score_rows, reasons, prompts)
     fact, matches = judge(folder, match_rows, prompts)
     images = _images(store)
+    waived = 0
+    if waivers is not None and matches is not None and fact is not None:
+        matches, waived = without_waived(folder, fact, matches, waivers)
     matches = None if images is None else matches  # images that are not in this run cannot be shown or counted
     per_prompt = None if matches is None else matches.per_prompt(len(prompts.ids))
     copies, seen = None, None
@@ -115,7 +121,7 @@ def build_digest(run_path: str | Path, methods: bool = True) -> Digest:
     unfinished = tuple(
         name for name, stage in manifest.stages.items() if name in ("generate", "match") and stage.state != "done"
     )
-    verdict = decide(copies, seen, Circumstances(check, unfinished, images))
+    verdict = decide(copies, seen, Circumstances(check, unfinished, images, waived=waived))
     verdict = verdict.model_copy(update={"steps": next_steps(verdict, folder, manifest, copies)})
     headline = verdict.sentence if measures is None or prompts.listed else measures.headline
     return Digest(

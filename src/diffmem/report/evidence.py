@@ -88,6 +88,9 @@ def confirmed(fact: dict[str, Any], matches: Matches) -> tuple[NDArray[np.bool_]
     whole = ~np.asarray(matches.rows["background"].to_numpy(), bool)
     identical = (similarity == 1) & whole & of_pixels
     verified = np.asarray(matches.rows["verified"].to_numpy(), np.float64)
+    if len(matches.waived):
+        identical &= ~matches.waived
+        verified = np.where(matches.waived, np.nan, verified)
     beyond = max(PROVEN, fact["threshold"]["value"]) if fact["threshold"]["statistic"] == "verified" else PROVEN
     with np.errstate(invalid="ignore"):
         return identical, np.asarray(verified >= beyond, bool)

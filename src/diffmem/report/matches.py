@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Matches:
         copy: [M] called a copy.
         group: [M] code of the training image's group of near-duplicates.
         threshold: the fact about the threshold.
+        waived: [M] accepted, so not called a copy and no confirmed pair; empty: none.
     """
 
     rows: pa.Table
@@ -52,6 +53,11 @@ class Matches:
     copy: NDArray[np.bool_]
     group: NDArray[np.int64]
     threshold: dict[str, Any]
+    waived: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+
+    def without(self, waived: NDArray[np.bool_]) -> Matches:
+        """The matches with some [M] accepted."""
+        return replace(self, copy=self.copy & ~waived, waived=waived)
 
     def per_prompt(self, count: int) -> PerPrompt:
         """The matches of each of `count` prompts together."""

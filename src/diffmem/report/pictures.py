@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
 from diffmem.copies.index import CopyIndex
@@ -16,6 +13,7 @@ from diffmem.report.digest import build_digest
 from diffmem.report.gallery import Pair, draw_pairs
 from diffmem.report.prose import visible
 from diffmem.report.shape import Digest, Gallery, PairDigest
+from diffmem.report.stored import read_pngs
 from diffmem.report.verdict import STATISTICS
 from diffmem.runs.store import RunStore
 
@@ -99,15 +97,3 @@ def _sheet(gallery: Gallery, pictures: Pictures) -> list[Pair]:
         title = visible(pair.prompt.text)
         drawn.append(Pair(pictures.generated(pair), pictures.training(pair)[0], title, detail))
     return drawn
-
-
-def read_pngs(store: RunStore, keys: Collection[bytes]) -> dict[bytes, bytes]:
-    """PNG bytes of the images with these keys, in one pass over the store."""
-    found: dict[bytes, bytes] = {}
-    wanted = pa.array(sorted(keys), pa.binary(16))
-    if not keys:
-        return found
-    for table in store.stream("images", ["key", "png"]):
-        rows = table.filter(pc.is_in(table["key"], value_set=wanted)).to_pylist()
-        found |= {row["key"]: row["png"] for row in rows if row["png"] is not None}
-    return found

@@ -23,7 +23,7 @@ from diffmem.errors import DataError, IncompatibleRun
 from diffmem.experiments.extract.summary import STATUS
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
-from diffmem.report.pictures import read_pngs
+from diffmem.report.stored import read_pngs
 from diffmem.runs.directory import RunDirectory
 from diffmem.runs.provenance import provenance
 from diffmem.stages.generate import Generation
