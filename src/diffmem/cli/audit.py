@@ -105,7 +105,7 @@ def audit(
     asked = parse_image_scores([n for text in measures for n in ([text] if ":" in text else text.split(","))])
     # Prompt scores say nothing where there are no prompts; those that are asked for are refused with the reason.
     wanted = parse_scores(scores or (DEFAULT_SCORES if samples is None else ()))
-    given, how = prompts.load_or_none(typed, samples), sampling.sampling()
+    given, how = prompts.load_or_none(typed, samples, train), sampling.sampling()
     images_per_prompt = images_per_prompt or (4 if samples is None else 1)
     if given is None and against_base:
         raise UsageError("--against-base compares models that take prompts: give prompts in place of --samples.")

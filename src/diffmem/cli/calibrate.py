@@ -49,6 +49,7 @@ def calibrate(
         model: pipeline folder, hub id, testbed:digits, or module:function (./file.py:function) that builds a Target.
     """
     import json
+    import math
 
     from diffmem.atomic import write_atomic
     from diffmem.cli.output import emit_json, note, percent
@@ -59,6 +60,12 @@ def calibrate(
 
     file = need(out, "--out", "the threshold needs a file")
     listed = reference_prompts() if reference is None else load_prompts(reference)
+    needed = math.ceil(1 / fpr - 1e-9) - 1
+    if len(listed) < needed:
+        raise UsageError(
+            f"{len(listed)} reference prompts cannot state a rate of {percent(fpr)}: it takes at least {needed}. Give more "
+            f"(--reference), or a rate of at least {percent(1 / (len(listed) + 1))} (--fpr)."
+        )
     chosen = target.open(model, Sampling(steps=steps, guidance=guidance))
     if regime == "generation":
         from diffmem.serving.own_calibration import calibrate_during

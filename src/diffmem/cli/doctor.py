@@ -34,7 +34,7 @@ def doctor(
 
     Exit code 2 if something must be mended, 1 if diffmem sees another model than the pipeline runs.
     """
-    from diffmem.cli.output import emit_json, emit_table
+    from diffmem.cli.output import emit_json, emit_table, note
 
     if models:
         if model is not None:
@@ -50,7 +50,7 @@ def doctor(
 
     if budget < 0:
         raise UsageError(f"--budget is {budget}; expected seconds, 0 to estimate all that can be estimated.")
-    exam = examine_model(target.open(model, check=False), model, budget)
+    exam = examine_model(target.open(model, check=False), model, budget, None if json else note)
     emit_json(exam.as_dict()) if json else _print(exam)
     return 0 if exam.sound else CheckFailed.exit_code
 

@@ -91,7 +91,7 @@ def mitigate(
     wanted = [one for text in methods for one in (MITIGATIONS if text == "all" else [text])]
     # Read before the training images are described, which can take long: a slip of the pen is told at once.
     made = [parse_mitigation(setting) for one in wanted for setting in (sweep_of(one) if sweep else [one])]
-    listed = prompts.load(typed)
+    listed = prompts.load(typed, train)
     bystanders = None if others is None else load_prompts(others)
     ordinary = None if reference is None else load_prompts(reference)
     settings = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling())

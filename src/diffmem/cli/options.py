@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -129,19 +129,54 @@ class PromptOptions:
     ] = None
     captions: CaptionOption = None
     encoding: Annotated[str | None, Parameter(group=verbs.RARE, help="of a text file; default: UTF-8")] = None
+    limit: Annotated[int | None, Parameter(help="only a random part of so many prompts, the same each time")] = None
 
-    def load_or_none(self, typed: tuple[str, ...], samples: int | None) -> PromptList | None:
+    def load_or_none(self, typed: tuple[str, ...], samples: int | None, train: Path | None = None) -> PromptList | None:
         """The prompts, or None where samples are asked for in their place."""
         if samples is None:
-            return self.load(typed)
+            return self.load(typed, train)
         if self.prompts is not None or typed:
             raise UsageError("Give prompts, or --samples N for a model that takes none, not both.")
         if samples < 1:
             raise UsageError(f"--samples is {samples}; expected how many images to make, at least 1.")
         return None
 
-    def load(self, typed: tuple[str, ...]) -> PromptList:
-        """Prompts from the file or from the shell, not both."""
+    def load(self, typed: tuple[str, ...], train: Path | None = None) -> PromptList:
+        """Prompts from the file or from the shell, not both; without any, the captions of the training images."""
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit is {self.limit}; expected at least 1.")
+        found = (
+            self._of_training(train) if train is not None and self.prompts is None and not typed else self._given(typed)
+        )
+        if self.limit is None or self.limit >= len(found):
+            return found
+        from diffmem.cli.output import note
+        from diffmem.randomness import seed_of
+
+        order = sorted(range(len(found)), key=lambda i: seed_of(0, "limit", found.prompts[i].id))
+        note(f"{self.limit} of {len(found)} prompts are taken at random (--limit)")
+        return replace(found, prompts=tuple(found.prompts[i] for i in sorted(order[: self.limit])))
+
+    def _of_training(self, train: Path) -> PromptList:
+        """The captions of the training images."""
+        from diffmem.cli.output import note
+        from diffmem.data.prompts import load_prompts
+        from diffmem.errors import DataError
+
+        try:
+            found = load_prompts(
+                train, column=self.column, id_column="" if self.id == "none" else self.id, encoding=self.encoding,
+                labels=self.labels, captions=self.captions,
+            )  # fmt: skip
+        except DataError as problem:
+            raise UsageError(
+                f"No prompts are given, and '{train}' has no captions to take in their place ({problem}). Type a prompt or "
+                "give a file (--prompts)."
+            ) from problem
+        note(f"no prompts are given: the {len(found)} captions of {train} are taken")
+        return found
+
+    def _given(self, typed: tuple[str, ...]) -> PromptList:
         from diffmem.data.prompts import load_prompts
 
         if self.prompts is not None and typed:

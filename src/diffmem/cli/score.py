@@ -57,7 +57,7 @@ def score(
     """
     from diffmem.cli.estimates import estimate_scoring, print_estimate
     from diffmem.cli.output import emit_json, emit_table, note
-    from diffmem.report.scores import top_prompts
+    from diffmem.report.scores import ranking_of, top_prompts
     from diffmem.runs.directory import parse_shard
     from diffmem.scores import DEFAULT_SCORES
     from diffmem.scores.spec import parse_scores
@@ -101,7 +101,9 @@ def score(
         )  # fmt: skip
     else:
         emit_table(
-            rows, title=f"Highest scores first ({len(listed)} prompts, {draws} noises each; higher = more memorized)"
+            rows,
+            title=f"Highest {ranking_of(rows, result.labels) or 'scores'} first ({len(listed)} prompts, {draws} noises each; "
+            "higher = more memorized)",
         )
         note(
             f"{result.nfe.total:.0f} network evaluations. The numbers are uncalibrated: compare them within one model."

@@ -40,6 +40,11 @@ def _merge(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"value": float(np.mean(values)), "draws": len(values), "sd": sd, "status": "ok", "error": None}
 
 
+def ranking_of(rows: Sequence[dict[str, Any]], wanted: Sequence[str]) -> str | None:
+    """The score by which `top_prompts` put its rows in order; None where none has a value."""
+    return ranking([label for label in wanted if any(row.get(label) is not None for row in rows)])
+
+
 def top_prompts(store: RunStore, prompts: PromptList, wanted: Sequence[str], count: int) -> list[dict[str, Any]]:
     """The `count` prompts with the highest values of the best score that could be computed, the others beside it."""
     scores = per_prompt(store)

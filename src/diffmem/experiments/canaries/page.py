@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -26,6 +26,8 @@ from diffmem.runs.store import RunStore
 
 PAGE = "canaries.html"
 SHOWN = 8
+LEVEL = 0.05
+"""Probability at which a count stands out by luck, over all counts (Holm)."""
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,41 @@ def headline(measure: Mapping[str, Any]) -> str:
     ordered = sorted(rows, key=lambda row: float(row["p_stronger_than_controls"]))
     found: list[int] = []
     for place, row in enumerate(ordered):
-        if row["p_stronger_than_controls"] * (len(rows) - place) > 0.05:
+        if row["p_stronger_than_controls"] * (len(rows) - place) > LEVEL:
             break
         found.append(row["count"])
     if not found:
+        reason = undetectable(measure["rows"])
+        if reason is not None:
+            return f"Nothing could be detected: {reason}"
         return "No count of canaries stands out from the controls, which were never trained on."
     least = min(found)
     times = "once" if least == 1 else f"{least} times"
     if all(row["count"] in found for row in rows if row["count"] >= least):
         return f"Pictures that are in the training data {times} or more often leave a trace that controls do not have."
     return f"Canaries of the counts {', '.join(map(str, sorted(found)))} stand out from the controls."
+
+
+def undetectable(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why no count could have stood out, however strong its trace; None where one could.
+
+    Of n canaries and C controls, exchangeable where nothing is remembered, no p-value is below 1 / (C + n choose n).
+    """
+    controls = next((int(row["n"]) for row in rows if not row["count"]), 0)
+    tested = [int(row["n"]) for row in rows if row["count"] and row["p_stronger_than_controls"] is not None]
+    if not tested:
+        return "no canary could be measured beside controls."
+    most = max(tested)
+    least = len(tested) / math.comb(controls + most, most)
+    if least <= LEVEL:
+        return None
+    needed = controls
+    while len(tested) / math.comb(needed + most, most) > LEVEL:
+        needed += 1
+    return (
+        f"with {controls:,} controls and at most {most:,} canaries of a count even the strongest trace has p = {least:.2g} "
+        f"({len(tested)} counts are looked at); {needed - controls:,} more controls could show one."
+    )
 
 
 def strength_chart(measure: Mapping[str, Any]) -> Markup:

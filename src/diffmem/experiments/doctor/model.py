@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diffmem.errors import DiffmemError
 from diffmem.experiments.doctor.environment import Finding, examine_extras
@@ -17,6 +18,7 @@ from diffmem.models.target import Target
 from diffmem.runs.timing import Timing, measure
 from diffmem.scores.prompt.needs import Moment, NoiseRatio, SamplerStep
 
+T = TypeVar("T")
 FEW, MORE = 2, 6
 """Sampling steps of the two images from whose times that of a whole image is estimated."""
 
@@ -58,13 +60,16 @@ class ModelExam:
         return asdict(self)
 
 
-def examine_model(target: Target, source: str | Path | None = None, budget: float = 5.0) -> ModelExam:
+def examine_model(
+    target: Target, source: str | Path | None = None, budget: float = 5.0, say: Callable[[str], None] | None = None
+) -> ModelExam:
     """Examine a model and time it.
 
     Args:
         target: the model.
         source: what it was opened from, to find it among the well-known models.
         budget: seconds that one measurement may take before it is estimated from a shorter one.
+        say: is told what is being done; None: nobody is.
 
     Returns:
         A ModelExam. Cost: a few images and a few evaluations of each score.
@@ -76,13 +81,20 @@ def examine_model(target: Target, source: str | Path | None = None, budget: floa
     with quiet_libraries():  # pipelines repeat their notices at every image
         return ModelExam(
             facts=describe(target),
-            check=_check(target, prompts),
-            scores=() if denoiser is None else tuple(examine_scores(target, prompts, budget)),
-            image=_image_cost(target, prompts, budget),
+            check=_told(say, "whether scoring sees the pipeline's network", lambda: _check(target, prompts)),
+            scores=() if denoiser is None else tuple(examine_scores(target, prompts, budget, say)),
+            image=_told(say, "what an image costs", lambda: _image_cost(target, prompts, budget)),
             extras=tuple(examine_extras(None if denoiser is None else denoiser.family)),
             known=known,
             advice=tuple(_advice(target, known)),
         )
+
+
+def _told(say: Callable[[str], None] | None, what: str, work: Callable[[], T]) -> T:
+    """The outcome of some work, announced before it begins."""
+    if say is not None:
+        say(f"looking at {what}")
+    return work()
 
 
 def sample_prompts(denoiser: Denoiser, count: int) -> list[str]:

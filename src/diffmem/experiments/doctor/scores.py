@@ -51,13 +51,20 @@ class ScoreFinding:
     timing: Timing | None
 
 
-def examine_scores(target: Target, prompts: list[str], budget: float) -> Iterator[ScoreFinding]:
+def examine_scores(
+    target: Target, prompts: list[str], budget: float, say: Callable[[str], None] | None = None
+) -> Iterator[ScoreFinding]:
     """Every prompt score and image score of the registries at its defaults."""
     denoiser = target.need_denoiser()
+    names = [*SCORES, *IMAGE_SCORES]
     for name in SCORES:
+        if say is not None:
+            say(f"timing score {names.index(name) + 1} of {len(names)}: {name}")
         yield _guarded(name, "prompt", partial(_prompt_score, name, denoiser, prompts, budget))
     prices = _prices(denoiser)
     for name in IMAGE_SCORES:
+        if say is not None:
+            say(f"timing score {names.index(name) + 1} of {len(names)}: {name}")
         yield _guarded(name, "image", partial(_image_score, name, denoiser, prices, budget))
 
 

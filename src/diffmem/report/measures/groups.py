@@ -181,6 +181,7 @@ def separate(one: Group, other: Group, evidence: Floats) -> MeasureSeparation | 
     return MeasureSeparation(
         positives=one.name, negatives=other.name, n_positives=len(positives), n_negatives=len(negatives),
         auroc=area, interval=ends, p_value=min(1.0, p_value),
+        above=int((positives > negatives.max()).sum()),
     )  # fmt: skip
 
 

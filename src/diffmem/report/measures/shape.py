@@ -67,6 +67,7 @@ class MeasureSeparation(_Part):
         p_value: None where it is withheld, for the reason in `note`.
         strata: classes or captions within which the groups were compared; None if all images were compared at once.
         note: what a reader must know of the comparison.
+        above: positives with more evidence than every negative.
     """
 
     positives: str
@@ -78,6 +79,7 @@ class MeasureSeparation(_Part):
     p_value: Share | None
     strata: int | None = None
     note: str | None = None
+    above: int = 0
 
 
 class GroupCurve(_Part):

@@ -256,7 +256,22 @@ def _headline(images: int, held: int, scores: tuple[MeasureScore, ...]) -> str:
     with_values = max((score.images for score in scores), default=0)
     what = count(len(scores), "measure")
     have = "has" if with_values == 1 else "have"
-    return f"{count(images, 'image')}{beside} measured one by one with {what}; {with_values:,} {have} a value."
+    return (
+        _finding(scores)
+        + f"{count(images, 'image')}{beside} measured one by one with {what}; {with_values:,} {have} a value."
+    )
+
+
+def _finding(scores: tuple[MeasureScore, ...]) -> str:
+    """What the first measure that compares groups found, in words; empty where none does."""
+    score, found = next(((s, s.separations[0]) for s in scores if s.separations), (None, None))
+    if score is None or found is None:
+        return ""
+    ends = "" if found.interval is None else f" ({found.interval[0]:.2f} to {found.interval[1]:.2f})"
+    return (
+        f"{found.above:,} of {found.n_positives:,} images of the group '{found.positives}' rank above every one of "
+        f"'{found.negatives}' by {score.score} (AUROC {found.auroc:.2f}{ends}). "
+    )
 
 
 def _short(text: str | None) -> str | None:
