@@ -213,7 +213,10 @@ def test_intervals_of_medians_cover_whatever_the_distribution():
 def test_the_digest_is_strict_json_and_leads_with_what_was_measured(run):
     digest = build_digest(run)
     text = json.dumps(digest.model_dump(mode="json"), allow_nan=False)
-    assert '"inf"' in text and digest.headline.startswith("41 images beside 30 held-out images")
+    assert '"inf"' in text
+    finding, _, counts = digest.headline.partition(". ")
+    assert finding.startswith("40 of 40 images of the group 'trained' rank above every one of 'held-out' by vgr-bottom")
+    assert counts.startswith("41 images beside 30 held-out images")
     assert {method.name for method in digest.methods} >= {"vgr-bottom", "invmm", "loss"}
     assert any("not comparable between models" in limit for limit in digest.limits)
     assert not any("tokenizer" in check.check for check in digest.checks)  # there were no prompts
