@@ -75,7 +75,8 @@ def _same_type(value: Any, default: Any) -> bool:
     if isinstance(default, numbers.Real):
         # One number, or one for each block.
         several = value if isinstance(value, list | tuple) else [value]
-        return bool(several) and all(_number(v) for n in several for v in (n if isinstance(n, list | tuple) else [n]))
+        flat = [v for n in several for v in (n if isinstance(n, list | tuple) else [n])]
+        return bool(several) and all(_number(v, math.isfinite(default)) for v in flat)
     if isinstance(default, str):
         return isinstance(value, str) or (
             isinstance(value, list | tuple) and all(v is None or isinstance(v, str) for v in value)
@@ -83,13 +84,14 @@ def _same_type(value: Any, default: Any) -> bool:
     return not isinstance(value, dict) or isinstance(default, dict)
 
 
-def _number(value: Any) -> bool:
-    # Schedulers and text encoders write an infinite bound; a name stands for a number in few places ("inf", "auto").
-    return value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+def _number(value: Any, finite: bool) -> bool:
+    # A sampler's bound may be infinite by default (lambda_min_clipped), and only then.
+    is_one = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return value is None or (is_one and (math.isfinite(value) or not finite))
 
 
 def _word(default: Any) -> str:
-    kinds = ((bool, "true or false"), (numbers.Real, "a number"), (str, "a text"))
+    kinds = ((bool, "true or false"), (numbers.Real, "a finite number"), (str, "a text"))
     return next((word for kind, word in kinds if isinstance(default, kind)), "a list")
 
 
