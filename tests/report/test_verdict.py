@@ -150,3 +150,39 @@ def test_known_copies_give_the_recall_that_the_bound_needs(tmp_path):
     blind = verdict(made_run(tmp_path / "s", {20: "t20"}, label=lambda i: True if i < 10 else None))
     assert blind.state == "unknown"
     assert "of 10 prompts known to be reproduced the matcher called none" in blind.sentence
+
+
+def control(folder, train, gallery, both=0, prompts=120):
+    """The fact of a two-gallery control: so many prompts called on one side alone, each with a picture of its own."""
+    called = {f"p{i:03}": {"train": [f"t{i}"], "gallery": []} for i in range(train)}
+    called |= {f"p{60 + i:03}": {"train": [], "gallery": [f"g{i}"]} for i in range(gallery)}
+    called |= {f"p{100 + i:03}": {"train": ["t"], "gallery": ["g"]} for i in range(both)}
+    write_fact(folder, "gallery", {"about": {}, "size": 500, "prompts": prompts, "called": called})
+
+
+def test_a_gallery_decides_also_without_calibration(tmp_path):
+    bare = {"calibrated": False, "n_reference": 0, "reference": None, "realised_fpr": None, "realised_interval": None}
+    control(made_run(tmp_path / "a", 9, threshold=bare), 7, 0, both=2)
+    found = verdict(tmp_path / "a")
+    assert (found.state, found.by, found.expected) == ("reproduces", "gallery", 2)
+    assert found.p_value == pytest.approx(2**-7)
+    assert found.excess == pytest.approx(7 / 120)
+    assert found.excess_interval[0] > 0
+    control(made_run(tmp_path / "b", 9, threshold=bare), 6, 0, both=2)
+    fewer = verdict(tmp_path / "b")
+    assert (fewer.state, fewer.by) == ("no-excess", "gallery")
+    assert "2 prompts against as many images that no training saw" in fewer.sentence
+
+
+def test_what_the_rate_would_call_the_gallery_explains(tmp_path):
+    """Generated images are no photographs: 9 of 120 are called at 1 %, and as many against pictures never trained on."""
+    control(made_run(tmp_path / "r", 9), 5, 5, both=4)
+    assert verdict(tmp_path / "r").state == "no-excess"
+
+
+def test_one_picture_that_draws_many_calls_is_one_event(tmp_path):
+    folder = made_run(tmp_path / "r", dict.fromkeys(range(12), "t1"))
+    called = {f"p{i:03}": {"train": ["t1"], "gallery": []} for i in range(12)}
+    write_fact(folder, "gallery", {"about": {}, "size": 500, "prompts": 120, "called": called})
+    found = verdict(folder)
+    assert (found.state, found.p_value) == ("no-excess", 0.5)

@@ -41,6 +41,10 @@ def audit(
     out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
     train: Annotated[Path | None, Parameter(help="training images: folder or parquet")] = None,
     heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
+    gallery: Annotated[
+        Path | None,
+        Parameter(help="such images too, about as many as training images: calls against them are chance"),
+    ] = None,
     scores: Annotated[
         tuple[str, ...], Parameter(name="--score", help="name[:key=value,...] or ./file.py:Class; may be repeated")
     ] = (),
@@ -98,6 +102,8 @@ def audit(
 
     if against_base and not target.lora:
         raise UsageError("--against-base compares a LoRA with its base: give the LoRA with --lora FILE.")
+    if against_base and gallery is not None:
+        raise UsageError("--gallery controls the search of one audit; with --against-base the base is the control.")
     conditions = gates.parse(Digest)
     if measure_images < 1:
         raise UsageError(f"--measure-images is {measure_images}; expected at least 1.")
@@ -144,6 +150,7 @@ def audit(
         folder_of, made = run.path / TUNED, run.results[TUNED].made
         summary = build_digest(folder_of).as_dict() | {"against": run.summary.as_dict()}
     else:
+        settings["gallery"] = gallery
         run = run_audit(target.open(model, how), given, train, samples=samples, **settings)
         folder_of, made = run.path, run.results["audit"].made
         summary = run.summary.as_dict()

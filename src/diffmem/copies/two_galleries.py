@@ -72,19 +72,11 @@ def compare_galleries(
     Raises:
         UsageError: another descriptor, or no images.
     """
-    if control.about["fingerprint"] != index.about["fingerprint"]:
-        raise UsageError(
-            f"The training set was described by {index.about['name']} with {index.about['recipe']}, the other gallery by "
-            f"{control.about['name']} with {control.about['recipe']}; describe both alike."
-        )
     if not len(generated):
         raise UsageError("There are no generated images to compare.")
     size = min(len(index), len(control))
-    calls = [
-        np.array([rule.is_copy(one) for one in match(generated, _thinned(gallery, size))], bool)
-        for gallery in (index, control)
-    ]
-    train, other = calls
+    sides = copied_groups(generated, index, control, rule)
+    train, other = (np.array([group is not None for group in side], bool) for side in sides)
     bootstrap = Bootstrap(len(train), groups, level, seed)
     only_train, only_control = int((train & ~other).sum()), int((other & ~train).sum())
     paired = train.astype(float) - other.astype(float)
@@ -97,6 +89,33 @@ def compare_galleries(
         only_train, only_control, p if groups is None else None, size,
         f"The {thinned[0]} was thinned out to {size} images, evenly spread." if thinned else "",
     )  # fmt: skip
+
+
+def copied_groups(
+    generated: NDArray[Any], index: CopyIndex, control: CopyIndex, rule: CopyRule | CopyThreshold
+) -> tuple[list[str | None], list[str | None]]:
+    """Of each generated image the near-duplicate group that it is called a copy of, on either side; None: no copy.
+
+    Args:
+        generated: descriptors [n, D].
+        index: the training set.
+        control: the other gallery; the larger one is thinned out to the size of the smaller one.
+        rule: what is called a copy, on both sides.
+
+    Raises:
+        UsageError: another descriptor.
+    """
+    if control.about["fingerprint"] != index.about["fingerprint"]:
+        raise UsageError(
+            f"The training set was described by {index.about['name']} with {index.about['recipe']}, the other gallery by "
+            f"{control.about['name']} with {control.about['recipe']}; describe both alike."
+        )
+    size = min(len(index), len(control))
+    train, other = (
+        [found.group if rule.is_copy(found) else None for found in match(generated, _thinned(gallery, size))]
+        for gallery in (index, control)
+    )
+    return train, other
 
 
 def _thinned(gallery: CopyIndex, size: int) -> CopyIndex:

@@ -19,7 +19,7 @@ from diffmem.evaluation.chance import (
     sign_test,
 )  # fmt: skip
 from diffmem.evaluation.planning import fewest_prompts, fewest_references
-from diffmem.report.evidence import Evidence
+from diffmem.report.evidence import Evidence, Gallery
 from diffmem.report.prose import count, percent
 from diffmem.report.shape import CopiesDigest, ImageCounts, Verdict
 
@@ -31,25 +31,6 @@ _SEEN = {
     "pixel identity": "pixel for pixel at the size that is compared",
     "verification": "laid over each other, the pictures agree beyond every control",
 }
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """The same generated images against a gallery that no training saw, near-duplicates counted once.
-
-    Attributes:
-        only_train, only_gallery: independent events on one side alone.
-        called_train, called_gallery: prompts called against either; of the training set as many images as of the gallery.
-        prompts: that were compared.
-        size: images of either gallery.
-    """
-
-    only_train: int
-    only_gallery: int
-    called_train: int
-    called_gallery: int
-    prompts: int
-    size: int
 
 
 @dataclass(frozen=True)
@@ -215,8 +196,8 @@ def _by_gallery(case: _Case) -> Verdict | None:
     if case.values["p_value"] <= LEVEL:
         return Verdict(
             state="reproduces", by="gallery", **case.values,
-            sentence=f"Reproduces training images: {count(gallery.called_train, 'prompt')} of {gallery.prompts:,} gave "
-            f"images that are called copies of one, {against}.",
+            sentence=f"Reproduces training images: {gallery.called_train:,} of {count(gallery.prompts, 'prompt')} gave images "
+            f"that are called copies of one of {gallery.size:,} training images, {against}.",
             plain="This model gives back pictures that it was trained on.",
         )  # fmt: skip
     if case.chance is None and not _could_tell(case.seen.clusters, Chance(0, rate=0.0)):

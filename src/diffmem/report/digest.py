@@ -26,7 +26,7 @@ from diffmem.report.columns import (
     score_columns,
 )  # fmt: skip
 from diffmem.report.decide import Circumstances, decide
-from diffmem.report.evidence import collect
+from diffmem.report.evidence import collect, read_gallery
 from diffmem.report.intervals import Separation, read_labelled, separation
 from diffmem.report.matches import Matches, PerPrompt, judge, read_match_rows
 from diffmem.report.measures.shape import MeasuresDigest
@@ -82,6 +82,8 @@ def build_digest(run_path: str | Path, methods: bool = True, waivers: Waivers | 
     fact, matches = judge(folder, match_rows, prompts)
     images = _images(store)
     waived = 0
+    # Of a waived pair nobody knows on which side of the control it lay.
+    gallery = read_gallery(folder, partial(read_texts, store)) if waivers is None else None
     if waivers is not None and matches is not None and fact is not None:
         matches, waived = without_waived(folder, fact, matches, waivers)
     matches = None if images is None else matches  # images that are not in this run cannot be shown or counted
@@ -121,7 +123,7 @@ def build_digest(run_path: str | Path, methods: bool = True, waivers: Waivers | 
     unfinished = tuple(
         name for name, stage in manifest.stages.items() if name in ("generate", "match") and stage.state != "done"
     )
-    verdict = decide(copies, seen, Circumstances(check, unfinished, images, waived=waived))
+    verdict = decide(copies, seen, Circumstances(check, unfinished, images, gallery, waived))
     verdict = verdict.model_copy(update={"steps": next_steps(verdict, folder, manifest, copies)})
     headline = verdict.sentence if measures is None or prompts.listed else measures.headline
     return Digest(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffmem.copies.verification import PROVEN
+from diffmem.evaluation.chance import independent_events
 from diffmem.report.columns import PromptColumns
 from diffmem.report.matches import Matches, PerPrompt
+from diffmem.runs.facts import read_fact
 
 MOST = 2000
 """Prompts whose texts are compared with each other; beyond it each counts for itself."""
@@ -40,6 +43,25 @@ class Evidence:
     groups: int
     confirmed: int
     proof: Proof | None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The same generated images against a gallery that no training saw, near-duplicates counted once.
+
+    Attributes:
+        only_train, only_gallery: independent events on one side alone.
+        called_train, called_gallery: prompts called against either; of the training set as many images as of the gallery.
+        prompts: that were compared.
+        size: images of either gallery.
+    """
+
+    only_train: int
+    only_gallery: int
+    called_train: int
+    called_gallery: int
+    prompts: int
+    size: int
 
 
 def collect(
@@ -73,6 +95,35 @@ def collect(
         len(np.unique(matches.group[matches.copy])), len(np.unique(matches.group[identical | proven])),
         "pixel identity" if identical.any() else "verification" if proven.any() else None,
     )  # fmt: skip
+
+
+def read_gallery(folder: Path, texts: Callable[[Collection[str]], dict[str, str]]) -> Gallery | None:
+    """The two-gallery control of a run, None where it was not made: prompts called on one side alone, as events.
+
+    Both galleries are exchangeable picture by picture if nothing is copied, so calls that share a picture, or near-duplicate
+    texts, are one event.
+    """
+    fact = read_fact(folder, "gallery")
+    if fact is None:
+        return None
+    called: dict[str, dict[str, list[str]]] = fact["called"]
+    ids = sorted(called)
+    place = {key: i for i, key in enumerate(ids)}
+    clusters = np.arange(len(ids))
+    if 0 < len(ids) <= MOST:
+        from diffmem.evaluation.text_groups import near_duplicate_groups
+
+        found = texts(ids)
+        clusters = near_duplicate_groups([found.get(key, key)[:LONGEST] for key in ids])
+    only = []
+    for side, other in (("train", "gallery"), ("gallery", "train")):
+        alone = [key for key in ids if called[key][side] and not called[key][other]]
+        names = {name: i for i, name in enumerate(dict.fromkeys(called[key][side][0] for key in alone))}
+        only.append(
+            independent_events([clusters[place[key]] for key in alone], [names[called[key][side][0]] for key in alone])
+        )
+    sides = [sum(bool(entry[side]) for entry in called.values()) for side in ("train", "gallery")]
+    return Gallery(only[0], only[1], sides[0], sides[1], fact["prompts"], fact["size"])
 
 
 def confirmed(fact: dict[str, Any], matches: Matches) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

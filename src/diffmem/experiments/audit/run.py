@@ -9,13 +9,14 @@ from typing import Any, ClassVar, Literal
 
 from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
 from diffmem.copies.index import CopyIndex
-from diffmem.data.images import ImageSet
+from diffmem.data.images import ImageSet, as_images
 from diffmem.data.prompts import PromptList, as_prompts
 from diffmem.errors import ScoreRefused, UsageError
 from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments._arm import Arm, Options, Reference
 from diffmem.experiments._experiment import Experiment, Results, run_experiment
 from diffmem.experiments._run import Run
+from diffmem.experiments.audit.gallery import compare_with_gallery
 from diffmem.experiments.audit.measure import measure_matched
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
@@ -55,6 +56,7 @@ def audit(
     train: ImageSet | CopyIndex | str | Path | None = None,
     *,
     heldout: ImageSet | str | Path | None = None,
+    gallery: ImageSet | str | Path | None = None,
     out: str | Path | None = None,
     scores: str | Score | Sequence[str | Score] = DEFAULT_SCORES,
     draws: int = 4,
@@ -85,6 +87,8 @@ def audit(
         prompts: a list of prompts, a file, or a PromptList; None for a model that takes none.
         train: training images (folder, parquet, ImageSet), or an index of them; None if there are none to search.
         heldout: images like the training set's that no training has seen, for calibration.
+        gallery: such images, best as many as there are training images: what the generated images seem to copy there is
+            chance, and the verdict counts what goes beyond it.
         out: run directory; the same call resumes it.
         scores: names or Score objects.
         draws: noises per prompt for scoring.
@@ -115,7 +119,8 @@ def audit(
     scores = () if samples is not None and scores is DEFAULT_SCORES else scores
     images = images or (4 if samples is None else 1)
     experiment = audit_experiment(
-        lambda: target, listed, train, heldout=heldout, scores=scores, draws=draws, images=images, seed=seed, noise=noise,
+        lambda: target, listed, train, heldout=heldout, gallery=gallery, scores=scores,
+        draws=draws, images=images, seed=seed, noise=noise,
         sampling=sampling, descriptor=descriptor, descriptor_options=descriptor_options, matching=matching,
         micro_batch=micro_batch, batch=batch, retry_errors=retry_errors, measure=measure, measure_images=measure_images,
         silent=silent,
@@ -131,6 +136,7 @@ def audit_experiment(
     train: ImageSet | CopyIndex | str | Path | None = None,
     *,
     heldout: ImageSet | str | Path | None = None,
+    gallery: ImageSet | str | Path | None = None,
     scores: str | Score | Sequence[str | Score] = DEFAULT_SCORES,
     draws: int = 4,
     images: int = 4,
@@ -153,6 +159,10 @@ def audit_experiment(
 
     Experiments of several audits take its arm.
     """
+    if train is None and gallery is not None:
+        raise UsageError(
+            "A gallery is compared with the search of a training set; give the training set too (--train)."
+        )
     if train is None and heldout is not None:
         raise UsageError("Held-out images calibrate the search of a training set; give the training set too (--train).")
     if measure and train is None:
@@ -169,7 +179,7 @@ def audit_experiment(
         generation, judged, dict(descriptor_options or {}),
         None if train is None else Reference.of(train, heldout, judged, descriptor_options, silent),
         measure=parse_image_scores(measure), measure_images=measure_images, options=Options(retry_errors, silent),
-        name=name, place=place,
+        name=name, place=place, gallery=None if gallery is None else as_images(gallery),
     )  # fmt: skip
 
 
@@ -191,6 +201,7 @@ class AuditExperiment(Experiment[Digest]):
     options: Options = field(default_factory=Options)
     name: str = ARM
     place: str = ""
+    gallery: ImageSet | None = None
 
     describes: ClassVar[bool] = False
 
@@ -241,6 +252,8 @@ class AuditExperiment(Experiment[Digest]):
         index = self.reference.index_in(run.path)
         if index.descriptor is not None:
             agreement_stage(run, index.descriptor)
+        if self.gallery is not None:
+            compare_with_gallery(run.path, index, self.gallery, self.options.silent)
         pictures = write_pictures(run.path)
         if not self.measure or not isinstance(self.reference.train, ImageSet):
             return Finished(pictures)
