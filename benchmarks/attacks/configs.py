@@ -252,7 +252,7 @@ def looked_at(folder, side):
             figures += [d.predict(x, t, c).double().numpy().reshape(-1) for c in branches]
         figures.append(d.decode(x / 4).double().numpy().reshape(-1))
     if d.conditional and not captured and not d.distilled:
-        found = score(target, prompts, ["score-difference"], draws=1)
+        found = score(Target("sized", d, target.pipeline), prompts, ["score-difference"], draws=1)
         if not found.refused:
             figures.append(np.array(found.values("score-difference")[next(iter(found.values("score-difference")))]))
     return None, figures, image
