@@ -180,10 +180,8 @@ def planted():
     for kind, change in kinds.items():
         for number in range(20):
             change(Image.fromarray(zoo[400 + number])).save(folder / f"{kind}-{number}.png")
-    summary, seconds, _ = call(
-        "match", folder, "--train", "train.parquet", "--heldout", "heldout.parquet", "--images-per-prompt", 1
-    )
-    copies = [row["image_id"] for row in summary["images"] if row["copy"]]
+    summary, seconds, _ = call("match", folder, "--train", "train.parquet", "--heldout", "heldout.parquet")
+    copies = [row["image"] for row in summary["matches"] if row["copy"]]
     found = {kind: sum(name.startswith(kind) for name in copies) for kind in kinds}
     return {"of each": 20, "called": found, "generated": 100, "generated called": len(copies) - sum(found.values()),
             "seconds": seconds}  # fmt: skip

@@ -155,3 +155,15 @@ def test_a_wrong_declaration_ends_with_1_and_names_the_right_one(pictures, capsy
 def test_what_makes_no_sense_is_refused_with_2(folder, capsys, arguments, said):
     assert main(arguments) == 2
     assert said in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_doctor_looks_at_images_and_other_verbs_say_that_they_did_not(pictures, capsys):
+    doctor = ["doctor", "mine.py:build", "--budget", "0"]
+    assert main(doctor) == 0
+    assert "Not checked" in capsys.readouterr().out
+    assert main([*doctor, "--images", "train", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["check"]["fit"]["passed"] is True
+    assert main(["doctor", "mine.py:build(prediction=epsilon)", "--budget", "0", "--images", "train"]) == 1
+    assert "as x0 the loss" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["generate", "mine.py:build", "--samples", "1", "--out", "run"]) == 0
+    assert "Not checked" in capsys.readouterr().err

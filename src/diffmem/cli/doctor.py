@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -27,6 +28,9 @@ def doctor(
     budget: Annotated[
         float, Parameter(help="seconds that one measurement may take before it is estimated from a shorter one")
     ] = 5.0,
+    images: Annotated[
+        Path | None, Parameter(help="of the kind that the model was trained on: is it what it was declared to be?")
+    ] = None,
     json: Annotated[bool, Parameter(negative="")] = False,
     target: ModelOptions = MODEL,
 ) -> int:
@@ -40,6 +44,8 @@ def doctor(
         if model is not None:
             raise UsageError("--models lists the well-known models; leave the model out.")
         return _models(json)
+    if model is None and images is not None:
+        raise UsageError("--images are shown to a model; give the model, too.")
     if model is None:
         from diffmem.experiments.doctor.environment import examine
 
@@ -50,7 +56,7 @@ def doctor(
 
     if budget < 0:
         raise UsageError(f"--budget is {budget}; expected seconds, 0 to estimate all that can be estimated.")
-    exam = examine_model(target.open(model, check=False), model, budget, None if json else note)
+    exam = examine_model(target.open(model, check=False), model, budget, None if json else note, images)
     emit_json(exam.as_dict()) if json else _print(exam)
     return 0 if exam.sound else CheckFailed.exit_code
 

@@ -7,7 +7,15 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import ModelOptions, PromptOptions, SamplesOption, SamplingOptions, WorkOptions, need
+from diffmem.cli.options import (
+    ModelOptions,
+    PromptOptions,
+    SamplesOption,
+    SamplingOptions,
+    WorkOptions,
+    need,
+    say_unchecked,
+)
 from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
 
@@ -58,6 +66,8 @@ def generate(
     images_per_prompt = images_per_prompt or (4 if samples is None else 1)
     settings = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling())
     opened = target.open(model, settings.sampling, check=not work.dry_run)
+    if not work.dry_run:
+        say_unchecked(opened)
     listed = prompts_or_samples(opened, given, samples)
     if work.dry_run:
         print_estimate(estimate_generation(opened, len(listed), settings), work.json)

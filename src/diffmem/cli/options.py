@@ -105,6 +105,16 @@ class ModelOptions:
         return {name: getattr(self, name) for name in ("device", "dtype") if getattr(self, name) is not None}
 
 
+def say_unchecked(target: Target) -> None:
+    """Note that nothing shows whether a network of one's own is what it was declared to be, where no images are given."""
+    from diffmem.cli.output import note
+
+    if target.is_function and target.denoiser is not None:
+        result = target.require_check()
+        if result is not None and result.passed is None:
+            note(f"{result.message} diffmem doctor MODEL --images DIR looks at some.")
+
+
 CaptionOption = Annotated[
     Literal["metadata", "caption", "txt", "json", "folder"] | None,
     Parameter(help="where a folder's captions are read from; default: wherever there are any, if they agree"),

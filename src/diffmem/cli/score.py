@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import ModelOptions, PromptOptions, WorkOptions
+from diffmem.cli.options import ModelOptions, PromptOptions, WorkOptions, say_unchecked
 from diffmem.cli.verbs import RARE
 from diffmem.errors import NothingJudged, UsageError
 
@@ -81,6 +81,8 @@ def score(
     shard = parse_shard(work.shard)
     listed = prompts.load(typed)
     opened = target.open(model, check=not work.dry_run)
+    if not work.dry_run:
+        say_unchecked(opened)
     if work.dry_run:
         settings = Scoring(draws=draws, seed=work.seed, noise=noise, micro_batch=micro_batch)
         print_estimate(estimate_scoring(opened, wanted, len(listed), settings), work.json)

@@ -61,7 +61,11 @@ class ModelExam:
 
 
 def examine_model(
-    target: Target, source: str | Path | None = None, budget: float = 5.0, say: Callable[[str], None] | None = None
+    target: Target,
+    source: str | Path | None = None,
+    budget: float = 5.0,
+    say: Callable[[str], None] | None = None,
+    images: Any | None = None,
 ) -> ModelExam:
     """Examine a model and time it.
 
@@ -81,7 +85,7 @@ def examine_model(
     with quiet_libraries():  # pipelines repeat their notices at every image
         return ModelExam(
             facts=describe(target),
-            check=_told(say, "whether scoring sees the pipeline's network", lambda: _check(target, prompts)),
+            check=_told(say, "whether scoring sees the pipeline's network", lambda: _check(target, prompts, images)),
             scores=() if denoiser is None else tuple(examine_scores(target, prompts, budget, say)),
             image=_told(say, "what an image costs", lambda: _image_cost(target, prompts, budget)),
             extras=tuple(examine_extras(None if denoiser is None else denoiser.family)),
@@ -156,7 +160,7 @@ def _parameters(pipeline: Any) -> dict[str, int]:
     }
 
 
-def _check(target: Target, prompts: list[str]) -> dict[str, Any]:
+def _check(target: Target, prompts: list[str], images: Any | None) -> dict[str, Any]:
     """`Target.check` as plain values; `passed` is None where there is nothing to compare."""
     if target.denoiser is None:
         return {
@@ -164,7 +168,7 @@ def _check(target: Target, prompts: list[str]) -> dict[str, Any]:
             "message": f"Nothing is scored, so there is nothing to compare: {target.generates_only}",
         }
     try:
-        return target.check(prompts[0], Sampling(steps=FEW)).as_dict()
+        return target.check(prompts[0], Sampling(steps=FEW), images).as_dict()
     except DiffmemError as problem:
         return {"passed": False, "message": f"The check could not run: {problem}"}
 
