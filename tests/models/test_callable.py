@@ -218,6 +218,7 @@ def test_without_an_unconditional_branch_prompt_scores_are_refused_and_all_else_
         target.denoiser.null()
     result = score(target, ["cat", "dog"], ["score-difference"], draws=2)
     assert "unconditional branch" in result.refused["score-difference"]
+    assert "no `null` in from_callable" in result.refused["score-difference"]
     made = target.generate(["cat", "dog"], [0, 0], 0, Sampling(steps=10))
     for number, picture in enumerate(made):
         picture.save(tmp_path / f"{number}.png")

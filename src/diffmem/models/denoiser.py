@@ -26,6 +26,7 @@ class Denoiser(ABC):
         space: "pixel" or "latent".
         conditional: whether the network takes a prompt.
         unconditional_branch: whether epsilon without a prompt exists (guidance-distilled models have none).
+        no_branch: why there is no unconditional branch and what to do, in words, where the model is not distilled.
         distilled: why the model counts as distilled to few steps or to one guided evaluation, in words; None otherwise.
         device: where the network runs.
         dtype: in which floating type it runs.
@@ -41,6 +42,7 @@ class Denoiser(ABC):
     space: Literal["pixel", "latent"]
     conditional: bool
     unconditional_branch: bool
+    no_branch: str | None = None
     distilled: str | None = None
     device: torch.device
     dtype: torch.dtype

@@ -127,6 +127,8 @@ def require_guidance(denoiser: Denoiser, name: str) -> None:
             f"{name} compares the network with and without a prompt, but this model takes no prompts: "
             "use an image-level score."
         )
+    if not denoiser.unconditional_branch and denoiser.no_branch is not None:
+        raise ScoreRefused(f"{name} needs the unconditional branch, and {denoiser.no_branch}")
     if not denoiser.unconditional_branch:
         reason = f"; this one counts as such: {denoiser.distilled}" if denoiser.distilled else ""
         raise ScoreRefused(

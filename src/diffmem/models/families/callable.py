@@ -62,6 +62,10 @@ class CallableDenoiser(Denoiser):
 
     family = "callable"
     has_tokenizer = False
+    no_branch = (
+        "this model was given none (no `null` in from_callable): give what it was trained with in place of a prompt, or "
+        "generate, match and take image scores."
+    )
 
     def __init__(
         self,
