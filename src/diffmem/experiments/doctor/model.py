@@ -74,6 +74,7 @@ def examine_model(
         source: what it was opened from, to find it among the well-known models.
         budget: seconds that one measurement may take before it is estimated from a shorter one.
         say: is told what is being done; None: nobody is.
+        images: of the kind that the model was trained on, to check what it was declared to be (`Target.check`).
 
     Returns:
         A ModelExam. Cost: a few images and a few evaluations of each score.
