@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.tiny import picture, tiny_sd
 
 from diffmem.cli.app import main
+from diffmem.cli.options import ModelOptions
 
 SECONDS = 20
 """After so many a command is interrupted as by Ctrl-C: it was accepted and works on."""
@@ -76,6 +77,24 @@ def quiet():
     warnings.simplefilter("ignore")
     for name in ("diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def opened_once():
+    """Models are opened and checked once in a campaign that does not attack their opening."""
+    original, kept = ModelOptions.open, {}
+
+    def open_(self, model, sampling=None, check=True):
+        key = (self, model, sampling, check)
+        if key not in kept:
+            kept[key] = original(self, model, sampling, check)
+        return kept[key]
+
+    ModelOptions.open = open_
+    try:
+        yield
+    finally:
+        ModelOptions.open = original
 
 
 @contextlib.contextmanager

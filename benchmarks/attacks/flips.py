@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from common import Inputs, Tally, command
+from common import Inputs, Tally, command, opened_once
 
 from diffmem.runs.schemas import SCHEMAS
 from diffmem.runs.store import RunStore
@@ -91,7 +91,7 @@ def contents(run):
     """All rows, facts and summaries of a run, without what differs from time to time."""
     store = RunStore(run)
     rows = {stage: {row["key"]: plain(row) for row in store.read(stage).to_pylist()} for stage in SCHEMAS}
-    files = [*run.glob("facts/*.json"), *run.rglob("summary.json")]
+    files = [*(f for f in run.glob("facts/*.json") if f.stem != "cost"), *run.rglob("summary.json")]  # cost is time
     facts = {str(file.relative_to(run)): timeless(json.loads(file.read_bytes()), run) for file in files}
     return rows, facts
 
@@ -105,25 +105,36 @@ def timeless(value, run):
         return {
             k: timeless(v, run)
             for k, v in value.items()
-            if k not in TIMINGS and k not in ("stages", "provenance", "cost")
+            if not k.startswith("seconds") and k not in (*TIMINGS, "stages", "provenance", "cost")
         }
     if isinstance(value, list):
         return [timeless(inner, run) for inner in value]
     if isinstance(value, str):
         value = re.sub(r"\d+ damaged parts? w.*", "", value.replace(str(run), "RUN"))
-        return re.sub(r"/runs/\w+|/trial\w*/\d+", "RUN", value)
+        return re.sub(r"\b\d[\d.]* (s|min)\b", "TIME", re.sub(r"/runs/\w+|/trial\w*/\d+|/disk/run", "RUN", value))
     return value
 
 
-def equal(one, other):
-    """Whether two contents are the same, floats to 1e-5."""
-    if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return bool(np.isclose(one, other, rtol=1e-5, atol=1e-5, equal_nan=True))
-    return one == other
+def difference(one, other, place=""):
+    """Where two contents differ, floats by more than 1e-5; None where they do not."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        if one.keys() != other.keys():
+            return f"{place}: {list(one.keys() ^ other.keys())[:3]}"
+        return next((d for k in one if (d := difference(one[k], other[k], f"{place}/{k!r:.40}"))), None)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        if len(one) != len(other):
+            return f"{place}: {len(one)} and {len(other)}"
+        return next(
+            (d for i, (x, y) in enumerate(zip(one, other, strict=True)) if (d := difference(x, y, f"{place}/{i}"))),
+            None,
+        )
+    if (
+        isinstance(one, float)
+        and isinstance(other, float)
+        and np.isclose(one, other, rtol=1e-5, atol=1e-5, equal_nan=True)
+    ):
+        return None
+    return None if one == other else f"{place}: {one!r:.60} and {other!r:.60}"
 
 
 def damage(file, chance):
@@ -165,7 +176,7 @@ def run(flips=1000, seed=0, seconds=None, old=0.0):
     """The campaign: {"trials", "failures", "outcomes", ...}; `old` is the share of trials on runs without checksums."""
     tally, per_kind, begun = Tally("flips" if not old else "flips of 0.1.0"), {}, time.time()
     chance = random.Random(seed)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, opened_once():
         folder = Path(scratch)
         inputs = Inputs.make(folder / "inputs")
         truth, wholes = {}, {}
@@ -217,14 +228,15 @@ def one(inputs, verb, trial, file, truth):
         if code:
             named = any(part in err for part in (name, trial.name, str(file.parent.name)))
             return (f"refused, exit {code}" if named else f"refused without the file's name: {err[:200]}"), not named
-    if not equal(contents(trial), truth):
-        return "other numbers without a word" if name not in said else "said, and other numbers", True
+    found = difference(truth, contents(trial))
+    if found:
+        return f"{'other numbers without a word' if name not in said else 'said, and other numbers'} ({found})", True
     return ("computed again and said" if name in said else "nothing depends on it"), False
 
 
 def same_shown(trial, truth):
     """Whether all rows that a reader gets are those of the whole run."""
-    return equal(contents(trial)[0], truth[0])
+    return difference(truth[0], contents(trial)[0]) is None
 
 
 def main():

@@ -120,8 +120,11 @@ class Case:
 
     def _guardable(self, pipe):
         try:
-            return target_of(pipe).need_denoiser().family == self.denoiser.family
-        except DiffmemError:  # samples otherwise than any family; it may still stand beside
+            denoiser = target_of(pipe).need_denoiser()
+            with torch.no_grad():
+                denoiser.null()
+            return denoiser.family == self.denoiser.family
+        except (DiffmemError, TypeError):  # samples otherwise than any family; it may still stand beside
             return False
 
     def arguments(self, pipe):
@@ -153,11 +156,9 @@ class Case:
         elif name in ("latents", "generator"):
             yield from ({name: None}, {name: [torch.Generator().manual_seed(1)]}, {name: torch.zeros(1, 4, 8, 8)})
         else:
-            default = None if parameter.default is parameter.empty else parameter.default
-            odd = [default, None, 0, 1, 2, 0.5, True, "latent", {}, {"scale": 0.5}, [1], float("nan"), -1]
-            for value in odd if name not in ("num_images_per_prompt", "height", "width") else odd[:5]:
-                yield {name: value}
+            for value in plausible(name, parameter.default):
                 yield {name: value, **self.with_text(self.loud)}
+                yield {name: value}
 
     def with_text(self, text):
         return self.denoiser.generation_arguments([text])
@@ -196,6 +197,23 @@ class Case:
         return call
 
 
+def plausible(name, default):
+    """Values that a pipeline may take for an argument, by its default and name; then values of other kinds."""
+    if name == "output_type":
+        return ["latent", "pt", "pil", "np"]
+    if name.endswith(("height", "width")) or name == "num_images_per_prompt":
+        return [16, 32] if name != "num_images_per_prompt" else [1, 2]
+    if isinstance(default, bool):
+        return [not default, default, 1]
+    if isinstance(default, int):
+        return [default + 1, 1, 2, 0, True]
+    if isinstance(default, float):
+        return [default / 2, default * 2 + 0.1, 0.0, 1, float("nan"), -1.0]
+    if name.endswith("kwargs"):
+        return [{}, {"scale": 0.5}]
+    return [default if default is not inspect.Parameter.empty else None, 0.5, 1, True, {}, [1], "x"]
+
+
 _LEFT_OUT = frozenset({"OnnxStableDiffusionPipeline", "AltDiffusionPipeline", "AltDiffusionImg2ImgPipeline"})
 
 
@@ -217,7 +235,8 @@ def attempt(case, guard, pipe, arguments, tally, wrong, label):
         except DiffmemError:
             outcome = "refused"
         except Exception as problem:
-            outcome = "an error of the pipeline"
+            reached = case.passed or len(guard.decisions) > before
+            outcome = "an error of the pipeline after a decision" if reached else "refused by the pipeline itself"
             tally["errors", type(problem).__name__] += 1
     tally["calls", outcome] += 1
     decided = len(guard.decisions) - before
@@ -231,10 +250,12 @@ def attempt(case, guard, pipe, arguments, tally, wrong, label):
     return outcome
 
 
-def campaign(case, limit, only=None):
+def campaign(case, limit, only=None, until=float("inf")):
     """All classes of one tiny pipeline; the counts and what went wrong."""
     tally, wrong, per_class, left_out = Counter(), [], {}, []
     for name, pipe, guardable in case.classes(only):
+        if time.perf_counter() > until:
+            break
         accepted = inspect.signature(type(pipe).__call__).parameters
         counted = sum(n for (kind, _), n in tally.items() if kind == "calls")
         for guarded in (True, False) if guardable else (False,):
@@ -270,13 +291,15 @@ def campaign(case, limit, only=None):
     return tally, wrong, per_class, left_out
 
 
-def run(families=None, limit=4, only=None):
+def run(families=None, limit=4, only=None, seconds=None, seed=0):
     """The campaign: {"trials", "failures", "failed", "classes", "outcomes"}.
 
     Args:
         families: names of tiny pipelines; None for all that can be scored.
         limit: values tried per argument.
         only: names of pipeline classes; None for all.
+        seconds: no class is begun after so many.
+        seed: which family comes first.
     """
     logging.getLogger("diffmem.guard").setLevel(logging.CRITICAL)
     logging.getLogger("diffusers").setLevel(logging.CRITICAL)
@@ -284,8 +307,13 @@ def run(families=None, limit=4, only=None):
     builders = {"sd": tiny_sd, **FAMILIES}
     outcomes, errors, classes, wrong, left_out = Counter(), Counter(), {}, [], []
     started = time.perf_counter()
-    for name in families or [n for n in builders if n != "flux"]:  # the distilled one has no score
-        tally, found, per_class, without = campaign(Case(name, builders[name]), limit, only)
+    names = families or [n for n in builders if n != "flux"]  # the distilled one has no score
+    names = names[seed % len(names) :] + names[: seed % len(names)]
+    until = started + (seconds or float("inf"))
+    for name in names:
+        if time.perf_counter() > until:
+            break
+        tally, found, per_class, without = campaign(Case(name, builders[name]), limit, only, until)
         left_out += without
         for (kind, what), count in tally.items():
             (outcomes if kind == "calls" else errors)[what] += count
@@ -293,10 +321,11 @@ def run(families=None, limit=4, only=None):
         classes |= per_class
         print(f"{name}: {sum(per_class.values())} calls of {len(per_class)} classes, {len(found)} wrong", flush=True)
     return {
-        "campaign": "guard", "trials": sum(classes.values()), "failures": len(wrong), "failed": wrong,
+        "campaign": "guard", "trials": sum(classes.values()) - outcomes["refused by the pipeline itself"],
+        "calls": sum(classes.values()), "failures": len(wrong), "failed": wrong,
         "outcomes": dict(outcomes), "errors_of_the_pipelines": dict(errors), "calls_per_class": classes,
         "plain_call_fails": sorted(set(left_out)),
-        "seconds": round(time.perf_counter() - started),
+        "seed": seed, "seconds": round(time.perf_counter() - started),
     }  # fmt: skip
 
 
@@ -304,9 +333,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", help="comma-separated; default: all")
     parser.add_argument("--limit", type=int, default=4, help="values per argument")
+    parser.add_argument("--seconds", type=float, help="no class is begun after so many")
+    parser.add_argument("--seed", type=int, default=0, help="which family comes first")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    result = run(options.families.split(",") if options.families else None, options.limit)
+    result = run(
+        options.families.split(",") if options.families else None,
+        options.limit,
+        seconds=options.seconds,
+        seed=options.seed,
+    )
     print(json.dumps({k: v for k, v in result.items() if k != "calls_per_class"}, indent=1))
     if result["trials"]:
         written = {

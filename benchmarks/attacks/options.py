@@ -37,7 +37,7 @@ NUMBERS = (
 )
 TEXTS = (
     "", "\x1b[31mred\x07", "\x9b31m", "\ud800", "x" * 5000, "nan", "a:b=c", ":", "name:=", "../..", "[red]", "{}", "\u202eabc",
-    "a\nb", "--help", "%s%n",
+    "a\nb", "--help", "%s%n", "cuda", "cuda:99", "none",
 )  # fmt: skip
 SHORT = {
     "score": ("{model}", "a fox", "--draws", "1", "--score", "score-difference", "--quiet"),
@@ -147,6 +147,7 @@ PLAN = """
 base = "{model}"
 [data]
 images = "{train}"
+captions = "none"
 [optimizer]
 steps = 1
 batch = 2

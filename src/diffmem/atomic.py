@@ -1,18 +1,21 @@
-"""Files that exist whole or not at all, whatever kills the writer, and a plain word when the disk is full."""
+"""Files that exist whole or not at all, whatever kills the writer; plain words when the disk is full or a file is none."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from diffmem.errors import DataError, IncompleteRun
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -52,6 +55,38 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             f"The disk of {path.parent} is full or its quota is used up: {path.name} ({len(data):,} bytes) was not "
             "written. Everything written before is kept; free some space and run the same command again."
         ) from error
+
+
+def read_plain(path: Path, most: int = 1 << 28) -> bytes:
+    """The content of a plain file; a device or pipe is never read, nor is a file of more than `most` bytes.
+
+    Raises:
+        ValueError: it is something else, or larger.
+        OSError: of the file system.
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is a device, pipe or socket, not a plain file")
+    if status.st_size > most:
+        raise ValueError(
+            f"it has {status.st_size / 2**20:,.0f} MiB; a file of its kind has at most {most / 2**20:,.0f}"
+        )
+    return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a plain file.
+
+    Raises:
+        ValueError: no JSON, or not a plain file.
+        OSError: of the file system.
+    """
+    try:
+        return json.loads(read_plain(path))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def sweep(folder: Path) -> int:

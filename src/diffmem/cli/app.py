@@ -26,11 +26,12 @@ from diffmem.cli.output import plain
 from diffmem.cli.verbs import JOBS, RENAMED, VERBS, Verb
 from diffmem.errors import DataError, DiffmemError, IncompleteRun, UsageError, first_line
 from diffmem.models.versions import require_versions
+from diffmem.runs import interruption
+from diffmem.runs.microbatch import is_out_of_memory
 
 EXIT_DEFECT = 70
 EXIT_BROKEN_PIPE = 141
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "calculation overflowed")
 _STOPPED = "stopped; the same command goes on where it left"
 
 
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None, verbs: Mapping[str, tuple[str, ...] 
             _silence_stdout()
             return EXIT_BROKEN_PIPE
         except (Exception, KeyboardInterrupt) as error:
-            return _report(error)
+            return _report(KeyboardInterrupt() if interruption.asked_to_stop() else error)
     return code
 
 
@@ -104,7 +105,7 @@ def _run(arguments: list[str], verbs: Mapping[str, tuple[str, ...] | Verb]) -> i
     words = _with_names_of_today(asked, arguments)
     command, bound, _ = build_app(verbs, asked).parse_args(words, exit_on_error=False, print_error=False)
     check_ranges(bound.arguments)
-    if asked in verbs:
+    if asked in verbs and asked != "doctor":  # which tells of all that is wrong
         require_versions()
     result = command(*bound.args, **bound.kwargs)
     return result if isinstance(result, int) else 0
@@ -163,8 +164,7 @@ def _of_the_machine(error: BaseException) -> DiffmemError | None:
                 f"This place cannot be written or read{place}: {why}. Give another one, or its permission."
             )
         return DataError(f"The file system refuses{place}: {why}. Give another place, or mend this one.")
-    memory = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
-    if memory or isinstance(error, MemoryError):
+    if is_out_of_memory(error) or "calculation overflowed" in str(error):
         return IncompleteRun(
             f"Memory is used up ({first_line(error)}). Ask for less at once (--batch, --micro-batch, fewer images or draws); "
             "what was computed is kept."
@@ -209,18 +209,23 @@ def _warnings_on_stderr() -> Iterator[None]:
 @contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
     """Treat SIGTERM (a scheduler's notice) like Ctrl-C, so that rows in memory are written before the end."""
+    interruption.forget()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
+        interruption.ask_to_stop()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's background job ignores it
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _silence_stdout() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from diffmem.atomic import read_json
 from diffmem.cli.options import CaptionOption, DescriptorOptions, ModelOptions, ResumeOptions, SamplingOptions, need
 from diffmem.cli.output import say
 from diffmem.cli.verbs import VERBS
@@ -166,7 +166,7 @@ def _recorded(model: Path, loras: Sequence[str]) -> str | None:
         file = folder / "log.json"
         if file.is_file():
             try:
-                found = json_module.loads(file.read_text(encoding="utf-8")).get("canaries")
+                found = read_json(file).get("canaries")
             except (ValueError, AttributeError) as problem:
                 raise DataError(f"'{file}' is no log of diffmem train ({problem}); move it away.") from problem
             if found is not None:

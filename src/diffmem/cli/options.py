@@ -294,7 +294,7 @@ class DescriptorOptions:
         names = {"weights": "--weights", "sha256": "--weights-sha256", "preset": "--preset"}
         kind, _ = read_descriptor(self.descriptor)
         for key, value in given.items():
-            if value and not kind.takes(key):
+            if value is not None and not kind.takes(key):
                 owners = [name for name in DESCRIPTORS if DESCRIPTORS.get(name).takes(key)]
                 raise UsageError(f"{names[key]} belongs to {', '.join(owners)}, not to {kind.about.name}.")
         values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}

@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from diffmem.cli.options import between_0_and_1
+from diffmem.cli.output import say
 from diffmem.errors import UsageError
 
 
@@ -57,16 +58,16 @@ def plan(
     if json:
         emit_json({**asdict(found), "detect": share, "level": LEVEL, "seconds": seconds})
         return 0
-    print(f"Prompts            {found.prompts:,} distinct ones")
-    print(f"Images per prompt  {found.images_per_prompt:,}")
-    print(f"Images             {found.images:,}" + ("" if seconds is None else f", about {duration(seconds)}"))
-    print(f"Held-out images    {found.references:,}, at --fpr {found.rate:g}")
-    print(
+    say(f"Prompts            {found.prompts:,} distinct ones")
+    say(f"Images per prompt  {found.images_per_prompt:,}")
+    say(f"Images             {found.images:,}" + ("" if seconds is None else f", about {duration(seconds)}"))
+    say(f"Held-out images    {found.references:,}, at --fpr {found.rate:g}")
+    say(
         f"\nIf {percent(share)} of the prompts reproduce a training image, {percent(found.power)} of such audits say so. If none "
         f"does, at most {percent(LEVEL)} of them say so all the same; no call at all leaves up to {percent(found.bound)} of such "
         "prompts not excluded."
     )
-    print(
+    say(
         f"\n  diffmem audit MODEL --prompts PROMPTS --train TRAIN --heldout HELDOUT --out RUN "
         f"--images-per-prompt {found.images_per_prompt} --fpr {found.rate:g}"
     )

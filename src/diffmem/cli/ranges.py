@@ -50,7 +50,7 @@ def _problem(name: str, value: Any) -> str | None:
     if name in COUNTS and isinstance(value, int):
         return None if COUNTS[name] <= value <= MOST else f"a whole number from {COUNTS[name]} to {MOST}"
     if name in SHARES:
-        return None if 0 < value < 1 else "a number above 0 and below 1"
+        return None if 1e-12 < value < 1 else "a number above 1e-12 and below 1"
     if name == "seed":
         return None if -(2**63) <= value < 2**63 else "a whole number of at most 63 bits"
     low = LEAST.get(name, -math.inf)

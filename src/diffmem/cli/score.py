@@ -121,16 +121,15 @@ def _decide(
     top: int, target: ModelOptions, work: WorkOptions,
 ) -> int:  # fmt: skip
     """Flag prompts at a calibrated threshold."""
-    import json
-
     from pydantic import ValidationError
 
+    from diffmem.atomic import read_json
     from diffmem.cli.output import emit_json, emit_table, note, percent
     from diffmem.errors import DataError
     from diffmem.stages.score.screen import Calibration, screen
 
     try:
-        calibration = Calibration.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        calibration = Calibration.from_dict(read_json(file))
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as problem:
         raise DataError(
             f"The threshold {file} cannot be read ({problem}); make it with diffmem calibrate."

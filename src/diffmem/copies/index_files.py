@@ -81,10 +81,10 @@ class IndexState:
             try:
                 _verify(folder, part.get("checksums", {}))
                 vectors = _open(folder, number)
-                table = pq.read_table(folder / f"items-{number:05d}.parquet").cast(ITEMS)
+                table = _read_table(folder / f"items-{number:05d}.parquet").cast(ITEMS)
                 if part.get("views"):
                     view_parts.append(_open(folder, number, "views"))
-                    views.append(pq.read_table(folder / f"views-{number:05d}.parquet").cast(VIEWS))
+                    views.append(_read_table(folder / f"views-{number:05d}.parquet").cast(VIEWS))
             except (OSError, ValueError, pa.ArrowException) as error:
                 raise DataError(
                     f"Part {number} of the index in '{folder}' is damaged or missing ({error}); delete the folder and "
@@ -192,6 +192,11 @@ def exists(folder: Path) -> bool:
 
 def _open(folder: Path, number: int, what: str = "vectors") -> NDArray[np.float32]:
     return np.load(folder / f"{what}-{number:05d}.npy", mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def _read_table(path: Path) -> pa.Table:
+    with path.open("rb") as file:  # Arrow itself takes no names that are not UTF-8
+        return pq.read_table(file)
 
 
 def _verify(folder: Path, checksums: dict[str, str]) -> None:

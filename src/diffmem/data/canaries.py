@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from diffmem.atomic import write_atomic
+from diffmem.atomic import read_json, write_atomic
 from diffmem.data.decode import decode_bytes
 from diffmem.data.fingerprint import hash_bytes, hash_json
 from diffmem.errors import DataError
@@ -127,7 +127,7 @@ def read_registration(path: str | Path) -> Registration:
     """
     file = Path(path) / NAME if Path(path).is_dir() else Path(path)
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = read_json(file)
         named = raw.pop("hash")
         if raw.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")

@@ -14,23 +14,33 @@ from diffmem.data.formats import what_it_is
 from diffmem.errors import DataError
 
 
+def _of_file(read: Any, path: Path, **options: Any) -> Any:
+    """What Arrow reads of an opened file: it takes no names that are not UTF-8."""
+    with path.open("rb") as file:
+        return read(file, **options)
+
+
 def schema_of(path: Path) -> Any:
     """Column names and types."""
     try:
-        return _arrow(path).schema if _is_arrow(path) else pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
+        return _arrow(path).schema if _is_arrow(path) else _of_file(pq.read_schema, path)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 
 
 def count_rows(path: Path) -> int:
     """Number of rows."""
-    return int(_arrow(path).num_rows if _is_arrow(path) else pq.read_metadata(path).num_rows)
+    return int(_arrow(path).num_rows if _is_arrow(path) else _of_file(pq.read_metadata, path).num_rows)
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     """Some columns of all rows; class numbers of the `datasets` library as the names that it keeps beside them."""
-    table = _arrow(path).select(list(columns)) if _is_arrow(path) else pq.read_table(path, columns=list(columns))
-    rows: list[dict[str, Any]] = table.to_pylist() if columns else [{} for _ in range(count_rows(path))]
+    try:
+        arrow = _is_arrow(path)
+        table = _arrow(path).select(list(columns)) if arrow else _of_file(pq.read_table, path, columns=list(columns))
+        rows: list[dict[str, Any]] = table.to_pylist() if columns else [{} for _ in range(count_rows(path))]
+    except (pa.ArrowException, OSError, ValueError) as error:  # a damaged text is a ValueError
+        raise _unreadable(path, error) from error
     for column, names in class_names(schema_of(path)).items():
         for row in rows:
             value = row.get(column)
@@ -52,7 +62,7 @@ def batches(path: Path, start: int, stop: int, columns: Sequence[str], size: int
                 row += batch.num_rows
             return
         # With these two settings Arrow holds one page of a column at a time instead of a whole row group.
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        with path.open("rb") as opened, pq.ParquetFile(opened, buffer_size=1 << 20, pre_buffer=False) as file:
             groups, position = list[int](), 0
             first: int | None = None
             for group in range(file.num_row_groups):
@@ -67,7 +77,7 @@ def batches(path: Path, start: int, stop: int, columns: Sequence[str], size: int
                     return
                 yield row, batch
                 row += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 
 

@@ -133,7 +133,7 @@ def _parse_parquet(source: Any, where: str) -> Table:
         with pq.ParquetFile(source) as file:
             kept = [field.name for field in file.schema_arrow if not _holds_bytes(field.type, pa)]
             rows = file.read(columns=kept).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # a damaged text is a ValueError
         raise DataError(f"Cannot read {where} as parquet: {error}.") from error
     return Table(tuple(kept), tuple(rows))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from diffmem.errors import DiffmemError
+from diffmem.runs.interruption import stop_if_asked
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,6 +46,7 @@ class MicroBatches:
         """
         start = alone_until = 0
         while start < len(items):
+            stop_if_asked()
             size = 1 if start < alone_until else self.size
             batch = items[start : start + size]
             try:
@@ -52,6 +54,7 @@ class MicroBatches:
             except DiffmemError:
                 raise
             except Exception as problem:
+                stop_if_asked()  # native code gives an interrupt another type
                 if len(batch) > 1:
                     if is_out_of_memory(problem):
                         problem.__traceback__ = None  # it holds the failed batch's tensors, which are to be freed now

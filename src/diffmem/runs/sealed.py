@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffmem.atomic import write_atomic
+from diffmem.atomic import read_json, write_atomic
 from diffmem.keys import row_key
 
 SEAL = "checksum"
@@ -28,12 +28,12 @@ def read_sealed(file: Path) -> dict[str, Any]:
         ValueError: no JSON, no object, or a checksum that is not that of the content.
         OSError: of the file system.
     """
-    try:
-        values = json.loads(file.read_bytes())
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError("it holds no JSON object")
+    last = next(reversed(values), SEAL)
+    if last != SEAL and SEAL not in values and values[last] == _checksum({k: v for k, v in values.items() if k != last}):
+        raise ValueError("the name of its checksum is damaged")
     content = {name: value for name, value in values.items() if name != SEAL}
     if SEAL in values and values[SEAL] != _checksum(content):
         raise ValueError("its checksum is not that of its content")

@@ -171,7 +171,7 @@ class RunStore:
         sealed = _NAME.fullmatch(path.name) is not None
         try:
             _verify(path)
-            with pq.ParquetFile(path, page_checksum_verification=True) as part:
+            with path.open("rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as part:
                 _check_schema(part.schema_arrow, schema, sealed)
                 table = part.read(columns=[name for name in columns if name in part.schema_arrow.names])
             if not sealed:

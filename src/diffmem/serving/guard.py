@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from diffmem.atomic import read_json
 from diffmem.copies.calibration import CopyThreshold
 from diffmem.copies.index import CopyIndex
 from diffmem.data.prompts import PromptList, as_prompts
@@ -235,7 +235,7 @@ def _threshold(given: Calibration | ScoreThreshold | str | Path) -> ScoreThresho
     if isinstance(given, Calibration):
         return given.threshold
     try:
-        return Calibration.from_dict(json.loads(Path(given).read_text())).threshold
+        return Calibration.from_dict(read_json(Path(given))).threshold
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(
             f"{given} holds no threshold ({problem}); make one with diffmem calibrate or guard.calibrate."

@@ -33,6 +33,14 @@ class Inputs:
     prompts: Path
 
 
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a table; Arrow itself takes no names that are not UTF-8."""
+    import pyarrow.parquet as pq
+
+    with path.open("wb") as file:
+        pq.write_table(table, file)
+
+
 def write_inputs(
     folder: Path,
     model: Path,
@@ -55,21 +63,19 @@ def write_inputs(
         encode: pixels as PNG.
         root: root seed of the order of the training set.
     """
-    import pyarrow.parquet as pq
-
     folder.mkdir(parents=True, exist_ok=True)
     inputs = Inputs(model, folder / "train.parquet", folder / "heldout.parquet", folder / "prompts.jsonl")
     ids, which, captions = (list(part) for part in zip(*_order(training, root), strict=True))
     pngs = [encode(image.pixels) for image in training]
     repeated = _table(ids, [pngs[i] for i in which], attribute, [getattr(training[i], attribute) for i in which])
-    pq.write_table(repeated.append_column("caption", [captions]), inputs.train)
+    write_parquet(repeated.append_column("caption", [captions]), inputs.train)
     unseen = _table(
         [image.id for image in held_out],
         [encode(image.pixels) for image in held_out],
         attribute,
         [getattr(image, attribute) for image in held_out],
     )
-    pq.write_table(unseen, inputs.held_out)
+    write_parquet(unseen, inputs.held_out)
     _write_prompts(inputs.prompts, rows, attribute)
     return inputs
 

@@ -107,7 +107,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _is_full(problem: OSError | Exception) -> bool:
-    codes = (errno.ENOSPC, errno.EDQUOT)
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(problem, OSError):
         return problem.errno in codes
     return any(f"os error {code})" in str(problem) for code in codes)  # safetensors gives the number in words only

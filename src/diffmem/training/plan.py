@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
+from diffmem.atomic import read_plain
 from diffmem.errors import DataError, UsageError
 
 P = TypeVar("P", bound=BaseModel)
@@ -131,10 +132,10 @@ def load_plan(path: str | Path, kind: type[P]) -> P:
     """
     file = Path(path)
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_plain(file).decode("utf-8"))
     except FileNotFoundError:
         raise DataError(f"There is no plan '{path}'; expected a TOML file.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as problem:
+    except (ValueError, RecursionError, OSError) as problem:
         raise DataError(f"The plan '{path}' is no TOML: {problem}.") from problem
     return check_plan(values, kind, str(path))
 

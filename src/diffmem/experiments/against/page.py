@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from diffmem.atomic import read_json
 from diffmem.copies.index import CopyIndex
 from diffmem.data.png import decode_png
 from diffmem.errors import DataError
@@ -60,7 +60,7 @@ def recognise(folder: Path) -> AgainstSummary | None:
     file = folder / "comparison.json"
     if not file.exists():
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
     arms = tuple(ArmPlace(name=name, place=name) for name in (BASE, TUNED))
     return AgainstSummary.from_dict(found | {"arms": [arm.model_dump() for arm in arms]}, file)
 

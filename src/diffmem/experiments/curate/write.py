@@ -17,6 +17,7 @@ from diffmem.data.images import ImageSet
 from diffmem.data.png import png_bytes
 from diffmem.errors import UsageError
 from diffmem.experiments.curate.trials import changed
+from diffmem.training.checkpoint import whole_folder
 
 Format = Literal["folder", "parquet"]
 
@@ -85,15 +86,16 @@ def _changed(
 
 def _write_folder(place: Path, items: Iterator[tuple[str, Image.Image, str | None]]) -> tuple[Path, int]:
     lines = []
-    for name, image, caption in items:
-        file = Path(name).with_suffix(".png") if not name.endswith(".png") else Path(name)
-        if file.is_absolute() or ".." in file.parts:
-            raise UsageError(f"The id '{name}' leads out of the dataset; write it with --format parquet.")
-        write_atomic(place / file, png_bytes(image))
-        lines.append(
-            json.dumps({"file_name": file.as_posix()} | ({"caption": caption} if caption else {}), ensure_ascii=False)
-        )
-    write_atomic(place / "metadata.jsonl", ("\n".join(lines) + "\n").encode("utf-8"))
+    with whole_folder(place) as unfinished:
+        for name, image, caption in items:
+            file = Path(name).with_suffix(".png") if not name.endswith(".png") else Path(name)
+            if file.is_absolute() or ".." in file.parts:
+                raise UsageError(f"The id '{name}' leads out of the dataset; write it with --format parquet.")
+            write_atomic(unfinished / file, png_bytes(image))
+            row = {"file_name": file.as_posix()} | ({"caption": caption} if caption else {})
+            lines.append(json.dumps(row, ensure_ascii=False))
+        text = "\n".join(lines) + "\n"
+        write_atomic(unfinished / "metadata.jsonl", text.encode("utf-8", errors="backslashreplace"))
     return place, len(lines)
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from diffmem.copies.descriptors import DESCRIPTORS
+from diffmem.errors import UsageError
 from diffmem.models.bundled import BUNDLED_MODELS
+from diffmem.models.versions import SILENTLY_WRONG, check_version
 
 REQUIRED = ("torch", "diffusers", "transformers", "safetensors", "numpy", "scipy", "scikit-learn", "pyarrow", "pillow")
 OPTIONAL = {"peft": "LoRA: pip install 'diffmem[lora]'", "matplotlib": "plots: pip install 'diffmem[plots]'"}
@@ -77,6 +79,11 @@ def _package(name: str) -> Finding:
     version = _version(name)
     if version is None:
         return Finding(name, "broken", "not installed", f"pip install -c constraints.txt {name}")
+    if name in SILENTLY_WRONG:
+        try:
+            check_version(name, version)
+        except UsageError as problem:
+            return Finding(name, "broken", version, str(problem))
     return Finding(name, "ok", version)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from diffmem.atomic import write_atomic
+from diffmem.atomic import read_json, write_atomic
 from diffmem.copies.calibration import CopyThreshold
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.index import CopyIndex
@@ -135,7 +135,7 @@ def remake(proof: Mapping[str, Any] | str | Path, target: Target) -> Image.Image
 def _read(path: Path) -> dict[str, Any]:
     file = path / PROOF if path.is_dir() else path
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(read_json(file))
     except (OSError, ValueError, TypeError) as problem:
         raise DataError(
             f"'{file}' is no proof of an extraction ({problem}); expected {FOLDER}/NNNN/{PROOF}."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from diffmem.atomic import read_json
 from diffmem.errors import DataError
 from diffmem.experiments._run import Verb, open_run
 from diffmem.experiments.lab.charts import cells_chart, tradeoff_chart
@@ -75,8 +75,8 @@ def recognise(folder: Path) -> LabSummary | None:
     plan, rows = folder / "lab.json", folder / "rows.json"
     if not plan.exists() or not rows.exists():
         return None
-    written = json.loads(plan.read_text(encoding="utf-8"))
-    found = json.loads(rows.read_text(encoding="utf-8"))
+    written = read_json(plan)
+    found = read_json(rows)
     places = sorted(p for p in (folder / "cells").glob("*/") if (p / MANIFEST).exists())
     version = read_manifest(places[0]).diffmem_version if places else "0.1.0"
     return LabSummary(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from diffmem.atomic import write_atomic
+from diffmem.atomic import read_json, write_atomic
 from diffmem.copies.descriptors import make_descriptor
 from diffmem.data.images import as_images
 from diffmem.data.png import png_bytes
@@ -123,7 +123,7 @@ class Lab(Experiment[LabSummary]):
         file = self.folder / (MANIFEST if (self.folder / MANIFEST).exists() else OLD_PLAN)
         if not file.exists():
             return
-        written = json.loads(file.read_text(encoding="utf-8"))
+        written = read_json(file)
         there = written["facts"] if file.name == OLD_PLAN else written["plan"].get("lab", {})
         what = {"shared": "settings outside of the grid", "data": "training images"}
         own = self._facts()
@@ -179,7 +179,7 @@ class Lab(Experiment[LabSummary]):
         file = self.place(cell) / FIGURES
         if not file.exists():
             return None
-        report: dict[str, Any] = json.loads(file.read_text())
+        report: dict[str, Any] = read_json(file)
         return report if report["status"] == "ok" else None
 
     def summarize(self, results: Results, arms: tuple[ArmPlace, ...]) -> LabSummary:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from diffmem.atomic import write_atomic
+from diffmem.atomic import read_json, write_atomic
 from diffmem.copies.copying_metrics import CopyingMetrics
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet
@@ -98,7 +98,7 @@ def recognise(folder: Path) -> MatchSummary | None:
     file = folder / ROWS
     if not file.exists():
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
     threshold = found["threshold"] | {"value": abs(found["threshold"]["value"])}
     found = found | {
         "threshold": threshold, "headline": headline(found["matches"]), "images": "the generated images",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from diffmem.atomic import read_json
 from diffmem.data.png import decode_png
 from diffmem.errors import DataError
 from diffmem.experiments._run import Verb, open_run
@@ -75,7 +75,7 @@ def recognise(folder: Path) -> MitigateSummary | None:
     file = folder / "rows.json"
     if not file.exists() or not (folder / PLAIN / MANIFEST).exists():
         return None
-    rows = json.loads(file.read_text(encoding="utf-8"))
+    rows = read_json(file)
     arms = [ArmPlace(name=NONE, place=PLAIN)]
     for place in sorted((folder / SETTINGS).glob("*/")):
         section = read_manifest(place).plan.get("mitigate")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from diffmem.testbeds.digits.captions import DIGIT_WORDS, PHRASINGS, SpecificCaptions, cased, shuffled
 from diffmem.testbeds.digits.data import HeldOutImage, load, to_bytes
-from diffmem.testbeds.inputs import png
+from diffmem.testbeds.inputs import png, write_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,8 +28,6 @@ def fresh(folder: Path | str, captions: int = CAPTIONS) -> tuple[Path, Path]:
         folder: made if it does not exist.
         captions: per training image, 1 to 20.
     """
-    import pyarrow.parquet as pq
-
     place = Path(folder)
     train, heldout = place / "train.parquet", place / "heldout.parquet"
     if train.exists() and heldout.exists():
@@ -40,8 +38,8 @@ def fresh(folder: Path | str, captions: int = CAPTIONS) -> tuple[Path, Path]:
     for number, image in enumerate(load().held_out):
         rows[number % 2].append(image)
     several = [_captions(made, image)[:captions] for image in rows[0]]
-    pq.write_table(_table(rows[1]), heldout)
-    pq.write_table(_table(rows[0]).append_column("captions", [several]), train)
+    write_parquet(_table(rows[1]), heldout)
+    write_parquet(_table(rows[0]).append_column("captions", [several]), train)
     return train, heldout
 
 

@@ -1,0 +1,188 @@
+"""All campaigns, each within a budget; what they count is added to results.json and told in docs/design/reliability.md.
+
+    python benchmarks/attacks/run.py --budget 600 [--only flips,kills] [--seed 1] [--fresh]
+    python benchmarks/attacks/run.py --page
+    python benchmarks/attacks/run.py --take PRINTED.json
+
+A budget is seconds per campaign. Results of several calls (with other seeds) add up until --fresh begins anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import time
+from pathlib import Path
+
+from diffmem.atomic import write_atomic
+from diffmem.runs.provenance import git_state
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+RESULTS = FOLDER / "results.json"
+CONFIGS = FOLDER / "configs.json"
+PAGE = ROOT / "docs" / "design" / "reliability.md"
+
+CAMPAIGNS = {
+    "flips": lambda seconds, seed: call("flips", flips=100_000, seed=seed, seconds=seconds),
+    "flips of 0.1.0": lambda seconds, seed: call("flips", flips=100_000, seed=seed, seconds=seconds, old=1.0),
+    "kills": lambda seconds, seed: call("kills", kills=100_000, seed=seed, seconds=seconds),
+    "options": lambda seconds, seed: call("options", seed=seed, seconds=seconds),
+    "inputs": lambda seconds, seed: call("inputs", trials=100_000, seed=seed, seconds=seconds),
+    "disks": lambda seconds, seed: call("disks", trials=100_000, seed=seed, seconds=seconds),
+    "pages": lambda seconds, seed: call("pages", seconds=seconds),
+    "guard": lambda seconds, seed: call("guard", limit=2, seconds=seconds, seed=seed),
+}
+"""Name -> the campaign, given seconds and a seed; the guard's takes two values per argument and ends a class that it began."""
+
+ABOUT = {
+    "flips": (
+        "A bit, byte, cut or zeroed stretch in a file of a run of score, generate, match, measure or audit (index, "
+        "facts, summary, manifest and pages too); then `show` and the same command again. Fails: other rows, facts or "
+        "summary than those of the whole run without a word, a refusal that does not name the file, exit 70."
+    ),
+    "flips of 0.1.0": (
+        "The same on runs as diffmem 0.1.0 left them, whose parts and JSON files have no checksums of their own: the "
+        "pages' checksums of Parquet and the columns are all that can be verified, and a changed digit in a JSON file "
+        "is not seen. New runs are the remedy."
+    ),
+    "kills": (
+        "SIGKILL, SIGINT or SIGTERM at a random moment of a verb that writes, three to six times in one folder, then "
+        "the same command to its end. Fails: a row that was there is gone, a half-written file is read, an exit code "
+        "other than 3, the finished folder differs from one that nothing has stopped."
+    ),
+    "options": (
+        "Every option and argument of every verb, found by their signatures: NaN, infinities, negative and huge "
+        "numbers, texts with control characters and half characters, FIFOs, devices, loops of links, damaged and "
+        "deeply nested files. Fails: exit 70, no word, a control character on the terminal."
+    ),
+    "inputs": (
+        "Lists of prompts (txt, csv, tsv, json, jsonl, parquet) with odd cells, columns, encodings and damaged bytes; "
+        "pictures of six formats, damaged, in folders, zip, tar and parquet. Fails: an exception that is none of diffmem's, "
+        "an item that is neither a picture nor a problem."
+    ),
+    "disks": (
+        "A disk that fills up, files that may not grow, a read-only file system (real ones, mounted for it). Fails: "
+        "exit 70, no word of the cause, the same command does not go on, other numbers afterwards."
+    ),
+    "pages": (
+        "Payloads (scripts, handlers, templates, markup, direction overrides) as prompts, ids, captions, file names "
+        "and names of models, on the pages of five verbs, pictures plain, blurred and left out. Fails: anything that "
+        "runs or is loaded, markup that a harmless page lacks."
+    ),
+    "guard": (
+        "Every argument of every pipeline class that the guard takes or that shares its network, found by signature. "
+        "A trial is a call that reached the network or a decision; calls that the pipeline refused before are not "
+        "counted. Fails: an image given out whose conditioning no decision covers."
+    ),
+    "configs": ("Hostile model folders; see benchmarks/attacks/configs.py."),
+}
+
+
+def call(module, **options):
+    return importlib.import_module(module).run(**options)
+
+
+def add(results, name, found, seed):
+    """Add what one call counted to what earlier calls counted."""
+    old = results.get(name, {"trials": 0, "failures": 0, "failed": [], "outcomes": {}, "calls": []})
+    outcomes = dict(old["outcomes"])
+    for outcome, count in found.get("outcomes", {}).items():
+        outcomes[outcome] = outcomes.get(outcome, 0) + count
+    state = git_state(ROOT)
+    about = {
+        k: v for k, v in found.items() if k not in ("campaign", "failed", "outcomes") and not isinstance(v, dict | list)
+    }
+    results[name] = {
+        "trials": old["trials"] + found["trials"], "failures": old["failures"] + found["failures"],
+        "failed": old["failed"] + found["failed"], "outcomes": dict(sorted(outcomes.items())),
+        "calls": [*old["calls"], {"seed": seed, "revision": state.revision[:12] if state else None, **about}],
+    }  # fmt: skip
+
+
+def page(results):
+    """The page: trials and failures per campaign, and what the trials were."""
+    lines = [
+        "# What was tried to break it",
+        "",
+        "Made by `benchmarks/attacks/run.py` from `benchmarks/attacks/results.json`, which names the failures and the "
+        "revision of every call; nothing here is typed in. The goal is 0 in the last column: nothing silent, no exit code "
+        "70, nothing lost, nothing executed, no image given out undecided.",
+        "",
+        "| campaign | trials | failures |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {name} | {found['trials']:,} | {found['failures']:,} |" for name, found in results.items()]
+    for name, found in results.items():
+        lines += ["", f"## {name[0].upper()}{name[1:]}", "", ABOUT.get(name, "")]
+        if found["outcomes"]:
+            lines += ["", *(f"- {outcome[:120]}: {count:,}" for outcome, count in found["outcomes"].items())]
+        if found["failed"]:
+            lines += ["", "Failures:", "", *(f"- `{text[:200]}`" for text in found["failed"][:10])]
+    versions = ROOT / "benchmarks" / "versions" / "result.json"
+    if versions.exists():
+        lines += ["", "## Versions of other packages", "", *of_versions(json.loads(versions.read_text()))]
+    return "\n".join(lines) + "\n"
+
+
+def of_versions(results):
+    yield "`benchmarks/versions/run.py` installs the lowest and the newest versions that pyproject.toml allows (torch as the"
+    yield "machine has it: its lower bound was not tried by it), runs a short list of tests and the digits demo."
+    yield ""
+    yield "| set | tests passed | tests failed | demo: found of planted |"
+    yield "|---|---|---|---|"
+    for name, found in sorted(results.items()):
+        demo = "none" if found["demo"] is None else "{found} of {planted}".format(**found["demo"])
+        yield f"| {name} | {found['tests'].get('passed', 0)} | {len(found['failed'])} | {demo} |"
+    for name, found in sorted(results.items()):
+        yield ""
+        yield f"{name}: " + ", ".join(f"{package} {number}" for package, number in found["versions"].items()) + "."
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", type=float, default=600, help="seconds per campaign")
+    parser.add_argument("--only", help=f"with commas: {', '.join(CAMPAIGNS)}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fresh", action="store_true", help="forget earlier results of these campaigns")
+    parser.add_argument("--page", action="store_true", help="write the page from results.json, run nothing")
+    parser.add_argument(
+        "--take", type=Path, nargs="+", default=[], help="files with what a campaign printed when called alone"
+    )
+    options = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if CONFIGS.exists():  # the campaign on model folders keeps its own file
+        found = json.loads(CONFIGS.read_text())
+        outcomes = {}
+        for kinds in found["counts"].values():
+            for outcome, count in kinds.items():
+                outcomes[outcome] = outcomes.get(outcome, 0) + count
+        failed = [f"{bad['family']} {bad['kind']}: {bad['mutation']}: {bad['outcome']}" for bad in found["failures"]]
+        results["configs"] = {
+            "trials": found["mutations"],
+            "failures": found["bad"],
+            "failed": failed,
+            "outcomes": outcomes,
+        }
+    for file in options.take:
+        text = file.read_text()
+        found = json.loads(text[text.index("{\n") :])
+        add(results, found["campaign"], found, found.get("seed"))
+        write_atomic(RESULTS, (json.dumps(results, indent=1, ensure_ascii=True) + "\n").encode())
+    for name in [] if options.page or options.take else options.only.split(",") if options.only else CAMPAIGNS:
+        begun = time.time()
+        found = CAMPAIGNS[name](options.budget, options.seed)
+        if options.fresh:
+            results.pop(name, None)
+        add(results, name, found, options.seed)
+        write_atomic(RESULTS, (json.dumps(results, indent=1, ensure_ascii=True) + "\n").encode())
+        print(
+            f"{name}: {found['trials']} trials, {found['failures']} failures, {time.time() - begun:.0f} s", flush=True
+        )
+    write_atomic(PAGE, page(results).encode("utf-8", errors="backslashreplace"))
+    raise SystemExit(1 if any(found["failures"] for found in results.values()) else 0)
+
+
+if __name__ == "__main__":
+    main()
