@@ -52,6 +52,7 @@ class Case:
         self.target = dm.Target.from_pipeline(self.pipe)
         self.denoiser = self.target.need_denoiser()
         self.network = network_of(self.pipe)
+        self.processors = getattr(self.network, "attn_processors", None)
         texts = PROMPTS if self.denoiser.family != "dit" else [str(i) for i in range(20)]
         made = dm.guard.calibrate(self.target, texts, 0.2, draws=1)
         self.scorer = Detector(self.target, made.threshold, 0)
@@ -259,6 +260,8 @@ def campaign(case, limit, only=None, until=float("inf")):
         accepted = inspect.signature(type(pipe).__call__).parameters
         counted = sum(n for (kind, _), n in tally.items() if kind == "calls")
         for guarded in (True, False) if guardable else (False,):
+            if case.processors is not None:  # pipelines with an attention of their own leave it in the network
+                case.network.set_attn_processor(dict(case.processors))
             threshold = case.threshold
             if guarded:
                 fingerprint = target_of(pipe).fingerprint

@@ -53,7 +53,7 @@ def methods(
 
         if name is not None:
             shown = one_descriptor(name)
-            emit_json(shown) if json else print("\n".join(f"{key:<12} {value}" for key, value in shown.items()))
+            emit_json(shown) if json else say("\n".join(f"{key:<12} {value}" for key, value in shown.items()))
             return 0
         columns = {"name": "descriptor", "summary": "what it is", "misses": "misses", "reference": "reference"}
         emit_table([asdict(about) for about in all_descriptors()], columns, json)

@@ -32,7 +32,11 @@ def read_sealed(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError("it holds no JSON object")
     last = next(reversed(values), SEAL)
-    if last != SEAL and SEAL not in values and values[last] == _checksum({k: v for k, v in values.items() if k != last}):
+    if (
+        last != SEAL
+        and SEAL not in values
+        and values[last] == _checksum({k: v for k, v in values.items() if k != last})
+    ):
         raise ValueError("the name of its checksum is damaged")
     content = {name: value for name, value in values.items() if name != SEAL}
     if SEAL in values and values[SEAL] != _checksum(content):
