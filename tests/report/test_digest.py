@@ -208,15 +208,19 @@ def test_intervals_count_near_duplicates_once_and_know_the_draws(tmp_path):
         "portrait of a king",
         "wet street, neon",
         "map of a city",
+        "old violin",
+        "two zebras",
+        "glacier lake",
+        "jazz quartet",
     ]
     texts = [*words, words[0] + "!", words[3] + "!"]
-    labels = [True, True, True, False, False, False, True, False]
-    values = np.random.default_rng(0).normal(size=(8, 3)) + 0.5 * np.array(labels)[:, None]
+    labels = [True, True, True, False, False, False, True, True, False, False, True, False]
+    values = np.random.default_rng(0).normal(size=(12, 3)) + 0.5 * np.array(labels)[:, None]
     store = new_run(tmp_path / "r")
     add_prompts(store, [(str(i), text, label) for i, (text, label) in enumerate(zip(texts, labels, strict=True))])
-    store.append("scores", [score_row(str(i), "s", d, values[i, d]) for i in range(8) for d in (2, 0, 1)])
-    store.append("scores", [score_row(str(i), "j", None, values[i].mean(), list(values[i])) for i in range(8)])
-    expected = auroc_interval(values, labels, [0, 1, 2, 3, 4, 5, 0, 3])
+    store.append("scores", [score_row(str(i), "s", d, values[i, d]) for i in range(12) for d in (2, 0, 1)])
+    store.append("scores", [score_row(str(i), "j", None, values[i].mean(), list(values[i])) for i in range(12)])
+    expected = auroc_interval(values, labels, [*range(10), 0, 3])
     for score in build_digest(tmp_path / "r", methods=False).scores:
         assert score.roc.interval == pytest.approx((expected.low, expected.high))
         assert "near-duplicate" in score.roc.interval_note

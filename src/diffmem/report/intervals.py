@@ -82,7 +82,7 @@ def separation(
         return Separation(None, {}, f"without intervals: {reason}")
     found = {rate: (r.low, r.high) for rate, r in rated.items() if r.low is not None and r.high is not None}
     ends = None if area.low is None or area.high is None else (area.low, area.high)
-    return Separation(ends, found, BOOTSTRAP)
+    return Separation(ends, found, BOOTSTRAP if ends is not None else f"without intervals: {area.reason}")
 
 
 def _draws(
