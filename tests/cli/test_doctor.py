@@ -76,4 +76,4 @@ def test_without_a_model_it_looks_at_the_machine(capsys):
 def test_a_negative_budget_is_refused(folder, capsys):
     code, _, err = run(capsys, "doctor", folder, "--budget=-1")
     assert code == 2
-    assert "expected seconds" in err
+    assert "--budget is -1.0; expected a number from 0" in err

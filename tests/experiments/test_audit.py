@@ -86,7 +86,7 @@ def test_a_model_that_cannot_generate_is_scored_all_the_same(tmp_path):
     images = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     target = Target.from_denoiser(empirical_bayes(images, list("abcde"), dtype=torch.float32))
     run = audit(target, ["a", "z"], out=tmp_path / "r", scores=SCORES)
-    assert "cannot generate" in run.results["audit"].made.before.notes[0]
+    assert any("cannot generate" in note for note in run.results["audit"].made.before.notes)
     assert run.summary.as_dict()["images"] is None
 
 

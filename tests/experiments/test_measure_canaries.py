@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from diffmem.cli.app import main
 from diffmem.errors import UsageError
@@ -15,6 +16,7 @@ from diffmem.experiments.canaries.run import measure_canaries
 from diffmem.models.target import Target
 from diffmem.randomness import seed_of
 from diffmem.stages.generate import Generation
+from diffmem.testbeds.closed_form import empirical_bayes
 from diffmem.training.canaries import CanaryPlan, draw_canaries
 from diffmem.training.canary_files import write_canaries
 from tests.tiny import picture, tiny_ddpm
@@ -128,6 +130,8 @@ def test_make_from_the_command_line(tmp_path, capsys):
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert main([*arguments[:3], "--counts", "1,x", "--out", str(tmp_path / "b")]) == 2
     assert "whole numbers" in capsys.readouterr().err
-    nothing = Target.from_callable(lambda x, t, c: x, (3, 16, 16), name="no images")
+    nothing = Target.from_denoiser(
+        empirical_bayes(torch.zeros(2, 3, 16, 16), ["a", "b"], dtype=torch.float32), name="no images"
+    )
     with pytest.raises(UsageError, match="makes no images"):
         measure_canaries(nothing, tmp_path / "out", scores=())
