@@ -11,12 +11,21 @@ import pytest
 
 from diffmem.cli.app import main
 from diffmem.errors import UsageError
+from diffmem.mitigation import MITIGATIONS
 from diffmem.mitigation.spec import parse_mitigation
-from diffmem.scores import SCORES
+from diffmem.scores import IMAGE_SCORES, SCORES
 from diffmem.scores.spec import parse_image_score, parse_score
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "examples" / "plugin" / "src" / "diffmem_wordplay"
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch):
+    """What a test registers is gone afterwards."""
+    for registry in (SCORES, IMAGE_SCORES, MITIGATIONS):
+        monkeypatch.setattr(registry, "_loaded", dict(registry._loaded))
+
 
 OWN = """
 from typing import ClassVar

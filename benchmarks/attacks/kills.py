@@ -17,6 +17,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -79,11 +80,13 @@ def run_child(arguments, kill):
     if child == 0:
         os.dup2(log.fileno(), 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - not the parent's
         os.environ["DIFFMEM_FLUSH_SECONDS"] = "0.05"
         code = 70
         try:
             code = diffmem(arguments)
         finally:
+            sys.stderr.flush()
             os._exit(code)
     if kill is not None:
         after, number = kill

@@ -52,7 +52,7 @@ def test_a_folder_keeps_what_is_done_and_amg_takes_the_training_images(inputs, t
         ((), "--method is missing"),
         (("--method", "ren", "--method", "wenn", "--train", "no/such/folder"), "Did you mean 'wen'"),
         (("--method", "attenuation"), "--train is missing"),
-        (("--method", "attenuation", "--train", "x", "--worst-of", "0"), "at least 1"),
+        (("--method", "attenuation", "--train", "x", "--worst-of", "0"), "expected a whole number from 1"),
     ],
 )
 def test_what_is_missing_is_said(capsys, options, message):

@@ -207,7 +207,7 @@ class TestLoadingErrors:
         self.refuses("not there", "no folder not there")
 
     def test_a_file(self, folder):
-        self.refuses(folder / "model_index.json", "is a file")
+        self.refuses(folder / "model_index.json", "is a config; give the folder")
 
     def test_a_component(self, folder):
         self.refuses(folder / "unet", "single component")

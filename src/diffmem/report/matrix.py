@@ -20,6 +20,7 @@ class _Kind:
 
     schedule: ClassVar[DiscreteSchedule] = DiscreteSchedule.linear()
     distilled = None
+    no_branch = None
 
     def __init__(self, conditional: bool, unconditional_branch: bool) -> None:
         self.conditional, self.unconditional_branch = conditional, unconditional_branch

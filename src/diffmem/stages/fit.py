@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 from diffmem.data.images import ImageSet
@@ -26,7 +27,7 @@ def fit_once(target: Target, images: ImageSet | None, run: RunDirectory) -> list
         )
         if found is None:
             return []
-        known = asdict(found)
+        known = asdict(found) | {"losses": [loss if math.isfinite(loss) else None for loss in found.losses]}
         write_fact(run.path, FACT, known)
     said = known["passed"] is False or known["warning"] or (known["passed"] is None and target.is_function)
     return [f"check of the model: {known['message']}"] if said else []
