@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=40, help="per alteration at middle strength; half at the others")
     parser.add_argument("--part", type=int, default=0)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--alterations", nargs="+", choices=tuple(ALTERATIONS), default=tuple(ALTERATIONS))
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after the chunk in which they are over")
     parser.add_argument("--work", type=Path, default=Path(".cache/matcher"))
     parser.add_argument("--out", type=Path)
@@ -53,11 +54,11 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     pictures = open_set(args)
     for name in args.methods:
-        for _ in rows_of(name, pictures, args.queries, work):
+        for _ in rows_of(name, pictures, args.queries, args.alterations, work):
             if time.monotonic() > end:
                 print(f"Stopped at {name}; the same command goes on.")
                 raise SystemExit(75)
-    result = summary(pictures, args.methods, work) | {"about": about(args)}
+    result = summary(pictures, args.methods, args.alterations, work) | {"about": about(args)}
     out = args.out or (Path(__file__).parent if args.part == 0 else work) / f"{args.set}.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
     for name, seen in result["methods"].items():
@@ -78,12 +79,12 @@ def open_set(args: argparse.Namespace) -> Pictures:
     return Pictures(found.name, *keep)
 
 
-def rows_of(name: str, pictures: Pictures, queries: int, work: Path) -> Iterator[None]:
+def rows_of(name: str, pictures: Pictures, queries: int, alterations: list[str], work: Path) -> Iterator[None]:
     """Judge negatives and altered pictures by one method, chunk by chunk, unless that is on file already."""
     half = len(pictures.fresh) // 2
     file = work / f"{name}.jsonl"
     known = {(row["what"], row["strength"]) for row in read(file)}
-    wanted = [(FRESH, 0), *((alteration, strength) for alteration in ALTERATIONS for strength in (1, 0, 2))]
+    wanted = [(FRESH, 0), *((alteration, strength) for alteration in alterations for strength in (1, 0, 2))]
     if known.issuperset(wanted):
         return
     method = make(name, pictures.gallery, pictures.fresh[:half], work)
@@ -121,13 +122,20 @@ def altered(pictures: Pictures, what: str, strength: int, count: int) -> tuple[l
     ], truth
 
 
-def summary(pictures: Pictures, methods: tuple[str, ...], work: Path) -> dict:
-    """The figures of all methods whose rows are there."""
+def summary(pictures: Pictures, methods: list[str], alterations: list[str], work: Path) -> dict:
+    """The figures of all methods, over the queries that all of them have judged."""
     result = {
         "set": pictures.name, "gallery": len(pictures.gallery), "calibrated_on": len(pictures.fresh) // 2,
         "nominal": RATE, "methods": {}, "alterations": {},
     }  # fmt: skip
     rows = {name: {(row["what"], row["strength"]): row for row in read(work / f"{name}.jsonl")} for name in methods}
+    common = {key: min(len(seen[key]["row"]) for seen in rows.values()) for key in next(iter(rows.values()))}
+    for seen in rows.values():
+        for key, row in seen.items():
+            row |= {
+                name: row[name][: common[key]]
+                for name in row.keys() & {"truth", "row", "value", "called", "candidates"}
+            }
     # A picture that shares a part with the gallery for certain may be a duplicate in the data: counted with and without.
     certain = np.array(rows["aligned"][FRESH, 0]["value"]) >= PROVEN if "aligned" in rows else None
     for name, seen in rows.items():
@@ -146,12 +154,12 @@ def summary(pictures: Pictures, methods: tuple[str, ...], work: Path) -> dict:
             about["false_without_certain"] = int((called & ~certain).sum())
         for strength, word in enumerate(STRENGTHS):
             for kind, of in (("recall", hits), ("called", both)):
-                table = np.array([of[what, strength] for what in ALTERATIONS])
+                table = np.array([of[what, strength] for what in alterations])
                 about[f"{kind}_{word}"] = [round(float(table.mean()), 4), *interval(table)]
             about[f"map_{word}"] = average_precision(
-                fresh["value"], [seen[what, strength] for what in ALTERATIONS], [hits[what, strength] for what in ALTERATIONS]
+                fresh["value"], [seen[what, strength] for what in alterations], [hits[what, strength] for what in alterations]
             )  # fmt: skip
-        for what in ALTERATIONS:
+        for what in alterations:
             part = result["alterations"].setdefault(what, {})
             part[name] = {
                 word: {"n": len(hits[what, s]), "recall": mean(hits[what, s]), "called": mean(both[what, s])}

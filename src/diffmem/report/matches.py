@@ -20,7 +20,7 @@ from diffmem.runs.store import RunStore
 
 COLUMNS = (
     "prompt_id", "draw", "image_key", "train_id", "similarity", "ratio", "normalised", "group", "group_size",
-    "background", "verified", "alignment",
+    "background", "verified", "alignment", "view",
 )  # fmt: skip
 
 

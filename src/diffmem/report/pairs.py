@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from diffmem.report.columns import PromptColumns
 from diffmem.report.matches import Matches, distinct, sections
+from diffmem.report.overlap import overlap_of
 from diffmem.report.prose import Texts, visible
 from diffmem.report.shape import Gallery, PairDigest, Section
 from diffmem.runs.manifest import Manifest
@@ -63,6 +64,7 @@ def galleries(
                     similarity=row["similarity"], copy_called=bool(matches.copy[i]), prompts=int(per_group[group]),
                     images=int(images[group]), image_key=row["image_key"].hex(), seed=seeds.get(row["image_key"]),
                     command=again.command(texts.whole(row["prompt_id"]), row["draw"]),
+                    overlap=overlap_of(row["alignment"], row["view"]),
                 )
             )  # fmt: skip
         found.append(Gallery(section=section, prompts=count, groups=groups, pairs=tuple(shown)))

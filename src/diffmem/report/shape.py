@@ -237,6 +237,22 @@ class Verdict(_Part):
     steps: tuple[Step, ...] = ()
 
 
+class Overlap(_Part):
+    """Which part of a training picture is in a generated one.
+
+    Attributes:
+        words: such as "37 % of the training picture, mirrored, 1.4 times as large".
+        area: share of the training picture.
+        generated: corners of that part in the generated picture, in shares of its sides; they may lie outside.
+        training: its corners in the training picture.
+    """
+
+    words: str
+    area: Share
+    generated: tuple[tuple[FiniteFloat, FiniteFloat], ...] = ()
+    training: tuple[tuple[FiniteFloat, FiniteFloat], ...] = ()
+
+
 class PairDigest(_Part):
     """A generated image beside its nearest training image.
 
@@ -246,6 +262,7 @@ class PairDigest(_Part):
         prompts, images: how many prompts and images of the run have this training group as their nearest copy.
         image_key: hexadecimal key of the generated image in the store.
         command: one line that makes the image again (the last one that it makes); null where none can be written.
+        overlap: null unless the pictures were aligned (descriptor `aligned`).
     """
 
     prompt_id: str
@@ -264,6 +281,7 @@ class PairDigest(_Part):
     image_key: str
     seed: int | None
     command: str | None
+    overlap: Overlap | None = None
 
 
 class Gallery(_Part):

@@ -12,8 +12,10 @@ from diffmem.experiments._run import Verb, open_run
 from diffmem.experiments.extract.proof import FOLDER
 from diffmem.experiments.extract.summary import ExtractSummary, headline
 from diffmem.report import prose
+from diffmem.report.overlap import overlap_of
 from diffmem.report.page import write_page
 from diffmem.report.redaction import Embedded, Redaction, embed_file
+from diffmem.report.shape import Overlap
 from diffmem.runs.facts import read_fact
 
 PAGE = "extracted.html"
@@ -28,6 +30,7 @@ class Shown:
     row: dict[str, Any]
     generated: Embedded | None
     training: Embedded | None
+    overlap: Overlap | None
 
 
 def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
@@ -41,9 +44,8 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
         place = folder / FOLDER / f"{row['rank']:04d}"
         if hash_prompts:
             row = row | {"prompt": f"sha256:{prose.text_hash(str(row['prompt']))}"}
-        shown.append(
-            Shown(row, embed_file(place / "generated.png", redact), embed_file(place / "training.png", redact))
-        )
+        pictures = (embed_file(place / f"{name}.png", redact) for name in ("generated", "training"))
+        shown.append(Shown(row, *pictures, overlap_of(row.get("alignment"), row.get("view"))))
     return write_page(
         folder / PAGE if out is None else out, files(__package__) / "page.html", title=f"Extraction: {summary.model}",
         kicker=f"Extraction, {summary.model}", headline=summary.headline, shown=shown, summary=summary,

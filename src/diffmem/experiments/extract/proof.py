@@ -98,6 +98,8 @@ def _nearest(
         "train_id": nearest.train_id, "train_rank": nearest.rank, "train_similarity": nearest.similarity,
         "train_distance": nearest.distance, "ratio": nearest.ratio, "normalised": nearest.normalised,
     }  # fmt: skip
+    if nearest.alignment is not None:
+        row |= {"verified": nearest.verified, "view": nearest.view, "alignment": nearest.alignment.as_dict()}
     item = index.image(nearest.train_id)
     if item.image is None:
         return {"training": {"file": None, "digest": item.digest, "problem": item.problem}}

@@ -29,7 +29,8 @@ class ExtractSummary(Summary):
             "mean_similarity", "exact", "draws", "image_key", "outside" (see `copies.extraction.Extraction`), "status"
             ("extracted" or "doubtful"; with a training set "training image", "matches none" or "cannot be judged"), and of
             the nearest training image, with one, "train_id", "train_rank" (1), "train_similarity", "train_distance" (in the
-            descriptor's metric), "ratio", "normalised".
+            descriptor's metric), "ratio", "normalised",
+            and with the descriptor `aligned` "verified", "view", "alignment".
         prompts: prompts whose images were compared.
         edge: similarity that joined two images.
         smallest: members of a clique, at least.

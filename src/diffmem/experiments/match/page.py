@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from diffmem.atomic import read_json, write_atomic
 from diffmem.copies.copying_metrics import CopyingMetrics
+from diffmem.copies.descriptors import DESCRIPTORS
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet
 from diffmem.data.png import png_bytes
@@ -18,6 +19,7 @@ from diffmem.experiments._run import Run, Verb, open_run
 from diffmem.experiments.match.summary import MatchSummary, headline
 from diffmem.experiments.match.view import PAGE, MatchedPair, MatchView, write_match_page
 from diffmem.report.copying import copying_rows
+from diffmem.report.overlap import overlap_of
 from diffmem.report.redaction import Redaction, embed_file
 from diffmem.report.verdict import STATISTICS
 from diffmem.stages.match.folders import FolderMatches
@@ -89,7 +91,14 @@ def _pair(folder: Path, number: int, row: dict[str, Any], redact: Redaction) -> 
         embed_file(folder / PICTURES / f"{number:06d}-{name}.png", redact) for name in ("generated", "training")
     )
     return MatchedPair(
-        made, training, row["image"], row["train_id"], row["similarity"], bool(row["copy"]), row["group_size"]
+        made,
+        training,
+        row["image"],
+        row["train_id"],
+        row["similarity"],
+        bool(row["copy"]),
+        row["group_size"],
+        overlap_of(row.get("alignment"), row.get("view")),
     )
 
 
@@ -109,8 +118,8 @@ def recognise(folder: Path) -> MatchSummary | None:
 
 def _limits(found: FolderMatches, metrics: CopyingMetrics) -> list[str]:
     limits = [
-        "Only the training images that were given are searched, and a descriptor sees its own kind of likeness: the offline "
-        "one compares pixels and misses crops, flips and shifts.",
+        f"Only the training images that were given are searched, and {metrics.descriptor['name']} misses "
+        f"{DESCRIPTORS.get(metrics.descriptor['name']).misses}.",
         "That few images are copies does not show that more of them, or other prompts, would give none.",
     ]
     if not found.threshold.calibrated:

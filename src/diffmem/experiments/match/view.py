@@ -16,6 +16,7 @@ from diffmem.report.charts import _svg, _text, ticks
 from diffmem.report.page import write_page
 from diffmem.report.prose import number
 from diffmem.report.redaction import Embedded
+from diffmem.report.shape import Overlap
 
 PAGE = "match.html"
 
@@ -31,6 +32,7 @@ class MatchedPair:
     similarity: float
     copied: bool
     repeats: int
+    overlap: Overlap | None = None
 
 
 @dataclass(frozen=True)
