@@ -152,10 +152,16 @@ def summary(pictures: Pictures, methods: list[str], alterations: list[str], work
         if certain is not None:
             about["certain_among_negatives"] = int(certain.sum())
             about["false_without_certain"] = int((called & ~certain).sum())
+        # The threshold at which at most 1 % of the negatives would have been called, without those that are duplicates.
+        negatives = np.sort(np.array(fresh["value"]) if certain is None else np.array(fresh["value"])[~certain])
+        realised = np.nextafter(negatives[len(negatives) - 1 - int(RATE * len(negatives))], np.inf)
         for strength, word in enumerate(STRENGTHS):
             for kind, of in (("recall", hits), ("called", both)):
                 table = np.array([of[what, strength] for what in alterations])
                 about[f"{kind}_{word}"] = [round(float(table.mean()), 4), *interval(table)]
+            about[f"called_{word}_at_realised"] = round(float(np.mean([
+                np.mean(of & (np.array(seen[key]["value"]) >= realised)) for key, of in hits.items() if key[1] == strength
+            ])), 4)  # fmt: skip
             about[f"map_{word}"] = average_precision(
                 fresh["value"], [seen[what, strength] for what in alterations], [hits[what, strength] for what in alterations]
             )  # fmt: skip

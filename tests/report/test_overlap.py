@@ -51,7 +51,7 @@ def folders(tmp_path):
 
 def test_the_page_of_matches_outlines_the_part_on_both_pictures(folders):
     train, made = load_images(folders / "train"), load_images(folders / "made")
-    index = build_index(train, Aligned(32, 3, features=False), None)
+    index = build_index(train, Aligned.of(side=32, channels=3, features=False), None)
     found = match_images(made, index, Matching(descriptor="aligned"))
     keep(folders / "run", made, index, found, copying_metrics(made, index))
     page = write(folders / "run").read_text(encoding="utf-8")

@@ -78,7 +78,7 @@ STATISTICS = {
     ),
     "verified": (
         "evidence that the picture and a training image, laid over each other, share a source, against the other candidates",
-        "sqrt(E1) - sqrt(E2) + 2 max(0, -log(normalised distance)); E = sum over pixels and bands of -log(1 - rho^2) / 2 nats",
+        "sqrt(E1) - sqrt(E2) + 4 max(0, c1 - c2); E = sum over pixels and bands of -log(1 - rho^2) / 2 nats",
         "diffmem's own; see docs/matching.md",
     ),
     "ratio": (

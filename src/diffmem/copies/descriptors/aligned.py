@@ -30,8 +30,8 @@ class Aligned(L2Tiled):
     """The vectors of `l2-tiled`, searched by pixels and by learned features, the candidates aligned and weighed.
 
     The statistic is `verified` (`copies.verification`): the root of the evidence, in nats, that the picture and its best
-    training image share a source, less that of the best other one, plus twice the logarithm by which the two are nearer by
-    pixels than the neighbourhood explains.
+    training image share a source, less that of the best other one, plus four times by how much nearer its colours are than
+    those of the others, all as they are aligned.
 
     Raises:
         UsageError: features asked for and not installed.
@@ -40,7 +40,7 @@ class Aligned(L2Tiled):
     about: ClassVar[About] = About(
         name="aligned",
         summary="candidates by pixels and learned features, laid over the picture and weighed where they agree",
-        formula="sqrt(E1) - sqrt(E2) + 2 max(0, -log(normalised distance)); E in nats",
+        formula="sqrt(E1) - sqrt(E2) + 4 max(0, c1 - c2); E in nats, c closeness of the aligned colours",
         reference="diffmem's own; see docs/matching.md",
         cost="one small network, and some tens of alignments",
         fails_when="two pictures of one subject from one place look like one source",
