@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diffmem.errors import DataError
 from diffmem.experiments._run import Verb, open_run
@@ -44,8 +44,9 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
         place = folder / FOLDER / f"{row['rank']:04d}"
         if hash_prompts:
             row = row | {"prompt": f"sha256:{prose.text_hash(str(row['prompt']))}"}
-        pictures = (embed_file(place / f"{name}.png", redact) for name in ("generated", "training"))
-        shown.append(Shown(row, *pictures, overlap_of(row.get("alignment"), row.get("view"))))
+        generated, training = (embed_file(place / f"{name}.png", redact) for name in ("generated", "training"))
+        part = overlap_of(cast(str | None, row.get("alignment")), cast(str | None, row.get("view")))
+        shown.append(Shown(row, generated, training, part))
     return write_page(
         folder / PAGE if out is None else out, files(__package__) / "page.html", title=f"Extraction: {summary.model}",
         kicker=f"Extraction, {summary.model}", headline=summary.headline, shown=shown, summary=summary,
