@@ -60,6 +60,30 @@ def test_copies_are_found_and_others_are_not(train, tmp_path):
     assert agreement["top"][0]["prompt"].startswith("copied")
 
 
+def test_agreement_is_of_the_images_that_were_asked_for_last(tmp_path):
+    """Four images, then two of them, then all four again, then one: never the row of another number of images."""
+
+    def make(prompts, seeds):
+        return [picture(s % 7 if p == "a" else 3) for p, s in zip(prompts, seeds, strict=True)]
+
+    def agreement(out, images):
+        target = Target.from_callable(generate=make, name="s")
+        run = audit(target, ["a", "b"], out=tmp_path / out, scores=["text-uppercase"], images=images)
+        (found,) = [e for e in run.summary.as_dict()["scores"] if e["score"] == "seed-agreement"] or [None]
+        return None if found is None else {one["prompt_id"]: one["value"] for one in found["top"]}
+
+    four, two, again = agreement("run", 4), agreement("run", 2), agreement("run", 4)
+    assert four == again
+    assert two == agreement("afresh", 2) != four
+    assert agreement("run", 1) == {}, "one image agrees with no other"
+    assert agreement("run", 2) == two
+    rows = [r for r in RunStore(tmp_path / "run").read("scores").to_pylist() if r["score"] == "seed-agreement"]
+    assert len(rows) == 2 * 5
+    assert agreement("run", 2) == two
+    rows = [r for r in RunStore(tmp_path / "run").read("scores").to_pylist() if r["score"] == "seed-agreement"]
+    assert len(rows) == 2 * 5, "the same command writes nothing"
+
+
 def test_degenerate_images_are_set_aside_and_counted(train, tmp_path):
     black = Image.new("RGB", (16, 16))
     target = Target.from_callable(generate=lambda p, s: [black if "nsfw" in t else picture(1) for t in p], name="s")

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffmem.cli.app import main
-from diffmem.copies.curation import Candidate, Rule, limit_of, propose
-from diffmem.data.images import load_images
+from diffmem.copies.curation import Candidate, Proposal, Rule, limit_of, propose
+from diffmem.data.images import as_images, load_images
 from diffmem.errors import DataError, UsageError
 from diffmem.experiments.curate.changes import alter, size_of
 from diffmem.experiments.curate.run import curate
+from diffmem.experiments.curate.write import write_dataset
 from diffmem.runs.store import RunStore
 from diffmem.stages.measure.measure import measure
 from tests import measuring
@@ -190,6 +191,23 @@ def test_the_whole_way_from_rows_to_a_modified_dataset(measured, tmp_path):
         curate(train, run, tmp_path / "out", write=True)
     with pytest.raises(UsageError, match="not to be touched"):
         curate(train, run, train / "out", write=True)
+
+
+def test_images_that_differ_in_their_ending_stay_two(tmp_path):
+    names = ["a.bmp", "a.jpg", "a.png", "a.png.png", "A.PNG", "b/c.jpg", "b/c.tif", "d"]
+    pictures = {name: Image.new("L", (4, 4), 20 * i) for i, name in enumerate(names)}
+    proposals = [
+        Proposal(name, "keep", "", None, None, None, None, False, i, 1, None, None, None)
+        for i, name in enumerate(names)
+    ]
+    place, count = write_dataset(tmp_path, as_images(pictures), proposals, "folder", 0)
+    lines = [json.loads(line) for line in (place / "metadata.jsonl").read_text().splitlines()]
+    files = [line["file_name"] for line in lines]
+    assert count == len(files) == len({file.casefold() for file in files}) == len(names)
+    for name, file in zip(names, files, strict=True):
+        assert Image.open(place / file).tobytes() == pictures[name].tobytes(), name
+    assert files[2] == "a.png" and files[3] == "a.png.png" and files[5] == "b/c.png"
+    assert files[1] == "a.jpg.png"
 
 
 def test_parquet_in_the_manner_of_datasets(measured, tmp_path):

@@ -46,3 +46,23 @@ def test_fault_07_other_images_are_another_run(verb, train, folders, tmp_path, c
     code, _, err = run(capsys, *command(verb, folders, train, tmp_path / "run"))
     assert code == 4, err
     assert "train" in err.lower()
+
+
+@pytest.mark.parametrize("verb", ["audit", "mitigate"])
+def test_an_index_says_itself_how_its_images_were_described(verb, folders, tmp_path, capsys):
+    """What the plan says of the descriptor is the index's, not what `--descriptor` is by default."""
+    from diffmem.cli.app import main
+    from diffmem.runs.manifest import read_manifest
+
+    index = tmp_path / "aligned-index"
+    assert main(["index", str(folders / "one"), "--out", str(index), "--descriptor", "aligned", "--quiet"]) == 0
+    more = {"audit": ("--score", "text-uppercase", "--draws", 1), "mitigate": ("--method", "random-tokens:count=1")}[
+        verb
+    ]
+    command = (verb, folders / "model", "a fox", *more, "--train", index, "--images-per-prompt", 1, "--steps", 1)
+    code, _, err = run(capsys, *command, "--out", tmp_path / "run")
+    assert code == 0, err
+    place = tmp_path / "run" if verb == "audit" else tmp_path / "run" / "plain"
+    assert read_manifest(place).plan["match"]["descriptor"] == "aligned"
+    code, _, err = run(capsys, *command, "--out", tmp_path / "run")
+    assert code == 0, err

@@ -88,8 +88,10 @@ class Reference:
     def of(
         cls, train: Any, heldout: Any, matching: Matching, options: Mapping[str, Any] | None = None, silent: bool = True
     ) -> Reference:
-        """The reference from whatever `as_images` takes, or from an index."""
+        """The reference from whatever `as_images` takes, or from an index, which says itself by what it was described."""
         images = training_of(train, options)
+        if isinstance(images, CopyIndex):
+            matching = matching.model_copy(update={"descriptor": images.about["name"]})
         return cls(images, None if heldout is None else as_images(heldout), matching, options or {}, silent)
 
     def index_in(self, folder: Path | None) -> CopyIndex:

@@ -172,12 +172,13 @@ def audit_experiment(
         raise UsageError("An index holds no pictures to measure; give the training images themselves (--train).")
     generation = Generation(draws=images, seed=seed, batch=batch, sampling=sampling or Sampling())
     judged = (matching or Matching()).model_copy(update={"descriptor": descriptor})
+    reference = None if train is None else Reference.of(train, heldout, judged, descriptor_options, silent)
     parsed = parse_scores(scores)
     return AuditExperiment(
         open, as_prompts(prompts), parsed,
         Scoring(scores=tuple(s.label for s in parsed), draws=draws, seed=seed, noise=noise, micro_batch=micro_batch),
-        generation, judged, dict(descriptor_options or {}),
-        None if train is None else Reference.of(train, heldout, judged, descriptor_options, silent),
+        generation, judged if reference is None else reference.matching, dict(descriptor_options or {}),
+        reference,
         measure=parse_image_scores(measure), measure_images=measure_images, options=Options(retry_errors, silent),
         name=name, place=place, gallery=None if gallery is None else as_images(gallery),
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,8 +52,8 @@ def write_dataset(
 ) -> tuple[Path, int]:
     """The set as the proposals would have it, in the order of the original.
 
-    A folder holds PNG files and `metadata.jsonl` (file_name, caption); Parquet the columns id, image {bytes, path} and
-    caption.
+    A folder holds PNG files (`a.jpg` as `a.png`, or as `a.jpg.png` where both are images) and `metadata.jsonl` (file_name,
+    caption); Parquet the columns id, image {bytes, path} and caption.
 
     Returns:
         Where it lies and how many images it has.
@@ -69,7 +69,8 @@ def write_dataset(
     if place.exists():
         raise UsageError(f"'{place}' is there already; give another --out, or delete it.")
     by_id = {proposal.image_id: proposal for proposal in proposals}
-    return (_write_folder if how == "folder" else _write_parquet)(place, _changed(images, by_id, seed))
+    items = _changed(images, by_id, seed)
+    return _write_folder(place, items, by_id) if how == "folder" else _write_parquet(place, items)
 
 
 def _changed(
@@ -84,11 +85,14 @@ def _changed(
         yield item.id, changed(images, item.id, item.image, proposal.action, seed), caption
 
 
-def _write_folder(place: Path, items: Iterator[tuple[str, Image.Image, str | None]]) -> tuple[Path, int]:
+def _write_folder(
+    place: Path, items: Iterator[tuple[str, Image.Image, str | None]], ids: Iterable[str]
+) -> tuple[Path, int]:
     lines = []
+    written = {name.casefold(): name for name in sorted(ids, reverse=True) if name.endswith(".png")}
     with whole_folder(place) as unfinished:
         for name, image, caption in items:
-            file = Path(name).with_suffix(".png") if not name.endswith(".png") else Path(name)
+            file = _png_name(name, written)
             if file.is_absolute() or ".." in file.parts:
                 raise UsageError(f"The id '{name}' leads out of the dataset; write it with --format parquet.")
             write_atomic(unfinished / file, png_bytes(image))
@@ -97,6 +101,22 @@ def _write_folder(place: Path, items: Iterator[tuple[str, Image.Image, str | Non
         text = "\n".join(lines) + "\n"
         write_atomic(unfinished / "metadata.jsonl", text.encode("utf-8", errors="backslashreplace"))
     return place, len(lines)
+
+
+def _png_name(name: str, written: dict[str, str]) -> Path:
+    """Where an image of this id goes: `a.jpg` to `a.png`, or to `a.jpg.png` where that is another image's.
+
+    Folders that do not tell large letters from small ones keep both, too.
+
+    Args:
+        name: the id.
+        written: file names in small letters -> the id that each is for; this one is added.
+    """
+    file = Path(name)
+    choices = [file.with_suffix(".png"), file.with_name(f"{file.name}.png")]
+    choices += [file.with_name(f"{file.name}-{number}.png") for number in range(2, len(written) + 3)]
+    free = next(one for one in choices if written.setdefault(one.as_posix().casefold(), name) == name)
+    return Path(name) if name.endswith(".png") and free == choices[0] else free
 
 
 def _write_parquet(place: Path, items: Iterator[tuple[str, Image.Image, str | None]]) -> tuple[Path, int]:

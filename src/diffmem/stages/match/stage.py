@@ -28,8 +28,11 @@ from diffmem.runs.directory import RunDirectory
 from diffmem.runs.facts import read_fact, write_fact
 from diffmem.runs.progress import Progress
 from diffmem.runs.schemas import schema_of
+from diffmem.runs.store import RunStore
 
 BATCH = 256
+AGREEMENT = "seed-agreement"
+"""The score that says how much the images of one prompt agree."""
 
 
 class Matching(BaseModel):
@@ -199,7 +202,7 @@ def agreement_stage(run: RunDirectory, descriptor: Descriptor) -> int:
     Returns:
         The number of prompts.
     """
-    done = run.store.finished("scores")
+    known = _agreements(run.store)
     by_prompt: dict[str, list[np.ndarray]] = {}
     keys: dict[str, list[str]] = {}
     for rows in _batches(run.path):
@@ -210,16 +213,33 @@ def agreement_stage(run: RunDirectory, descriptor: Descriptor) -> int:
                 keys.setdefault(row["prompt_id"], []).append(row["key"].hex())
     written = []
     for prompt, vectors in by_prompt.items():
-        key = row_key(stage="agreement", images=sorted(keys[prompt]), descriptor=descriptor.fingerprint)
-        if key in done or len(vectors) < 2:
+        about = {"stage": "agreement", "images": sorted(keys[prompt]), "descriptor": descriptor.fingerprint}
+        earlier = known.get(prompt, [])
+        # The last row of a prompt counts. Where a row of these images is there, but one of other images came after it (a
+        # command that asked for fewer), it is written again, under a key of its own.
+        keyed = [row_key(**about), *(row_key(**about, turn=turn) for turn in range(1, len(earlier) + 1))]
+        if (earlier and earlier[-1] in keyed) or (not earlier and len(vectors) < 2):
             continue
-        found = agreement(np.stack(vectors), descriptor.metric, descriptor.copy_similarity)
-        written.append(
-            {"key": key, "prompt_id": prompt, "score": "seed-agreement", "version": "1", "draw": None,
-             "value": found.mean, "components": json.dumps(asdict(found)), "status": "ok", "nfe": 0.0}
-        )  # fmt: skip
+        row: dict[str, Any] = {"key": next(key for key in keyed if key not in earlier), "prompt_id": prompt,
+                               "score": AGREEMENT, "version": "1", "draw": None, "nfe": 0.0}  # fmt: skip
+        if len(vectors) < 2:
+            row |= {"value": None, "components": None, "status": "skipped", "error": "one image agrees with no other"}
+        else:
+            found = agreement(np.stack(vectors), descriptor.metric, descriptor.copy_similarity)
+            row |= {"value": found.mean, "components": json.dumps(asdict(found)), "status": "ok"}
+        written.append(row)
     run.store.append("scores", written)
     return len(by_prompt)
+
+
+def _agreements(store: RunStore) -> dict[str, list[bytes]]:
+    """The keys of the agreement rows of each prompt, as they were written."""
+    found: dict[str, list[bytes]] = {}
+    for table in store.stream("scores", ["key", "prompt_id", "score"]):
+        for row in table.to_pylist():
+            if row["score"] == AGREEMENT:
+                found.setdefault(row["prompt_id"], []).append(row["key"])
+    return found
 
 
 def _batches(run: Path) -> Iterator[list[dict[str, Any]]]:
