@@ -220,14 +220,19 @@ def agreement_stage(run: RunDirectory, descriptor: Descriptor) -> int:
         keyed = [row_key(**about), *(row_key(**about, turn=turn) for turn in range(1, len(earlier) + 1))]
         if (earlier and earlier[-1] in keyed) or (not earlier and len(vectors) < 2):
             continue
-        row: dict[str, Any] = {"key": next(key for key in keyed if key not in earlier), "prompt_id": prompt,
+        scored: dict[str, Any] = {"key": next(key for key in keyed if key not in earlier), "prompt_id": prompt,
                                "score": AGREEMENT, "version": "1", "draw": None, "nfe": 0.0}  # fmt: skip
         if len(vectors) < 2:
-            row |= {"value": None, "components": None, "status": "skipped", "error": "one image agrees with no other"}
+            scored |= {
+                "value": None,
+                "components": None,
+                "status": "skipped",
+                "error": "one image agrees with no other",
+            }
         else:
             found = agreement(np.stack(vectors), descriptor.metric, descriptor.copy_similarity)
-            row |= {"value": found.mean, "components": json.dumps(asdict(found)), "status": "ok"}
-        written.append(row)
+            scored |= {"value": found.mean, "components": json.dumps(asdict(found)), "status": "ok"}
+        written.append(scored)
     run.store.append("scores", written)
     return len(by_prompt)
 
