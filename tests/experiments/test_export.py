@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -57,6 +58,20 @@ def test_images_of_several_arms_lie_in_folders_of_their_own(tmp_path):
     run = open_run(RUNS / "mitigate")
     export_run(run, png=tmp_path)
     assert {folder.name for folder in tmp_path.iterdir()} == set(run.arms)
+
+
+def test_images_that_could_not_be_made_are_counted(tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(RUNS / "generate", copy)
+    store = RunStore(copy)
+    row = store.read("images").slice(0, 1).to_pylist()[0]
+    store.append(
+        "images",
+        [row | {"key": b"x" * len(row["key"]), "prompt_id": "other", "png": None, "status": "error", "error": "e"}],
+    )
+    before = export_run(RUNS / "generate", png=tmp_path / "a")[0]
+    after = export_run(copy, png=tmp_path / "b")[0]
+    assert before.left_out == () and after.left_out == ("1 without an image",) and after.rows == before.rows
 
 
 def test_a_run_without_rows_is_said(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ import pyarrow.parquet as pq
 
 from diffmem.errors import DataError
 from diffmem.experiments._run import Run, as_run
+from diffmem.runs.asked import asked_rows
 from diffmem.runs.images import write_png
 from diffmem.runs.manifest import FILE as MANIFEST
 from diffmem.runs.schemas import SCHEMAS
 from diffmem.runs.store import RunStore
+
+_LOGGER = logging.getLogger("diffmem")
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Written:
     Attributes:
         file: where.
         rows: of the table, or images.
-        left_out: columns that the format cannot hold.
+        left_out: columns that the format cannot hold, or rows that have no image, in words.
     """
 
     file: Path
@@ -56,6 +60,9 @@ def export_run(
     arms = {name: folder for name, folder in opened.arms.items() if (folder / MANIFEST).exists()}
     if not arms:
         raise DataError(f"'{opened.path}' keeps no rows: this run has a summary only (summary.json).")
+    without = [name for name in opened.arms if name not in arms]
+    if without:
+        _LOGGER.warning("Nothing is exported of %s, which keep no rows.", ", ".join(without))
     written = []
     for folder, ending, writer in ((csv, "csv", pa_csv.CSVWriter), (parquet, "parquet", pq.ParquetWriter)):
         for name in SCHEMAS if folder is not None else ():
@@ -63,7 +70,9 @@ def export_run(
             written += [table] if table.rows else []
     if png is not None:
         images = sum(write_png(place, png / name if len(arms) > 1 else png) for name, place in arms.items())
-        written.append(Written(Path(png), images))
+        rows = sum(part.num_rows for place in arms.values() for part in asked_rows(place, "images", ["status"]))
+        failed = rows - images
+        written.append(Written(Path(png), images, (f"{failed:,} without an image",) if failed else ()))
     return written
 
 
