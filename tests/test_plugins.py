@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -129,10 +130,14 @@ def test_a_score_is_no_mitigation_and_no_image_score(tmp_path, monkeypatch):
             parse("./mine.py:Letters")
 
 
-def test_a_changed_file_is_read_anew(tmp_path, monkeypatch):
+def test_rows_of_an_edited_file_are_computed_again(tmp_path, capsys, monkeypatch):
+    """Also where its author forgot to raise `version`: a resumed run must not show what the old code gave."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(OWN.format(name="letters-h"))
-    first = type(parse_score("./mine.py:Letters"))
-    (tmp_path / "mine.py").write_text(OWN.format(name="letters-h") + "    version = 2\n")
-    second = parse_score("./mine.py:Letters")
-    assert type(second) is not first and second.version == 2 and SCORES.get("letters-h") is type(second)
+    command = ["score", "testbed:digits", "a fox", "--score", "./mine.py:Letters:letter=o", "--json", "--out", "run"]
+    values = []
+    for code in (OWN, OWN, OWN.replace("float(text.count", "10 * float(text.count")):
+        (tmp_path / "mine.py").write_text(code.format(name="letters-h"))
+        assert main(command) == 0
+        values.append(json.loads(capsys.readouterr().out)["prompts"][0]["letters-h:letter=o"])
+    assert values == [1.0, 1.0, 10.0]
+    assert SCORES.get("letters-h").version != 1

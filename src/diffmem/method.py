@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import sys
 from abc import ABC
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -51,11 +53,12 @@ class Method(ABC):
 
     Attributes:
         about: what a reader must know.
-        version: raised whenever a value or an image can change; part of the key of every row.
+        version: raised whenever a value or an image can change; part of the key of every row. A class that is read from a
+            user's file has the file's hash behind it, so that rows of an edited file are computed again.
     """
 
     about: ClassVar[Any]
-    version: ClassVar[int] = 1
+    version: ClassVar[int | str] = 1
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
@@ -143,9 +146,11 @@ def _class_and_rest(registry: Registry[Any], given: str, what: str, base: type[A
             raise UsageError(
                 f"{own['file']}:{own['name']} is no {what}: expected a subclass of {base.__name__} with `about`."
             )
-        name = str(cls.about.name)
-        if name in registry and registry.get(name) is not cls and not _same_file(registry.get(name), cls):
+        name, file = str(cls.about.name), _file_of(cls)
+        if name in registry and registry.get(name) is not cls and _file_of(registry.get(name)) != file:
             raise UsageError(f"{own['file']}:{own['name']} calls itself '{name}', which another {what} is called.")
+        if "version" not in vars(cls) or "-" not in str(cls.version):
+            cls.version = f"{cls.version}-{hashlib.sha256(Path(own['file']).read_bytes()).hexdigest()[:8]}"
         registry.add(name, cls)
         return cls, own["rest"] or ""
     name, _, rest = given.partition(":")
@@ -156,9 +161,8 @@ _OWN = re.compile(r"(?P<file>.*?\.py):(?P<name>\w+)(?::(?P<rest>.*))?$")
 """`./file.py:Class` or `./file.py:Class:key=value,...`."""
 
 
-def _same_file(one: Any, other: Any) -> bool:
-    """Whether two classes come from one file that was changed in between."""
-    return bool(sys.modules[one.__module__].__file__ == sys.modules[other.__module__].__file__)
+def _file_of(cls: Any) -> str | None:
+    return getattr(sys.modules.get(cls.__module__), "__file__", None)
 
 
 def class_names(*registries: Registry[Any]) -> list[str]:
