@@ -1,8 +1,7 @@
 """The `diffmem` command: verbs that are imported when they are called, and errors that become exit codes.
 
-Exit codes: 0 done, 1 a gate tripped, 2 usage, 3 incomplete (the same command goes on), 4 incompatible run. A defect of
-diffmem itself shows its traceback and exits with 70, so that it is never taken for a tripped gate; 141 means that
-whoever read the output went away first.
+The exit codes are those of `diffmem.errors`. A defect of diffmem itself shows its traceback and exits with 70, so that it is
+never taken for a tripped gate; 141 means that whoever read the output went away first.
 """
 
 from __future__ import annotations
@@ -29,6 +28,11 @@ from diffmem.models.versions import require_versions
 from diffmem.runs import interruption
 from diffmem.runs.microbatch import is_out_of_memory
 
+EXIT_CODES = (
+    "Exit codes: 0 done, whatever the finding; 1 a gate tripped or the check of the model failed; 2 input or an option "
+    "refused; 3 incomplete (run it again), or nothing could be judged; 4 another model, plan or training set than the "
+    "run's; 70 a defect of diffmem."
+)
 EXIT_DEFECT = 70
 EXIT_BROKEN_PIPE = 141
 
@@ -45,7 +49,7 @@ def build_app(verbs: Mapping[str, tuple[str, ...] | Verb], asked: str | None = N
     app = App(
         name="diffmem",
         help="Does a diffusion model reproduce its training images? Which prompts, which images, how strongly.",
-        help_epilogue="Exit codes: 0 done, 1 gate tripped, 2 usage, 3 incomplete (run it again), 4 incompatible run.",
+        help_epilogue=EXIT_CODES,
         version=__version__,
         help_format="plaintext",
         result_action="return_value",
@@ -113,18 +117,18 @@ def _run(arguments: list[str], verbs: Mapping[str, tuple[str, ...] | Verb]) -> i
 
 def _with_names_of_today(verb: str | None, arguments: list[str]) -> list[str]:
     """The arguments with options of 0.1.0 under the names that they have now, each named once in a warning."""
-    renamed = RENAMED.get(verb or "", {})
-    told: list[str] = []
+    renamed = {old: new for old, (new, verbs) in RENAMED.items() if verb in verbs}
+    words: list[str] = []
     for place, argument in enumerate(arguments):
         if argument == "--":
-            return told + arguments[place:]
+            return words + arguments[place:]
         option, equals, value = argument.partition("=")
         if option in renamed:
             text = f"{option} is called {renamed[option]} now; the old name goes with the next release."
             logging.getLogger("diffmem").warning(text)
             option = renamed[option]
-        told.append(option + equals + value)
-    return told
+        words.append(option + equals + value)
+    return words
 
 
 def _report(error: BaseException) -> int:

@@ -40,7 +40,7 @@ class Verb(NamedTuple):
 
 
 def _typed_line(arguments: str) -> str:
-    """A command as it is typed."""
+    """A command as it is typed, broken before options where it is too long for a terminal."""
     lines = ["  diffmem"]
     for part in re.split(r" (?=--)", arguments):
         if len(lines[-1]) + len(part) > 74:
@@ -54,7 +54,7 @@ def _verb(name: str, job: int, summary: str, *examples: str) -> Verb:
     return Verb(f"diffmem.cli.{name}:{name}", summary, JOBS[job], tuple(f"{name} {text}".strip() for text in examples))
 
 
-_SUMMARIES = {
+VERBS = {
     "demo": _verb(
         "demo", 0, "Audit the bundled model whose memorized images are known: minutes, CPU, offline.", "", "--testbed digits"
     ),
@@ -157,13 +157,11 @@ _SUMMARIES = {
     "schema": _verb("schema", 5, "Print the JSON schema of what diffmem writes.", "audit", "mitigate"),
 }  # fmt: skip
 
-VERBS = {name: verb for job in JOBS for name, verb in _SUMMARIES.items() if verb.job == job}
-
-RENAMED: dict[str, dict[str, str]] = {
-    name: {"--false-positives": "--fpr"} for name in ("audit", "match", "mitigate", "robustness", "curate")
+_RATES = frozenset({"audit", "match", "mitigate", "robustness", "curate"})
+_COUNTS = frozenset({"audit", "demo", "extract", "generate", "canaries", "mitigate", "robustness"})
+RENAMED: dict[str, tuple[str, frozenset[str]]] = {
+    "--false-positives": ("--fpr", _RATES),
+    "--rate": ("--fpr", frozenset({"calibrate", "compare", "evaluate"})),
+    "--images": ("--images-per-prompt", _COUNTS),
 }
-"""Verb -> option of 0.1.0 -> its name today. The old name works for one release more, with a warning."""
-for _name in ("calibrate", "compare", "evaluate"):
-    RENAMED[_name] = {"--rate": "--fpr"}
-for _name in ("audit", "demo", "extract", "generate", "canaries", "mitigate", "robustness"):
-    RENAMED.setdefault(_name, {})["--images"] = "--images-per-prompt"
+"""Option of 0.1.0 -> its name today, and the verbs that had it. The old name works for one release more, with a warning."""
