@@ -141,24 +141,30 @@ def require_parameter(cls: type[Method], key: str, what: str) -> None:
 def _class_and_rest(registry: Registry[Any], given: str, what: str, base: type[Any]) -> tuple[Any, str]:
     """A method's class and the text of its parameters; the class may be one of the user's own file."""
     if own := _OWN.match(given):
-        cls = load_object(f"{own['file']}:{own['name']}", what)
-        if not (isinstance(cls, type) and issubclass(cls, base) and hasattr(cls, "about")):
-            raise UsageError(
-                f"{own['file']}:{own['name']} is no {what}: expected a subclass of {base.__name__} with `about`."
-            )
-        name, file = str(cls.about.name), _file_of(cls)
-        if name in registry and registry.get(name) is not cls and _file_of(registry.get(name)) != file:
-            raise UsageError(f"{own['file']}:{own['name']} calls itself '{name}', which another {what} is called.")
-        if "version" not in vars(cls) or "-" not in str(cls.version):
-            cls.version = f"{cls.version}-{hashlib.sha256(Path(own['file']).read_bytes()).hexdigest()[:8]}"
-        registry.add(name, cls)
-        return cls, own["rest"] or ""
+        return _register_own(registry, own["file"], own["name"], what, base), own["rest"] or ""
     name, _, rest = given.partition(":")
     return registry.get(name.strip()), rest
 
 
 _OWN = re.compile(r"(?P<file>.*?\.py):(?P<name>\w+)(?::(?P<rest>.*))?$")
 """`./file.py:Class` or `./file.py:Class:key=value,...`."""
+
+
+def _register_own(registry: Registry[Any], file: str, name: str, what: str, base: type[Any]) -> Any:
+    """The class of a user's file, under the name in its `about`."""
+    cls = load_object(f"{file}:{name}", what)
+    if not _is_method(cls, base):
+        raise UsageError(f"{file}:{name} is no {what}: expected a subclass of {base.__name__} with `about`.")
+    label = str(cls.about.name)
+    if label in registry and registry.get(label) is not cls and _file_of(registry.get(label)) != _file_of(cls):
+        raise UsageError(f"{file}:{name} calls itself '{label}', which another {what} is called.")
+    if "-" not in str(cls.version):
+        cls.version = f"{cls.version}-{hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]}"
+    return registry.add(label, cls)
+
+
+def _is_method(value: Any, base: type[Any]) -> bool:
+    return isinstance(value, type) and issubclass(value, base) and hasattr(value, "about")
 
 
 def _file_of(cls: Any) -> str | None:
