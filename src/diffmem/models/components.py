@@ -61,16 +61,16 @@ def part_class(part: Part) -> Any:
     import diffusers
     import transformers
 
-    library: Any = {"diffusers": diffusers, "transformers": transformers}.get(part.library)
-    if library is None:
-        library = getattr(diffusers.pipelines, part.library)
+    package: Any = {"diffusers": diffusers, "transformers": transformers}.get(part.package)
+    if package is None:
+        package = getattr(diffusers.pipelines, part.package)
     name = part.class_name
-    if part.library == "transformers" and not hasattr(transformers, name):
+    if part.package == "transformers" and not hasattr(transformers, name):
         name = _renamed(name)
-    found = getattr(library, name, None) if name.isidentifier() else None
+    found = getattr(package, name, None) if name.isidentifier() else None
     if not isinstance(found, type) or not hasattr(found, "from_pretrained") or _is_pipeline(found):
         raise ModelError(
-            f"The component '{part.name}' is a {part.library}.{name}, which the installed {part.library} cannot open "
+            f"The component '{part.name}' is a {part.package}.{name}, which the installed {part.package} cannot open "
             "as a component: correct model_index.json, or install the version that the model was saved with."
         )
     return found
@@ -89,13 +89,13 @@ def open_part(part: Part, dtype: torch.dtype, allow_pickle: bool) -> Any:
         opened = _opened(part, kind)
         if isinstance(opened, torch.nn.Module):  # AutoModel and the like, which were not asked what they lack
             raise ModelError(
-                f"The component '{part.name}' is a {part.library}.{part.class_name}, which stands for other classes; name "
+                f"The component '{part.name}' is a {part.package}.{part.class_name}, which stands for other classes; name "
                 f"its own in model_index.json: {type(opened).__name__}."
             )
         return opened
     model, report = _opened(part, kind, dtype, allow_pickle)
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    beside = _ELSEWHERE["transformers" if part.library == "transformers" else "diffusers"]
+    beside = _ELSEWHERE["transformers" if part.package == "transformers" else "diffusers"]
     _refuse_incomplete(part, missing, [key for key in unexpected if not beside.search(key)])
     unread = [name for name, value in model.named_parameters() if value.is_meta]
     _refuse_incomplete(part, unread, [])
@@ -178,7 +178,7 @@ def _opened(part: Part, kind: Any, dtype: torch.dtype | None = None, allow_pickl
         said = f"{', '.join(odd)}." if odd else f"{what}."
         raise ModelError(
             f"The component '{part.name}' ({part.class_name}) in {part.folder} cannot be opened: {said} Its files are "
-            f"damaged, or of another version of {part.library}: copy them again."
+            f"damaged, or of another version of {part.package}: copy them again."
         ) from problem
 
 

@@ -30,7 +30,7 @@ class Part:
 
     Attributes:
         name: of the component ("unet").
-        library: "diffusers", "transformers" or one of diffusers' pipeline modules.
+        package: "diffusers", "transformers" or one of diffusers' pipeline modules.
         class_name: its class in there.
         folder: where its files are.
         variant: of the weights to open ("fp16"), None for the plain ones.
@@ -38,7 +38,7 @@ class Part:
     """
 
     name: str
-    library: str
+    package: str
     class_name: str
     folder: Path
     variant: str | None
