@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,7 +77,7 @@ class GuardedCall:
     def pipeline(self, arguments: dict[str, Any], watch: Any) -> Any:
         """One call of the pipeline, its passes judged by `watch`."""
         try:
-            with watched(watch):
+            with watched(watch), attention_restored(self.guard.denoiser.network_modules()):
                 output = self._proceed(with_callbacks_outside(arguments))
         except BaseException:
             # A pipeline that ends frees the memory of offloaded parts; this one was interrupted.
@@ -196,6 +196,18 @@ class GuardedCall:
             like, output = blank(given[0] if given else images_of(self.output)[0]), self.output
         filled = [like if image is None else image for image in images]
         return with_images(output, together(filled), as_tuple), None
+
+
+@contextlib.contextmanager
+def attention_restored(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Put attention processors back if the block is interrupted: a pipeline that sets its own (PAG) does so at its end only."""
+    before = [(module, dict(module.attn_processors)) for module in modules if hasattr(module, "attn_processors")]
+    try:
+        yield
+    except BaseException:
+        for module, processors in before:
+            module.set_attn_processor(processors)
+        raise
 
 
 def with_callbacks_outside(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -153,6 +153,7 @@ class PromptWatch(Watch):
         cond = asked.cond
         if any(equal(cond, passed) for passed in self._passed):
             return
+        self.guard.model.check()  # the pipeline may have changed its network in this call (PAG sets other attention)
         started, spent = time.perf_counter(), self.detector.nfe
         values, held = self._judge(cond)
         reading = self.reading

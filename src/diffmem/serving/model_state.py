@@ -105,7 +105,13 @@ class ModelState:
             return
         self._require_fingerprint()
         if changed:
-            if not self._alike(self._evaluate()):
+            try:
+                alike = self._alike(self._evaluate())
+            except Exception as problem:  # what was put into the network (PAG's attention) may fail in any way
+                raise ModelChanged(
+                    _CHANGED.format(f"its weights are the same, but the network fails on its own: {problem}")
+                ) from problem
+            if not alike:
                 raise ModelChanged(_CHANGED.format("its weights are the same, but not what the network computes"))
             self._accepted = now
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,12 +43,16 @@ class TextUNet(LatentDenoiser):
             and "text_encoder_2" not in parts
             and kind_of(parts["unet"]) == "UNet2DConditionModel"
             and hasattr(pipeline, "encode_prompt")
+            # The latent upscaler has these parts too, but encodes otherwise and takes an image.
+            and "num_images_per_prompt" in inspect.signature(pipeline.encode_prompt).parameters
         )
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         """The pipeline's own encoding of each prompt, {"encoder_hidden_states": [B, tokens, width]}."""
         with quiet():
-            embeddings, _ = self.pipeline.encode_prompt(list(prompts), self.device, 1, False)
+            embeddings, _ = self.pipeline.encode_prompt(
+                list(prompts), self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
         return Conditioning(
             {"encoder_hidden_states": embeddings}, len(prompts), cut_off(self.pipeline.tokenizer, prompts)
         )
