@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
+import json
 import logging
 import os
 import resource
@@ -149,3 +151,13 @@ def judge(tally, label, code, out, err):
         tally.add("no word of what is wrong", label, wrong=True)
     else:
         tally.add({1: "said, exit 1", 2: "refused, exit 2", 3: "said, exit 3", 4: "refused, exit 4"}[code])
+
+
+def print_campaign(run, about, trials):
+    """The command line of a campaign that takes trials, a seed and seconds: print what it counts."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=trials)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float)
+    options = parser.parse_args()
+    print(json.dumps(run(options.trials, options.seed, options.seconds), indent=1))

@@ -8,10 +8,8 @@ process can always set for itself; the result says which were tried.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
-import json
 import random
 import resource
 import shutil
@@ -20,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import Inputs, Tally, command, opened_once
+from common import Inputs, Tally, command, opened_once, print_campaign
 from flips import commands as of_verb
 from flips import contents, difference
 
@@ -137,12 +135,11 @@ def run(trials=100, seed=0, seconds=None):
             truth[verb] = contents(folder / "runs" / verb)
         number = 0
         while sum(tally.outcomes.values()) < trials and (seconds is None or time.time() - begun < seconds):
-            verb = VERBS[number % len(VERBS)]
             if disk.mounts and number % 10 >= 8:
-                read_only(
-                    tally, disk, inputs, VERBS[(number // 10) % len(VERBS)], truth[VERBS[(number // 10) % len(VERBS)]]
-                )
+                verb = VERBS[(number // 10) % len(VERBS)]
+                read_only(tally, disk, inputs, verb, truth[verb])
             else:
+                verb = VERBS[number % len(VERBS)]
                 full(tally, disk, inputs, verb, truth[verb], chance)
             for place in disk.folder.iterdir():
                 shutil.rmtree(place)
@@ -153,12 +150,7 @@ def run(trials=100, seed=0, seconds=None):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float)
-    options = parser.parse_args()
-    print(json.dumps(run(options.trials, options.seed, options.seconds), indent=1))
+    print_campaign(run, __doc__, trials=100)
 
 
 if __name__ == "__main__":

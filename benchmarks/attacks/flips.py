@@ -47,7 +47,7 @@ def commands(inputs, verb, run):
         inputs.model,
         "--prompts",
         inputs.prompts,
-        "--images",
+        "--images-per-prompt",
         2,
         "--steps",
         2,

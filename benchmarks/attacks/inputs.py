@@ -9,7 +9,6 @@ that is none of diffmem's, an item that is neither a picture nor a problem, more
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import random
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import Tally, bounded, quiet
+from common import Tally, bounded, print_campaign, quiet
 from PIL import Image
 
 import diffmem as dm
@@ -189,12 +188,7 @@ def run(trials=1000, seed=0, seconds=None):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float)
-    options = parser.parse_args()
-    print(json.dumps(run(options.trials, options.seed, options.seconds), indent=1))
+    print_campaign(run, __doc__, trials=1000)
 
 
 if __name__ == "__main__":

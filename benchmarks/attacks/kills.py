@@ -54,6 +54,29 @@ def verbs(inputs, folder):
     for method in ("full", "lora"):
         (folder / f"{method}.toml").write_text(PLAN.format(model=model, train=train, method=method))
     measured = folder / "measured"
+    reference, canaries, generated = folder / "reference.txt", folder / "canaries", folder / "generated"
+    reference.write_text("".join(f"picture of thing {i}\n" for i in range(30)))
+    run_child(
+        [
+            "canaries",
+            "make",
+            train,
+            "--counts",
+            "1",
+            "--per-count",
+            "2",
+            "--controls",
+            "2",
+            "--quiet",
+            "--out",
+            str(canaries),
+        ],
+        None,
+    )
+    run_child(
+        ["generate", model, *prompts, "--images-per-prompt", "2", "--steps", "2", "--quiet", "--out", str(generated)],
+        None,
+    )
     run_child(["measure", model, "--images", train, "--score", "loss:draws=1", "--quiet", "--out", str(measured)], None)
     return {
         "score": ("score", model, *prompts, "--draws", "6", "--micro-batch", "1", "--quiet", "--out", "OUT"),
@@ -67,6 +90,11 @@ def verbs(inputs, folder):
                        "--adversarial-steps", "0", "--paraphrases", "none", *short),
         "canaries make": ("canaries", "make", train, "--counts", "1,2", "--per-count", "2", "--controls", "2", "--quiet", "--out",
                           "OUT"),
+        "canaries measure": ("canaries", "measure", model, "--registration", str(canaries), "--images-per-prompt", "1", "--steps",
+                             "1", "--quiet", "--out", "OUT"),
+        "match": ("match", str(generated), "--train", train, "--metrics", "--quiet", "--out", "OUT"),
+        "calibrate": ("calibrate", model, "--reference", str(reference), "--fpr", "0.1", "--draws", "2", "--quiet", "--run",
+                      "OUT/run", "--out", "OUT/threshold.json"),
         "train": ("train", str(folder / "full.toml"), "--quiet", "--out", "OUT"),
         "train a LoRA": ("train", str(folder / "lora.toml"), "--quiet", "--out", "OUT"),
         "curate": ("curate", train, "--run", str(measured), "--write", "--quiet", "--out", "OUT"),
@@ -116,9 +144,9 @@ def snapshot(folder):
             found[name] = timeless(json.loads(file.read_bytes()), folder)
         elif file.suffix in KEPT and file.is_file():
             found[name] = array(file)
-        elif file.name == "canaries.json":
-            values = json.loads(file.read_bytes())
-            found[name] = {k: v for k, v in values.items() if k not in ("created", "hash")}
+        elif file.name in ("canaries.json", "threshold.json"):
+            values = timeless(json.loads(file.read_bytes()), folder)
+            found[name] = {k: v for k, v in values.items() if k != "hash"}
     return found
 
 
@@ -161,7 +189,7 @@ def run(kills=200, seed=0, seconds=None, only=None):
             if verb not in known:
                 truth = folder / "runs" / verb.replace(" ", "_")
                 started = time.time()
-                code, err = run_child([str(truth) if w == "OUT" else w for w in table[verb]], None)
+                code, err = run_child([word.replace("OUT", str(truth)) for word in table[verb]], None)
                 if code:
                     tally.add(f"{verb} fails without a kill: {err.strip()[-200:]}", verb, wrong=True)
                     names.remove(verb)
@@ -175,7 +203,7 @@ def run(kills=200, seed=0, seconds=None, only=None):
 def story(tally, chance, out, words, verb, known, per_verb):
     """One output folder: three to six kills, each followed by the same command; then compare."""
     truth, duration = known
-    arguments = [str(out) if word == "OUT" else word for word in words]
+    arguments = [word.replace("OUT", str(out)) for word in words]
     before, label = set(), ""
     for _ in range(chance.randint(3, 6)):
         number = chance.choice(SIGNALS)

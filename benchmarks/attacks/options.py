@@ -39,98 +39,29 @@ TEXTS = (
     "", "\x1b[31mred\x07", "\x9b31m", "\ud800", "x" * 5000, "nan", "a:b=c", ":", "name:=", "../..", "[red]", "{}", "\u202eabc",
     "a\nb", "--help", "%s%n", "cuda", "cuda:99", "none",
 )  # fmt: skip
+MITIGATED = (
+    "{model}", "a fox", "--method", "random-tokens:count=1", "--train", "{train}", "--images-per-prompt", "1",
+        "--steps", "1",
+)  # fmt: skip
 SHORT = {
     "score": ("{model}", "a fox", "--draws", "1", "--score", "score-difference", "--quiet"),
     "generate": ("{model}", "a fox", "--images-per-prompt", "1", "--steps", "1", "--out", "{new}", "--quiet"),
-    "audit": (
-        "{model}",
-        "a fox",
-        "--images-per-prompt",
-        "1",
-        "--draws",
-        "1",
-        "--steps",
-        "1",
-        "--score",
-        "score-difference",
-        "--train",
-        "{train}",
-        "--out",
-        "{new}",
-        "--quiet",
-    ),
+    "audit": ("{model}", "a fox", "--images-per-prompt", "1", "--draws", "1", "--steps", "1", "--score",
+        "score-difference", "--train", "{train}", "--out", "{new}", "--quiet"),
     "measure": ("{model}", "--images", "{train}", "--score", "loss:draws=1", "--limit", "2", "--quiet"),
     "curate": ("{train}", "--run", "{measured}", "--out", "{new}", "--quiet"),
     "index": ("{train}", "--out", "{new}", "--quiet"),
-    "extract": (
-        "{model}",
-        "a fox",
-        "--images-per-prompt",
-        "3",
-        "--clique",
-        "2",
-        "--steps",
-        "1",
-        "--out",
-        "{new}",
-        "--quiet",
-    ),
+    "extract": ("{model}", "a fox", "--images-per-prompt", "3", "--clique", "2", "--steps", "1", "--out", "{new}",
+        "--quiet"),
     "match": ("{generated}", "--train", "{train}", "--quiet"),
-    "mitigate": (
-        "{model}",
-        "a fox",
-        "--method",
-        "random-tokens:count=1",
-        "--train",
-        "{train}",
-        "--images-per-prompt",
-        "1",
-        "--steps",
-        "1",
-        "--out",
-        "{new}",
-        "--quiet",
-    ),
-    "robustness": (
-        "{model}",
-        "a fox",
-        "--method",
-        "random-tokens:count=1",
-        "--train",
-        "{train}",
-        "--images-per-prompt",
-        "1",
-        "--steps",
-        "1",
-        "--worst-of",
-        "1",
-        "--scales",
-        "2",
-        "--samplers",
-        "ddim:1",
-        "--adversarial-steps",
-        "0",
-        "--paraphrases",
-        "none",
-        "--out",
-        "{new}",
-        "--quiet",
-    ),
+    "mitigate": (*MITIGATED, "--out", "{new}", "--quiet"),
+    "robustness": (*MITIGATED, "--worst-of", "1", "--scales", "2", "--samplers", "ddim:1", "--adversarial-steps", "0",
+        "--paraphrases", "none", "--out", "{new}", "--quiet"),
     "train": ("{plan}", "--out", "{new}", "--quiet"),
     "lab": ("{plan}", "--out", "{new}", "--quiet"),
     "canaries make": ("{train}", "--counts", "1", "--per-count", "1", "--controls", "2", "--out", "{new}", "--quiet"),
-    "canaries measure": (
-        "{model}",
-        "--registration",
-        "{train}",
-        "--images-per-prompt",
-        "1",
-        "--steps",
-        "1",
-        "--out",
-        "{new}",
-        "--quiet",
-    ),
+    "canaries measure": ("{model}", "--registration", "{canaries}", "--images-per-prompt", "1", "--steps", "1",
+        "--out", "{new}", "--quiet"),
     "evaluate": ("{audited}",),
     "calibrate": ("{model}", "--reference", "{reference}", "--draws", "1", "--out", "{new}.json", "--quiet"),
     "compare": ("{audited}", "{audited}"),
@@ -141,7 +72,7 @@ SHORT = {
     "doctor": (),
     "bench": ("--suite", "text-shortcut", "--data", "{train}"),
     "demo": ("--prompts", "1", "--images-per-prompt", "1", "--out", "{new}", "--quiet"),
-}
+}  # fmt: skip
 PLAN = """
 [model]
 base = "{model}"
@@ -207,13 +138,15 @@ class Campaign:
         self.number = 0
         self.places = {
             "model": self.inputs.model, "train": self.inputs.train, "plan": folder / "plan.toml",
-            **{name: folder / name for name in ("audited", "generated", "measured")}, "reference": folder / "reference.txt",
+            **{name: folder / name for name in ("audited", "generated", "measured", "canaries")},
+            "reference": folder / "reference.txt",
         }  # fmt: skip
         self.places["plan"].write_text(PLAN.format(model=self.inputs.model, train=self.inputs.train))
         self.places["reference"].write_text("".join(f"picture of thing {i}\n" for i in range(30)))
-        for verb, name in (("audit", "audited"), ("generate", "generated"), ("measure", "measured")):
+        bases = {"audit": "audited", "generate": "generated", "measure": "measured", "canaries make": "canaries"}
+        for verb, name in bases.items():
             given = self.short(verb, new=self.places[name])
-            code, _, err = command(verb, *given, *(() if "--out" in given else ("--out", self.places[name])))
+            code, _, err = command(*verb.split(), *given, *(() if "--out" in given else ("--out", self.places[name])))
             assert code == 0, err
 
     def short(self, verb, new=None):

@@ -13,6 +13,7 @@ import argparse
 import importlib
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 from diffmem.atomic import write_atomic
@@ -76,7 +77,10 @@ ABOUT = {
         "A trial is a call that reached the network or a decision; calls that the pipeline refused before are not "
         "counted. Fails: an image given out whose conditioning no decision covers."
     ),
-    "configs": ("Hostile model folders; see benchmarks/attacks/configs.py."),
+    "configs": (
+        "Model folders of every family in which one thing is wrong (benchmarks/attacks/configs.py). Fails: it opens as "
+        "another model without a word, runs code of the folder, exit 70."
+    ),
 }
 
 
@@ -84,20 +88,51 @@ def call(module, **options):
     return importlib.import_module(module).run(**options)
 
 
-def add(results, name, found, seed):
+def add(results, name, result, seed, revision):
     """Add what one call counted to what earlier calls counted."""
     old = results.get(name, {"trials": 0, "failures": 0, "failed": [], "outcomes": {}, "calls": []})
-    outcomes = dict(old["outcomes"])
-    for outcome, count in found.get("outcomes", {}).items():
-        outcomes[outcome] = outcomes.get(outcome, 0) + count
-    state = git_state(ROOT)
     about = {
-        k: v for k, v in found.items() if k not in ("campaign", "failed", "outcomes") and not isinstance(v, dict | list)
+        k: v
+        for k, v in result.items()
+        if k not in ("campaign", "failed", "outcomes", "seed") and not isinstance(v, dict | list)
     }
     results[name] = {
-        "trials": old["trials"] + found["trials"], "failures": old["failures"] + found["failures"],
-        "failed": old["failed"] + found["failed"], "outcomes": dict(sorted(outcomes.items())),
-        "calls": [*old["calls"], {"seed": seed, "revision": state.revision[:12] if state else None, **about}],
+        "trials": old["trials"] + result["trials"], "failures": old["failures"] + result["failures"],
+        "failed": old["failed"] + result["failed"],
+        "outcomes": dict(sorted((Counter(old["outcomes"]) + Counter(result["outcomes"])).items())),
+        "calls": [*old["calls"], {"seed": seed, "revision": revision, **about}],
+    }  # fmt: skip
+
+
+def revision():
+    """The commit that is at work; "changed" where files differ from it."""
+    state = git_state(ROOT)
+    return None if state is None else state.revision[:12] + (", changed" if state.dirty else "")
+
+
+def of_configs():
+    """The campaign on model folders, which keeps a file of its own, in the shape of the others."""
+    if not CONFIGS.exists():
+        return {}
+    result = json.loads(CONFIGS.read_text())
+    failed = [
+        f"{name}: {bad['mutation']}: {bad['outcome']}"
+        for name, family in result["families"].items()
+        for bad in family["failures"]
+    ]
+    calls = [
+        {
+            "seed": family["seed"],
+            "revision": family["provenance"]["git"]["revision"][:12],
+            "trials": family["mutations"],
+        }
+        for family in result["families"].values()
+    ]
+    return {
+        "configs": {
+            "trials": result["mutations"], "failures": result["failures"], "failed": failed,
+            "outcomes": result["outcomes"], "calls": calls,
+        }
     }  # fmt: skip
 
 
@@ -113,13 +148,13 @@ def page(results):
         "| campaign | trials | failures |",
         "|---|---|---|",
     ]
-    lines += [f"| {name} | {found['trials']:,} | {found['failures']:,} |" for name, found in results.items()]
-    for name, found in results.items():
-        lines += ["", f"## {name[0].upper()}{name[1:]}", "", ABOUT.get(name, "")]
-        if found["outcomes"]:
-            lines += ["", *(f"- {outcome[:120]}: {count:,}" for outcome, count in found["outcomes"].items())]
-        if found["failed"]:
-            lines += ["", "Failures:", "", *(f"- `{text[:200]}`" for text in found["failed"][:10])]
+    lines += [f"| {name} | {result['trials']:,} | {result['failures']:,} |" for name, result in results.items()]
+    for name, result in results.items():
+        revisions = sorted({str(call["revision"]) for call in result["calls"]})
+        lines += ["", f"## {name[0].upper()}{name[1:]}", "", f"{ABOUT[name]} Revision: {', '.join(revisions)}."]
+        lines += ["", *(f"- {outcome[:120]}: {count:,}" for outcome, count in result["outcomes"].items())]
+        if result["failed"]:
+            lines += ["", "Failures:", "", *(f"- `{text[:200]}`" for text in result["failed"][:10])]
     versions = ROOT / "benchmarks" / "versions" / "result.json"
     if versions.exists():
         lines += ["", "## Versions of other packages", "", *of_versions(json.loads(versions.read_text()))]
@@ -152,36 +187,25 @@ def main():
     )
     options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if CONFIGS.exists():  # the campaign on model folders keeps its own file
-        found = json.loads(CONFIGS.read_text())
-        outcomes = {}
-        for kinds in found["counts"].values():
-            for outcome, count in kinds.items():
-                outcomes[outcome] = outcomes.get(outcome, 0) + count
-        failed = [f"{bad['family']} {bad['kind']}: {bad['mutation']}: {bad['outcome']}" for bad in found["failures"]]
-        results["configs"] = {
-            "trials": found["mutations"],
-            "failures": found["bad"],
-            "failed": failed,
-            "outcomes": outcomes,
-        }
+    at_work = revision()
     for file in options.take:
         text = file.read_text()
-        found = json.loads(text[text.index("{\n") :])
-        add(results, found["campaign"], found, found.get("seed"))
+        result = json.loads(text[text.index("{\n") :])
+        add(results, result["campaign"], result, result.get("seed"), at_work)
         write_atomic(RESULTS, (json.dumps(results, indent=1, ensure_ascii=True) + "\n").encode())
     for name in [] if options.page or options.take else options.only.split(",") if options.only else CAMPAIGNS:
         begun = time.time()
-        found = CAMPAIGNS[name](options.budget, options.seed)
+        result = CAMPAIGNS[name](options.budget, options.seed)
         if options.fresh:
             results.pop(name, None)
-        add(results, name, found, options.seed)
+        add(results, name, result, options.seed, at_work)
         write_atomic(RESULTS, (json.dumps(results, indent=1, ensure_ascii=True) + "\n").encode())
         print(
-            f"{name}: {found['trials']} trials, {found['failures']} failures, {time.time() - begun:.0f} s", flush=True
+            f"{name}: {result['trials']} trials, {result['failures']} failures, {time.time() - begun:.0f} s", flush=True
         )
+    results |= of_configs()
     write_atomic(PAGE, page(results).encode("utf-8", errors="backslashreplace"))
-    raise SystemExit(1 if any(found["failures"] for found in results.values()) else 0)
+    raise SystemExit(1 if any(result["failures"] for result in results.values()) else 0)
 
 
 if __name__ == "__main__":
