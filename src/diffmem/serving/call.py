@@ -199,7 +199,7 @@ class GuardedCall:
 
 
 @contextlib.contextmanager
-def attention_restored(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
+def attention_restored(modules: Sequence[Any]) -> Iterator[None]:
     """Put attention processors back if the block is interrupted: a pipeline that sets its own (PAG) does so at its end only."""
     before = [(module, dict(module.attn_processors)) for module in modules if hasattr(module, "attn_processors")]
     try:
