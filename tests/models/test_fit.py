@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tests.tiny import tiny_sd
+from tests.tiny_families import FAMILIES
 
 from diffmem.data.images import load_images
 from diffmem.errors import CheckFailed
@@ -119,7 +120,38 @@ def test_a_network_without_use_is_a_warning_and_no_failure(images, prediction, s
 
     result = check_fit(declared(fn, prediction=prediction).denoiser, images)
     assert (result.passed, result.warning) == (True, True)
-    assert "no better than an output of zero" in result.message
+    assert "no better than a filter without a network" in result.message
+
+
+def pictures_of(kind, count):
+    """8-bit pictures [SIDE, SIDE]: noise, or of about one brightness, which few outputs miss by much."""
+    random = np.random.default_rng(0)
+    low, high = {"noise": (0, 256), "dark": (4, 20), "bright": (225, 250)}[kind]
+    return load_images([random.integers(low, high, (SIDE, SIDE)).astype(np.uint8) for _ in range(count)])
+
+
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("kind", ["noise", "dark", "bright"])
+@pytest.mark.parametrize(
+    ("schedule", "prediction"),
+    [("linear", "epsilon"), ("linear", "v"), ("flow", "x0"), ("flow", "flow"), ("edm", "epsilon")],
+)
+def test_random_weights_are_a_warning_on_any_images(schedule, prediction, kind, count):
+    """What they return may lie near the images by chance: a convolution, a constant, a part of the input."""
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv2d(1, 1, 3, padding=1).requires_grad_(False)
+    for fn in (lambda x, t, c: convolution(x), lambda x, t, c: -0.8 + 0.05 * x.tanh(), lambda x, t, c: -0.7 * x):
+        result = check_fit(declared(fn, prediction=prediction, schedule=schedule).denoiser, pictures_of(kind, count))
+        assert (result.passed, result.better) == (True, None), result.message
+        assert result.warning
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_random_weights_of_a_latent_flow_model_are_a_warning(count):
+    """Sana's random encoder puts all latents near one value, from which a random output is not far."""
+    images = load_images(list(np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3)).astype(np.uint8)))
+    result = check_fit(Target.from_pipeline(FAMILIES["sana"]()).denoiser, images)
+    assert (result.passed, result.warning, result.better) == (True, True, None), result.message
 
 
 def test_a_pipeline_is_checked_by_its_prediction_type(images):

@@ -15,7 +15,7 @@ from diffmem.errors import DiffmemError, first_line
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.families.callable import CallableDenoiser
-from diffmem.models.model_image import convert, model_image, to_pixels
+from diffmem.models.model_image import convert, encode, model_image, to_pixels
 from diffmem.models.noise_levels import NoiseLevelSchedule
 from diffmem.models.parameterization import Prediction, to_x0
 from diffmem.models.schedule import Schedule
@@ -37,7 +37,7 @@ class FitResult:
     Attributes:
         passed: False if another declaration fits much better; None if nothing was compared.
         message: one sentence for people.
-        warning: whether the message is one although nothing failed (another one fits better, or zero as well).
+        warning: whether the message is one although nothing failed (another one fits better, or no network fits as well).
         losses: mean (x0_hat - x0)^2 over the images' variance at LEVELS, as declared.
         better: another declaration that fits better, in words, and how many times lower its loss is (second-best level).
     """
@@ -82,6 +82,7 @@ def check_fit(denoiser: Denoiser, images: ImageSet) -> FitResult:
         trials = _Trials(denoiser, *_some(denoiser, images))
         cases = [(one, trials.losses(one)) for one in _declarations(denoiser)]
         free = [trials.losses(one, zero=True) for one, _ in cases]
+        useful = [_is_useful(mine, trials.losses_of_filter(one)) for one, mine in cases]
     except DiffmemError as problem:
         return FitResult(None, f"Not checked on images: {problem}")
     except (RuntimeError, ValueError, TypeError) as problem:  # the network's own, or memory that runs out
@@ -89,9 +90,12 @@ def check_fit(denoiser: Denoiser, images: ImageSet) -> FitResult:
     declared = cases[0][1]
     if not all(map(math.isfinite, declared)):
         return FitResult(False, "The model returns NaN or infinite values for noised images.", losses=declared)
-    times = [_times(mine, nothing, declared) for (_, mine), nothing in zip(cases, free, strict=True)]
-    tried = zip(cases[1:], free[1:], times[1:], strict=True)
-    other = _best([(one, mine, nothing, t) for (one, mine), nothing, t in tried if t >= WARNS])
+    tried = [
+        (one, mine, nothing, _times(mine, nothing, declared))
+        for (one, mine), nothing, use in zip(cases[1:], free[1:], useful[1:], strict=True)
+        if use
+    ]
+    other = _best([case for case in tried if case[3] >= WARNS])
     shown = f"relative losses {', '.join(f'{loss:.2g}' for loss in declared)} at noise {', '.join(map(str, LEVELS))}"
     if other is not None:
         what = f"declared {_words(denoiser)}; {other[0]} the loss on these images is {other[1]:.3g} times lower"
@@ -104,11 +108,11 @@ def check_fit(denoiser: Denoiser, images: ImageSet) -> FitResult:
                 other,
             )
         return FitResult(True, f"Look at what was declared: {what} at two noise levels or more.", True, declared, other)
-    if sum(mine >= nothing for mine, nothing in zip(declared, free[0], strict=True)) >= len(LEVELS) / 2:
+    if not useful[0]:
         return FitResult(
             True,
-            f"On these images the model ({_words(denoiser)}) denoises no better than an output of zero would ({shown}): it is "
-            "untrained, trained on other images, or its schedule is another one.",
+            f"On these images the model ({_words(denoiser)}) denoises no better than a filter without a network would ({shown}): "
+            "it is untrained, trained on other images, or its schedule is another one.",
             True, declared,
         )  # fmt: skip
     return FitResult(
@@ -125,6 +129,14 @@ def _times(losses: Sequence[float], free: Sequence[float], declared: Sequence[fl
     levels = zip(losses, free, declared, strict=True)
     lower = sorted(d / max(mine, 1e-12) for mine, nothing, d in levels if mine < 0.9 * nothing)
     return lower[-2] if len(lower) > 1 else 0.0
+
+
+def _is_useful(losses: Sequence[float], filtered: Sequence[float]) -> bool:
+    """Whether a network denoises at all under a declaration: better than the filter of `losses_of_filter` at two levels.
+
+    Whatever random weights return, some declaration makes less of an error of it than others; it is not the right one.
+    """
+    return sum(mine < 0.9 * linear for mine, linear in zip(losses, filtered, strict=True)) >= 2
 
 
 _Case = tuple[_Declaration, Sequence[float], Sequence[float], float]
@@ -234,15 +246,27 @@ class _Trials:
 
     def losses(self, one: _Declaration, zero: bool = False) -> tuple[float, ...]:
         """Mean (x0_hat - x0)^2 over the variance of x0, at LEVELS; of an output of zero if asked for."""
-        key = (one.pixel_range, one.time)
-        if key not in self._known:
-            self._known[key] = list(self._evaluated(*key))
         found = []
-        for trial in self._known[key]:
+        for trial in self._trials(one):
             output = torch.zeros_like(trial.output) if zero else one.sign * trial.output
             estimate = to_x0(output, trial.x, trial.alpha, trial.sigma, one.prediction)
             found.append(float((estimate - trial.x0).square().mean()) / trial.variance)
         return tuple(found)
+
+    def losses_of_filter(self, one: _Declaration) -> tuple[float, ...]:
+        """The same of x0_hat = a x + b without the network, with the best a of each level and b of each channel."""
+        found = []
+        for trial in self._trials(one):
+            x, x0 = (v - v.mean(_places(v), keepdim=True) for v in (trial.x, trial.x0))
+            gain = (x * x0).sum() / x.square().sum().clamp_min(1e-12)
+            found.append(float((x0 - gain * x).square().mean()) / trial.variance)
+        return tuple(found)
+
+    def _trials(self, one: _Declaration) -> list[_Trial]:
+        key = (one.pixel_range, one.time)
+        if key not in self._known:
+            self._known[key] = list(self._evaluated(*key))
+        return self._known[key]
 
     def _rows(self, row: slice) -> Conditioning:
         return self.cond.select(list(range(len(self.pixels)))[row])
@@ -275,12 +299,17 @@ class _Trial:
     variance: float
 
 
+def _places(x: torch.Tensor) -> list[int]:
+    """The dimensions of samples [B, C, H, W] or [B, L, C] over which a value for each channel is constant."""
+    channel = {2: None, 3: 2}.get(x.ndim, 1)
+    return [d for d in range(x.ndim) if d != channel]
+
+
 def _clean(denoiser: Denoiser, pixels: torch.Tensor, pixel_range: Any) -> torch.Tensor:
     seen = denoiser
     if isinstance(denoiser, CallableDenoiser) and pixel_range != denoiser.pixel_range:
         seen = denoiser.with_pixel_range(pixel_range)
-    with torch.no_grad():
-        return seen.encode_images(pixels).float().cpu()
+    return encode(seen, pixels)
 
 
 def _retimed(denoiser: Denoiser, time: str) -> Denoiser:
