@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +34,10 @@ def load_object(text: str, what: str) -> Any:
         module = _file(Path(source), what) if source.endswith(".py") else _module(source, what)
     except DiffmemError:
         raise
-    except Exception as problem:  # of the user's own code
+    except (
+        Exception,
+        SystemExit,
+    ) as problem:  # of the user's own code; a script may end the process when it is imported
         raise UsageError(
             f"The {what} {text!r}: importing {source} raises {type(problem).__name__}: {first_line(problem)}"
         ) from problem
@@ -43,6 +47,19 @@ def load_object(text: str, what: str) -> Any:
         hint = f" Did you mean '{close[0]}'?" if close else ""
         raise UsageError(f"{source} has no '{name}'.{hint}" + (f" It defines: {', '.join(own)}." if own else ""))
     return getattr(module, name)
+
+
+def load_function(text: str, what: str) -> Callable[..., Any]:
+    """The function that a user's file or module defines, see `load_object`.
+
+    Raises:
+        UsageError: also where the name is of something that cannot be called.
+    """
+    function = load_object(text, what)
+    if not callable(function):
+        raise UsageError(f"The {what} {text} is a {type(function).__name__}; expected a function.")
+    found: Callable[..., Any] = function
+    return found
 
 
 def _module(name: str, what: str) -> ModuleType:

@@ -44,6 +44,10 @@ def broken():
 
 def network():
     return memorizer
+
+
+def script():
+    raise SystemExit(0)
 '''
 
 
@@ -53,6 +57,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "mine.py").write_text(BUILDER)
     (tmp_path / "helper.py").write_text("SHAPE = (1, 16, 16)\n")
+    (tmp_path / "ends.py").write_text("import sys\n\nsys.exit(0)\n")
     yield tmp_path
     for name in ("mine", "helper"):
         sys.modules.pop(name, None)
@@ -101,6 +106,11 @@ def test_a_function_is_given_its_arguments(folder, text):
         ("mine.py:broken", ModelError, "failed: FileNotFoundError: weights.pt"),
         ("mine.py:network", ModelError, "returned a function; expected a model"),
         ("mine.py:build(1, 2, 3, 4)", UsageError, "cannot be called so: too many positional"),
+        ("mine.py:script", ModelError, "failed: SystemExit: 0"),
+        ("ends.py:build", UsageError, "importing ends.py raises SystemExit: 0"),
+        ("mine.py:PICTURES", UsageError, "is a Tensor; expected a function"),
+        ("mine.py:build(**{'scale': 2})", UsageError, "write out the arguments"),
+        ("mine.py:build(*[2])", UsageError, "write out the arguments"),
         ("mine.py:build(epoch=3)", UsageError, r"unexpected keyword argument 'epoch'; it is build\(scale=1"),
     ],
 )

@@ -12,7 +12,7 @@ from diffmem.errors import MitigationRefused, UsageError
 from diffmem.mitigation.base import About, Parameters
 from diffmem.mitigation.prompt import PromptMitigation
 from diffmem.models.denoiser import Denoiser
-from diffmem.user_code import load_object
+from diffmem.user_code import load_function
 
 
 class RewriteParameters(Parameters):
@@ -47,9 +47,7 @@ class Rewrite(PromptMitigation):
     ) -> None:
         self.settings = parameters or RewriteParameters()
         super().__init__(self.settings)
-        self._function = function or (
-            load_object(self.settings.function, "rewriting function") if self.settings.function else None
-        )
+        self._function = function or rewriting_function(self.settings.function)
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuses without a function."""
@@ -75,5 +73,4 @@ def unchanged(prompt: str) -> str:
 
 def rewriting_function(path: str) -> Callable[[str], Any] | None:
     """A user's function by its name, `package.module:name` or `./file.py:name`; None for no name."""
-    function: Callable[[str], Any] | None = load_object(path, "rewriting function") if path else None
-    return function
+    return load_function(path, "rewriting function") if path else None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffmem.errors import DiffmemError, ModelError, UsageError, first_line
 from diffmem.models.target import Target
-from diffmem.user_code import load_object
+from diffmem.user_code import load_function
 
 FORM = re.compile(
     r"(?P<place>[^:()]*\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_]\w*)(?:\((?P<given>.*)\))?"
@@ -38,7 +38,7 @@ def open_function(model: str, options: Mapping[str, Any] | None = None) -> Targe
     match = FORM.fullmatch(model)
     if match is None:
         raise UsageError(f"{model!r} is no function; expected module:function or path/to/file.py:function.")
-    function = _function(match["place"], match["name"])
+    function = load_function(f"{match['place']}:{match['name']}", "function that builds the model")
     positional, named = _arguments(match["given"] or "")
     named |= dict(options or {})
     shown = f"{match['place']}:{match['name']}"
@@ -46,13 +46,13 @@ def open_function(model: str, options: Mapping[str, Any] | None = None) -> Targe
         inspect.signature(function).bind(*positional, **named)
     except TypeError as problem:
         raise UsageError(
-            f"{shown} cannot be called so: {problem}; it is {match['name']}{_signature(function)}."
+            f"{shown} cannot be called so: {problem}; it is {match['name']}{inspect.signature(function)}."
         ) from problem
     try:
         made = function(*positional, **named)
     except DiffmemError:
         raise
-    except Exception as problem:  # of the user's own code
+    except (Exception, SystemExit) as problem:  # of the user's own code; it may be written as a script
         raise ModelError(f"{shown} failed: {type(problem).__name__}: {first_line(problem)}") from problem
     if isinstance(getattr(made, "components", None), dict):
         return Target.from_pipeline(made, name=shown)
@@ -66,25 +66,17 @@ def open_function(model: str, options: Mapping[str, Any] | None = None) -> Targe
     return made
 
 
-def _function(place: str, name: str) -> Callable[..., Any]:
-    function = load_object(f"{place}:{name}", "model")
-    if not callable(function):
-        raise UsageError(f"{place}:{name} is a {type(function).__name__}; expected a function that builds the model.")
-    found: Callable[..., Any] = function
-    return found
-
-
 def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
     """What stands in the brackets: as Python reads it, or parts between commas where it reads nothing (a path)."""
     try:
         call = ast.parse(f"f({text})", mode="eval").body
     except SyntaxError:
         call = None
-    if isinstance(call, ast.Call) and not any(isinstance(a, ast.Starred) for a in call.args):
+    if isinstance(call, ast.Call):
+        if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
+            raise UsageError(f"({text}) holds a *; write out the arguments, as in (weights.pt, epoch=3).")
         source = f"f({text})"
-        named = {
-            k.arg: _value(ast.get_source_segment(source, k.value) or "") for k in call.keywords if k.arg is not None
-        }
+        named = {str(k.arg): _value(ast.get_source_segment(source, k.value) or "") for k in call.keywords}
         return [_value(ast.get_source_segment(source, part) or "") for part in call.args], named
     positional: list[Any] = []
     found: dict[str, Any] = {}
@@ -102,7 +94,3 @@ def _value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def _signature(function: Callable[..., Any]) -> str:
-    return str(inspect.signature(function))
