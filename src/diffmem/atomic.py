@@ -147,3 +147,8 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as a user writes it: `~` is the home folder, and stays as it is where no such user is known."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - that of pathlib raises for unknown users

@@ -191,3 +191,9 @@ class TestPrompts:
         (tmp_path / "p.txt.gz").write_bytes(gzip.compress(b"a fox\n"))
         with pytest.raises(DataError, match="compressed; unpack it"):
             load_prompts(tmp_path / "p.txt.gz")
+
+
+@pytest.mark.parametrize("load", [load_images, load_prompts])
+def test_the_home_folder_of_nobody(load):
+    with pytest.raises(DataError, match="~nobody_of_this_name"):
+        load("~nobody_of_this_name/pictures")

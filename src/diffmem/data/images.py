@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from diffmem.atomic import user_path
 from diffmem.data.captions import Captions, Reading
 from diffmem.data.decode import MAX_PIXELS, Decoded
 from diffmem.data.fingerprint import hash_items
@@ -226,7 +227,7 @@ def load_images(
     elif isinstance(source, (str, Path)):
         if not str(source).strip():
             raise UsageError("The images are an empty path; expected a folder, a file or pictures.")
-        path = Path(source).expanduser()
+        path = user_path(source)
         images = ImageSet(open_path(path, column, reading, id_column), path, column, max_pixels, captions)
     else:
         images = ImageSet(open_memory(source), None, None, max_pixels)

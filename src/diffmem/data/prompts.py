@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffmem.atomic import user_path
 from diffmem.data.captions import Captions
 from diffmem.data.folder_prompts import folder_prompts
 from diffmem.data.ids import unique_ids
@@ -62,7 +63,7 @@ def load_prompts(
         return source
     notes: list[str] = []
     if isinstance(source, (str, Path)):
-        path = Path(source).expanduser()
+        path = user_path(source)
         if not str(source).strip():
             raise UsageError("The prompts are an empty path; expected a file, a folder, or a list of prompts.")
         folder, file = _kind(path)

@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from diffmem.atomic import user_path
+
 TABLE = "known_models.json"
 
 
@@ -81,7 +83,7 @@ def find_known(source: str | Path) -> KnownModel | None:
 
 def resolve(source: str | Path) -> str | Path:
     """The hub id behind an alias such as "sd1.4"; anything else, folders and hub ids included, as it is."""
-    if Path(source).expanduser().exists() or "/" in str(source):
+    if user_path(source).exists() or "/" in str(source):
         return source
     model = find_known(source)
     return source if model is None else model.hub_id

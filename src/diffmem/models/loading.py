@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from diffmem.atomic import user_path
 from diffmem.errors import ModelError
 from diffmem.errors import first_line as first_line
 from diffmem.models.folder import parts_of, read_index
@@ -51,7 +52,7 @@ def load_pipeline(
 
     dtype = dtype or torch.float32
     source = resolve(source)
-    path = Path(source).expanduser()
+    path = user_path(source)
     try:
         there = path.exists()
     except (OSError, ValueError) as problem:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffmem.atomic import user_path
 from diffmem.errors import UsageError
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -92,8 +93,8 @@ def _choice(item: str | Path | LoraChoice | tuple[str | Path, float]) -> LoraCho
 
 def _there(text: str) -> bool:
     try:
-        return Path(text).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):
+        return user_path(text).exists()
+    except (OSError, ValueError):
         return False  # no path at all, which is said where it is opened
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffmem.atomic import user_path
 from diffmem.errors import ModelError, first_line
 from diffmem.models.loading import HUB_ID
 from diffmem.models.lora.choice import FILES, PICKLED
@@ -64,7 +65,7 @@ def read_lora(lora: str, allow_pickle: bool = False) -> LoraFiles:
     Raises:
         ModelError: there is none, there are several, or it cannot be read.
     """
-    path = Path(lora).expanduser()
+    path = user_path(lora)
     if not path.exists():
         path = _from_hub(lora)
     if path.is_file():
