@@ -1,8 +1,10 @@
 """Comparison within strata: a mix of classes gives no alarm, a difference within them is found. Truth: simulation, formulas."""
 
+from itertools import combinations, product
+
 import numpy as np
 import pytest
-from scipy.stats import mannwhitneyu
+from scipy.stats import mannwhitneyu, norm
 
 from diffmem.evaluation.roc import auroc
 from diffmem.evaluation.stratified import detectable_auroc, stratified_auroc
@@ -68,3 +70,39 @@ def test_what_a_rank_test_can_notice():
     pairs = [(random.normal(apart, 1, 24), random.normal(0, 1, 24)) for _ in range(300)]
     seen = np.mean([mannwhitneyu(a, b, alternative="greater").pvalue <= 0.05 for a, b in pairs])
     assert seen == pytest.approx(0.8, abs=0.07)
+
+
+def test_the_p_value_is_that_of_all_permutations_within_strata():
+    """Brute force: of strata of 4 and 3, 3 and 3, every one of the 35 x 20 ways to choose the positives."""
+    random = np.random.default_rng(5)
+    values = np.round(random.normal(size=13), 1)
+    strata, labels = np.repeat([0, 1], [7, 6]), np.array([1, 1, 1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0], bool)
+    values[labels] += 1.0
+
+    def area(chosen):
+        parts = []
+        for stratum, weight in ((0, 12 / 7), (1, 9 / 6)):
+            inside = [i for i in np.flatnonzero(strata == stratum) if i in chosen]
+            others = [i for i in np.flatnonzero(strata == stratum) if i not in chosen]
+            wins = [(values[i] > values[j]) + 0.5 * (values[i] == values[j]) for i in inside for j in others]
+            parts.append((weight, np.mean(wins)))
+        return sum(w * a for w, a in parts) / sum(w for w, _ in parts)
+
+    observed = area(set(np.flatnonzero(labels)))
+    every = [area({*a, *b}) for a, b in product(combinations(range(7), 4), combinations(range(7, 13), 3))]
+    exact = np.mean([abs(a - 0.5) >= abs(observed - 0.5) - 1e-12 for a in every])
+    found = stratified_auroc(values, labels, strata)
+    assert 0.02 < exact < 0.3
+    assert found.auroc == pytest.approx(observed)
+    assert found.p_value == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 1999))
+
+
+def test_what_a_comparison_within_strata_can_notice():
+    """Simulated: values shifted so that the AUROC within strata is the promised one give p < .05 in four of five."""
+    labels, strata = np.arange(60) % 2 == 0, np.arange(60) // 2 % 5
+    promised = stratified_auroc(np.arange(60.0), labels, strata).detectable
+    assert promised > detectable_auroc(30, 30, level=0.025)
+    apart = 2**0.5 * norm.ppf(promised)
+    random = np.random.default_rng(0)
+    seen = [stratified_auroc(random.normal(size=60) + apart * labels, labels, strata).p_value < 0.05 for _ in range(80)]
+    assert np.mean(seen) == pytest.approx(0.8, abs=0.15)

@@ -29,6 +29,7 @@ class Stratified:
         p_value: two-sided, by permuting the labels within strata.
         strata: strata with images of both kinds.
         positives, negatives: images in these.
+        detectable: the AUROC that this test notices in four of five such comparisons, see `detectable_auroc`.
     """
 
     auroc: float
@@ -38,6 +39,7 @@ class Stratified:
     strata: int
     positives: int
     negatives: int
+    detectable: float
 
 
 def stratified_auroc(
@@ -70,14 +72,9 @@ def stratified_auroc(
     low, high = _interval(values, labels, parts, random)
     used = np.concatenate(parts)
     return Stratified(
-        area,
-        low,
-        high,
-        (1 + extreme) / (RESAMPLES + 1),
-        len(parts),
-        int(labels[used].sum()),
-        int((~labels[used]).sum()),
-    )
+        area, low, high, (1 + extreme) / (RESAMPLES + 1), len(parts), int(labels[used].sum()),
+        int((~labels[used]).sum()), _detectable([(int(one.sum()), int((~one).sum())) for one in own]),
+    )  # fmt: skip
 
 
 def _mean(ranks: Sequence[Floats], labels: Sequence[NDArray[np.bool_]]) -> float:
@@ -112,5 +109,12 @@ def detectable_auroc(positives: int, negatives: int, level: float = 0.05, power:
     """
     if min(positives, negatives) < 1:
         return 1.0
-    error = math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
+    return _detectable([(positives, negatives)], level, power)
+
+
+def _detectable(sizes: Sequence[tuple[int, int]], level: float = 0.025, power: float = 0.8) -> float:
+    """The same of a mean over strata of these sizes, weighted by w = n m / (n + m): variance sum w^2 V / (sum w)^2."""
+    weights = [n * m / (n + m) for n, m in sizes]
+    variance = sum(w**2 * (n + m + 1) / (12 * n * m) for w, (n, m) in zip(weights, sizes, strict=True))
+    error = math.sqrt(variance) / sum(weights)
     return min(1.0, 0.5 + float(norm.ppf(1 - level) + norm.ppf(power)) * error)
