@@ -129,12 +129,11 @@ def read_gallery(folder: Path, texts: Callable[[Collection[str]], dict[str, str]
 def confirmed(fact: dict[str, Any], matches: Matches) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which matches [M] are confirmed pairs: by pixel identity, and by geometric verification beyond every control.
 
+    Vectors whose metric is a difference of pixels (`tiled-rms`) are pictures, so equal vectors are equal pictures.
     Verification confirms where the two pictures agree, laid over each other, beyond what is taken to prove a common source
     whatever the threshold (`PROVEN`), and beyond the threshold that the run's own controls gave.
     """
-    descriptor = fact["descriptor"]
-    metric = descriptor.get("metric") or [""]
-    of_pixels = metric[0] == "tiled-rms" or descriptor["name"].startswith("l2")
+    of_pixels = fact["descriptor"]["metric"][0] == "tiled-rms"
     similarity = matches.rows["similarity"].to_numpy()
     whole = ~np.asarray(matches.rows["background"].to_numpy(), bool)
     identical = (similarity == 1) & whole & of_pixels
