@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tests.report.made import THRESHOLD, add_prompts, image_row, match_row, new_run, picture
 
-from diffmem.evaluation.chance import Chance, fewest_calls, most_not_excluded
+from diffmem.evaluation.chance import Chance, fewest_calls, fewest_signed_prompts, most_not_excluded, sign_test
 from diffmem.report.digest import build_digest
 from diffmem.runs.facts import write_fact
 from diffmem.runs.manifest import record_stage
@@ -186,3 +186,24 @@ def test_one_picture_that_draws_many_calls_is_one_event(tmp_path):
     write_fact(folder, "gallery", {"about": {}, "size": 500, "prompts": 120, "called": called})
     found = verdict(folder)
     assert (found.state, found.p_value) == ("no-excess", 0.5)
+
+
+def test_a_gallery_of_few_prompts_cannot_tell(tmp_path):
+    """The sign test needs 7 calls on one side; of 60 prompts, one in ten reproducing, it sees so many in a third of runs."""
+    needed = fewest_signed_prompts(0.1, 0.8)
+    random = np.random.default_rng(0)
+    seen = [random.binomial(n, 0.1, 20_000) for n in (needed, needed - 1)]
+    assert np.mean(seen[0] >= 7) == pytest.approx(0.8, abs=0.02)
+    assert sign_test(7, 0) <= 0.01 < sign_test(6, 0)
+    control(made_run(tmp_path / "r", 2, prompts=60), 2, 0, prompts=60)
+    found = verdict(tmp_path / "r")
+    assert (found.state, found.needs.split()[0]) == ("unknown", str(needed - 60))
+
+
+def test_a_declaration_that_fails_on_images_is_a_failed_check(tmp_path):
+    folder = made_run(tmp_path / "r", 9, check=None)
+    assert verdict(folder).state == "reproduces"
+    write_fact(
+        folder, "fit", {"passed": False, "warning": False, "message": "The model is not what it was declared to be."}
+    )
+    assert "check of the model failed: the model is not what it was declared to be" in verdict(folder).sentence

@@ -133,7 +133,7 @@ def _print_scores(summary: dict[str, Any], top: int) -> None:
 
     rows = [
         {**{k: s[k] for k in ("score", "prompts", "errors", "p05", "median", "p95")}, **_separation(s["roc"]),
-         "highest": s["top"][0]["prompt"] if s["top"] else s["reason"]}
+         "highest": s["top"][0]["prompt"] if s["top"] else "no value: see the checks"}
         for s in summary["scores"]
     ]  # fmt: skip
     if not rows:

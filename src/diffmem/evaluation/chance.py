@@ -152,6 +152,18 @@ def sign_test(first: int, second: int) -> float:
     return float(binom.sf(first - 1, first + second, 0.5)) if first else 1.0
 
 
+def fewest_signed_prompts(share: float, wanted: float, level: float = LEVEL) -> int:
+    """The least number of prompts at which `sign_test` finds a share that reproduces, if nothing is called by chance.
+
+    The test needs k calls on one side, .5^k <= level; the least N with P(Binomial(N, share) >= k) >= wanted.
+    """
+    calls = math.ceil(math.log(level) / math.log(0.5))
+    prompts = calls
+    while binom.sf(calls - 1, prompts, share) < wanted:
+        prompts += 1
+    return prompts
+
+
 def independent_events(*labels: ArrayLike) -> int:
     """How many independent events there are, if events that agree in any of the labels depend on each other.
 

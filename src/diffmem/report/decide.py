@@ -12,6 +12,7 @@ from diffmem.evaluation.chance import (
     LEVEL,
     Chance,
     excess_interval,
+    fewest_signed_prompts,
     most_not_excluded,
     p_value,
     power,
@@ -166,7 +167,7 @@ def _confirmed(case: _Case) -> Verdict:
 def _prevented(case: _Case) -> Verdict | None:
     """What makes counts worthless."""
     check, copies = case.around.check, case.copies
-    if check is not None and not check["passed"]:
+    if check is not None and check["passed"] is False:
         return _unknown(
             case.values, f"the check of the model failed: {_clause(str(check['message']))}.",
             "Find out what diffmem does not see of this pipeline (diffmem doctor), then run the same command again.",
@@ -200,8 +201,15 @@ def _by_gallery(case: _Case) -> Verdict | None:
             f"that are called copies of one of {gallery.size:,} training images, {against}.",
             plain="This model gives back pictures that it was trained on.",
         )  # fmt: skip
-    if case.chance is None and not _could_tell(case.seen.clusters, Chance(0, rate=0.0)):
-        return None
+    needed = fewest_signed_prompts(SHARE, POWER)
+    if case.seen.clusters < needed:
+        return _unknown(
+            case.values,
+            f"{count(case.seen.clusters, 'distinct prompt')} are too few to tell by a gallery even whether one prompt in "
+            f"{round(1 / SHARE)} reproduces a training image ({_called(case)}, {against}).",
+            f"{count(needed - case.seen.clusters, 'more distinct prompt')} would let such a share be found in {POWER:.0%} of "
+            "runs.",
+        )  # fmt: skip
     return Verdict(
         state="no-excess", by="gallery", **case.values,
         sentence=f"No more than chance: {_called(case)}, {against}; {_bound(case)}.", plain=_NO_EXCESS,
@@ -247,7 +255,8 @@ def _too_few(case: _Case) -> Verdict:
         case.values,
         f"{count(clusters, 'distinct prompt')} judged by {count(chance.references, 'reference image')} are too few to tell "
         f"even whether one prompt in {round(1 / SHARE)} reproduces a training image ({_called(case)}).",
-        f"{more} would let such a share be found in {POWER:.0%} of runs.",
+        f"{more} would let such a share be found in {POWER:.0%} of runs. Where the model has no more prompts (it takes classes), "
+        "more images of each do not help: diffmem extract looks for images that many seeds agree on.",
     )  # fmt: skip
 
 
@@ -255,12 +264,15 @@ def _uncalibrated(case: _Case) -> Verdict:
     threshold = case.copies.threshold
     needed = math.ceil(1 / threshold.per_image_fpr - 1e-9) - 1
     more = max(1, needed - threshold.n_reference)
+    chance = Chance.of_rate(needed, threshold.per_image_fpr, threshold.images_per_prompt)
+    prompts = max(0, (fewest_prompts(SHARE, 1.0, chance, POWER) or 0) - case.seen.clusters)
+    also = f" Then {count(prompts, 'more distinct prompt')} would be needed for a verdict too." if prompts else ""
     return _unknown(
         case.values,
         f"the threshold of a copy is uncalibrated, so how many of the {count(case.seen.prompts, 'prompt')} are called copies "
         "by chance is not known.",
         f"{count(more, 'more held-out image')} (--heldout) would calibrate it at {percent(threshold.nominal_fpr)} per "
-        "prompt; fewer images per prompt or a higher --fpr take fewer.",
+        f"prompt; fewer images per prompt or a higher --fpr take fewer.{also}",
     )  # fmt: skip
 
 

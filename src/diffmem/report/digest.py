@@ -123,7 +123,9 @@ def build_digest(run_path: str | Path, methods: bool = True, waivers: Waivers | 
     unfinished = tuple(
         name for name, stage in manifest.stages.items() if name in ("generate", "match") and stage.state != "done"
     )
-    verdict = decide(copies, seen, Circumstances(check, unfinished, images, gallery, waived))
+    fit = read_fact(folder, "fit")
+    failed = next((made for made in (check, fit) if made is not None and made["passed"] is False), check)
+    verdict = decide(copies, seen, Circumstances(failed, unfinished, images, gallery, waived))
     verdict = verdict.model_copy(update={"steps": next_steps(verdict, folder, manifest, copies)})
     headline = verdict.sentence if measures is None or prompts.listed else measures.headline
     return Digest(
@@ -137,7 +139,7 @@ def build_digest(run_path: str | Path, methods: bool = True, waivers: Waivers | 
         measures=measures,
         table=prompt_table(table, scores, per_prompt, prompts, texts, problems),
         checks=checks(
-            check, read_fact(folder, "fit"), read_fact(folder, "refused") or {}, manifest, counted, described, images, copies
+            check, fit, read_fact(folder, "refused") or {}, manifest, counted, described, images, copies
         ),
         methods=used_methods(list(scores), copies, measures) if methods else (),
         limits=(*store.damage(), *limits(copies, images, measures, bool(prompts.listed))),

@@ -106,7 +106,7 @@ def checks(
         )  # fmt: skip
     found += [Check(check=f"score {label}", state="not run", found=reason) for label, reason in refused.items()]
     for score in scores:
-        if score.errors or score.skipped:
+        if score.score not in refused and (score.errors or score.skipped):
             text = f"{score.errors:,} errors, {score.skipped:,} skipped, {score.prompts:,} with a value"
             reason = f": {score.reason}" if score.reason else ""
             found.append(Check(check=f"score {score.score}", state="note", found=text + reason))
