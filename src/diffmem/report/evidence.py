@@ -133,7 +133,7 @@ def confirmed(fact: dict[str, Any], matches: Matches) -> tuple[NDArray[np.bool_]
     Verification confirms where the two pictures agree, laid over each other, beyond what is taken to prove a common source
     whatever the threshold (`PROVEN`), and beyond the threshold that the run's own controls gave.
     """
-    of_pixels = fact["descriptor"]["metric"][0] == "tiled-rms"
+    of_pixels = (fact["descriptor"].get("metric") or [None])[0] == "tiled-rms"
     similarity = matches.rows["similarity"].to_numpy()
     whole = ~np.asarray(matches.rows["background"].to_numpy(), bool)
     identical = (similarity == 1) & whole & of_pixels
