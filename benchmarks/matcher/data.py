@@ -39,22 +39,52 @@ def cifar(folder: Path, gallery: int, fresh: int, part: int = 0) -> Pictures:
     return Pictures("CIFAR-10", read("train", gallery), read("heldout", fresh))
 
 
-def patches(part: int = 0, share: float = 0.4) -> Pictures:
-    """Patches of 96 pixels a side of scikit-image's pictures that do not overlap, at most 36 of each, dealt out at random.
+def patches(part: int = 0, share: float = 0.4, side: int = 96, most: int = 36) -> Pictures:
+    """Patches of so many pixels a side of scikit-image's pictures that do not overlap, at most so many of each, dealt out at
+    random.
 
     Part 1 has smaller ones of other pictures: those of scikit-learn and the rest of scikit-image's.
     """
-    side, most = (64, 60) if part else (96, 36)
-    cut: list[Image.Image] = []
+    if part:
+        side, most = 64, 60
     random = np.random.default_rng(0)
-    for pixels in _other_photos() if part else (_photo(name) for name in PHOTOS):
-        rows, columns = (length // side for length in pixels.shape[:2])
-        for number in random.permutation(rows * columns)[:most]:
-            top, left = (side * int(place) for place in divmod(number, columns))
-            cut.append(Image.fromarray(pixels[top : top + side, left : left + side]))
+    cut = [
+        patch
+        for pixels in (_other_photos() if part else map(_photo, PHOTOS))
+        for patch in _cut(pixels, side, most, random)
+    ]
     cut = [cut[i] for i in random.permutation(len(cut))]
     first = round(share * len(cut))
     return Pictures("photo patches", cut[:first], cut[first:])
+
+
+def patches_by_source(side: int, most: int) -> Pictures:
+    """As `patches`, but gallery and never-trained patches are of different pictures: every second one of `PHOTOS`."""
+    random = np.random.default_rng(0)
+    halves = []
+    for names in (PHOTOS[::2], PHOTOS[1::2]):
+        cut = [patch for name in names for patch in _cut(_photo(name), side, most, random)]
+        halves.append([cut[i] for i in random.permutation(len(cut))])
+    return Pictures("patches of other pictures", *halves)
+
+
+def one_patch_each(side: int, most: int, part: int = 0) -> Pictures:
+    """As `patches`, but the gallery holds one patch of each picture: no other one shows its texture or its sky."""
+    random = np.random.default_rng(0)
+    sources = _other_photos() if part else map(_photo, PHOTOS)
+    cut = [_cut(pixels, side, most, random) for pixels in sources]
+    fresh = [patch for of_one in cut for patch in of_one[1:]]
+    order = random.permutation(len(fresh))
+    return Pictures("one patch per picture", [of_one[0] for of_one in cut], [fresh[i] for i in order])
+
+
+def _cut(pixels: np.ndarray, side: int, most: int, random: np.random.Generator) -> list[Image.Image]:
+    rows, columns = (length // side for length in pixels.shape[:2])
+    places = (divmod(int(number), columns) for number in random.permutation(rows * columns)[:most])
+    return [
+        Image.fromarray(pixels[row * side : (row + 1) * side, column * side : (column + 1) * side])
+        for row, column in places
+    ]
 
 
 def grey_set(name: str, file: Path, gallery: int, fresh: int, part: int = 0) -> Pictures:

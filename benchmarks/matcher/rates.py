@@ -27,7 +27,7 @@ from diffmem.copies.descriptors.aligned import Aligned
 from diffmem.copies.descriptors.l2 import L2Tiled, tiles_per_side
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.statistics import neighbourhood
-from diffmem.copies.verification import PROVEN
+from diffmem.copies.verification import SHARED
 from diffmem.evaluation.proportion import clopper_pearson
 
 SIZES = (50, 500, 5000)
@@ -98,7 +98,7 @@ def measure(name: str, size: int, matcher: str, pictures: Pictures) -> Iterator[
     calibration.neighbourhood = Remembered()  # the same references for every nominal rate
     values = calibration.neighbourhood(queries, index, groups)
     oriented = values.oriented(index.about["statistic"])
-    certain = values.verified >= PROVEN
+    certain = values.verified >= SHARED
     for held in (True, False):
         for nominal in NOMINAL:
             rule = calibration.calibrate(index, heldout if held else None, nominal, groups=groups)

@@ -28,7 +28,7 @@ from PIL import Image
 
 from data import Pictures, cifar, grey_set, patches
 from diffmem.copies.degenerate import is_degenerate
-from diffmem.copies.verification import PROVEN
+from diffmem.copies.verification import SHARED
 from diffmem.evaluation.proportion import clopper_pearson
 
 FRESH = "fresh"
@@ -137,7 +137,7 @@ def summary(pictures: Pictures, methods: list[str], alterations: list[str], work
                 for name in row.keys() & {"truth", "row", "value", "called", "candidates"}
             }
     # A picture that shares a part with the gallery for certain may be a duplicate in the data: counted with and without.
-    certain = np.array(rows["aligned"][FRESH, 0]["value"]) >= PROVEN if "aligned" in rows else None
+    certain = np.array(rows["aligned"][FRESH, 0]["value"]) >= SHARED if "aligned" in rows else None
     for name, seen in rows.items():
         fresh = seen[FRESH, 0]
         called = np.array(fresh["called"])

@@ -13,6 +13,7 @@ from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
 from diffmem.copies.rule import CopyRule
 from diffmem.copies.statistics import neighbourhood
+from diffmem.copies.verification import SHARED, is_proven
 from diffmem.errors import DataError, ModelError, UsageError
 
 SIDE = 32
@@ -70,6 +71,23 @@ def test_a_picture_like_many_training_images_is_no_copy_of_one():
     found = match(parts[20:], index)
     walls, evidence = ([m.verified for m in found], [m.alignment.evidence for m in found])
     assert max(evidence) > 50 and max(walls) < 6
+
+
+def test_what_the_training_set_shows_once_is_no_proof():
+    """Pieces of a wall of which one is trained share no part; mirrored copies are proven."""
+    wall = Image.fromarray(data.brick()).convert("RGB")
+    places = [(x, y) for y in range(0, 432, 80) for x in range(0, 432, 80)]
+    pieces = [wall.crop((x, y, x + 80, y + 80)).resize((48, 48), 4) for x, y in places]
+    others = [
+        Image.fromarray(getattr(data, name)()).convert("RGB").resize((48, 48), 4) for name in ("chelsea", "coffee")
+    ]
+    index = CopyIndex.build(
+        [np.asarray(image) for image in (pieces[0], *others)], Aligned.of(side=48, channels=3, features=False)
+    )
+    found = match([*pieces[1:], *(flip(image) for image in others)], index)
+    proven = is_proven([m.verified for m in found], [m.alignment.evidence for m in found])
+    assert max(m.verified for m in found[:-2]) > SHARED and not proven[:-2].any() and proven[-2:].all()
+    assert is_proven([30, 29.9, 30, np.nan, 30], [900, 1e3, 899, 1e3, np.nan]).tolist() == [True, *4 * [False]]
 
 
 def test_the_same_picture_twice_in_the_training_set_does_not_hide_a_copy():

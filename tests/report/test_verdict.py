@@ -1,16 +1,25 @@
 """The verdict: what each state rests on, and which comes first."""
 
+import json
+
 import numpy as np
 import pytest
 from tests.report.made import THRESHOLD, add_prompts, image_row, match_row, new_run, picture
 
+from diffmem.copies.alignment import Alignment
 from diffmem.evaluation.chance import Chance, fewest_calls, fewest_signed_prompts, most_not_excluded, sign_test
 from diffmem.report.digest import build_digest
 from diffmem.runs.facts import write_fact
 from diffmem.runs.manifest import record_stage
 
 LADY = "the portrait of a lady in a red dress number {}"
+
 DESCRIPTOR = {"name": "l2-tiled", "misses": "crops", "images": 500, "metric": ["tiled-rms", 9]}
+
+
+def aligned(evidence, verified=31.0):
+    found = Alignment(0, evidence, 3.0, 0.25, 0.9, (2.0, 0, 1.0, 0, 2.0, 1.0), (0, 0, 0.5, 0.5))
+    return {"verified": verified, "alignment": json.dumps(found.as_dict())}
 
 
 def made_run(folder, calls, prompts=120, *, text=None, threshold=None, check=True, descriptor=DESCRIPTOR, label=None):
@@ -86,7 +95,7 @@ def test_near_duplicate_prompts_with_one_training_image_are_one_call(tmp_path):
 
 @pytest.mark.parametrize(
     ("more", "by"),
-    [({"similarity": 1.0}, "pixel identity"), ({"verified": 31.0}, "verification")],
+    [({"similarity": 1.0}, "pixel identity"), (aligned(900.0), "verification")],
 )
 def test_a_confirmed_pair_comes_before_everything(tmp_path, more, by):
     """Neither a failed check nor a missing calibration nor a low rate hides it."""
@@ -103,7 +112,15 @@ def test_a_confirmed_pair_comes_before_everything(tmp_path, more, by):
         assert found.sentence.startswith("Reproduces 1 training image: confirmed"), name
 
 
-@pytest.mark.parametrize("more", [{"similarity": 1.0, "background": True}, {"verified": 9.9}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"similarity": 1.0, "background": True},
+        aligned(900.0, 29.9),
+        aligned(899.0),
+        {"verified": 31.0},
+    ],
+)
 def test_what_is_no_proof_confirms_nothing(tmp_path, more):
     assert verdict(made_run(tmp_path / "r", {3: more})).confirmed == 0
 
@@ -115,8 +132,8 @@ def test_equal_feature_vectors_are_no_equal_pixels(tmp_path):
 
 def test_verification_has_to_beat_the_controls(tmp_path):
     of_run = {"statistic": "verified", "value": 40.0}
-    assert verdict(made_run(tmp_path / "r", {3: {"verified": 31.0}}, threshold=of_run)).confirmed == 0
-    assert verdict(made_run(tmp_path / "s", {3: {"verified": 41.0}}, threshold=of_run)).confirmed == 1
+    assert verdict(made_run(tmp_path / "r", {3: aligned(900.0)}, threshold=of_run)).confirmed == 0
+    assert verdict(made_run(tmp_path / "s", {3: aligned(900.0, 41.0)}, threshold=of_run)).confirmed == 1
 
 
 def test_unknown_says_what_would_change_it(tmp_path):

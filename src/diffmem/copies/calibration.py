@@ -19,7 +19,7 @@ from diffmem.copies.metrics import Floats
 from diffmem.copies.neighbors import Ints
 from diffmem.copies.rule import CopyRule
 from diffmem.copies.statistics import RELATIVE, STATISTICS, Statistic, neighbourhood
-from diffmem.copies.verification import PROVEN, confirm
+from diffmem.copies.verification import SHARED, confirm
 from diffmem.data.images import ImageSet
 from diffmem.errors import UsageError
 from diffmem.evaluation.proportion import clopper_pearson
@@ -27,7 +27,7 @@ from diffmem.evaluation.proportion import clopper_pearson
 Reference = Literal["held-out", "train-train distinct groups"]
 MOST_REFERENCES = 20_000
 MOST_VERIFIED = 1000
-_CUSTOMARY = {"ratio": -1 / 3, "normalised": -1.0, "verified": PROVEN}
+_CUSTOMARY = {"ratio": -1 / 3, "normalised": -1.0, "verified": SHARED}
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def _held_out(
         seen[seen] = both(np.arange(int(seen.sum())), int(seen.sum()) + np.arange(int(seen.sum())))
     if seen.any():
         notes.append(f"{int(seen.sum())} held-out images are near-duplicates of training images and were left out.")
-    part = ~seen & (found.verified >= PROVEN)
+    part = ~seen & (found.verified >= SHARED)
     if part.any():
         notes.append(
             f"{int(part.sum())} held-out images share a part with a training image for certain and were left out."
@@ -267,7 +267,7 @@ def _train_train(index: CopyIndex, groups: DuplicateGroups, statistic: Statistic
     if len(first) > most:
         first = first[np.linspace(0, len(first) - 1, most).astype(np.int64)]
     found = neighbourhood(index.vectors[first], index, groups, exclude=groups.group[first], verify=verify)
-    part = found.verified >= PROVEN
+    part = found.verified >= SHARED
     if part.any():
         notes.append(
             f"{int(part.sum())} training images share a part with another one for certain and were no reference."

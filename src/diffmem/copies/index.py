@@ -259,8 +259,8 @@ class CopyIndex:
 
     @cached_property
     def verifier(self) -> Verifier | None:
-        """Aligns pictures with their candidates; None unless the descriptor is `aligned`."""
-        if self.about["name"] != "aligned":
+        """Aligns pictures with their candidates; None unless that is what the descriptor's statistic rests on."""
+        if self.about["statistic"] != "verified":
             return None
         from diffmem.copies.verification import Verifier
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from diffmem.copies.verification import PROVEN
+from diffmem.copies.verification import PROVEN, is_proven
 from diffmem.evaluation.chance import independent_events
 from diffmem.report.columns import PromptColumns
 from diffmem.report.matches import Matches, PerPrompt
@@ -131,7 +132,7 @@ def confirmed(fact: dict[str, Any], matches: Matches) -> tuple[NDArray[np.bool_]
 
     Vectors whose metric is a difference of pixels (`tiled-rms`) are pictures, so equal vectors are equal pictures.
     Verification confirms where the two pictures agree, laid over each other, beyond what is taken to prove a common source
-    whatever the threshold (`PROVEN`), and beyond the threshold that the run's own controls gave.
+    whatever the threshold (`is_proven`), and beyond the threshold that the run's own controls gave.
     """
     of_pixels = (fact["descriptor"].get("metric") or [None])[0] == "tiled-rms"
     similarity = matches.rows["similarity"].to_numpy()
@@ -141,9 +142,17 @@ def confirmed(fact: dict[str, Any], matches: Matches) -> tuple[NDArray[np.bool_]
     if len(matches.waived):
         identical &= ~matches.waived
         verified = np.where(matches.waived, np.nan, verified)
-    beyond = max(PROVEN, fact["threshold"]["value"]) if fact["threshold"]["statistic"] == "verified" else PROVEN
-    with np.errstate(invalid="ignore"):
-        return identical, np.asarray(verified >= beyond, bool)
+    evidence, reached = np.full(len(verified), np.nan), np.flatnonzero(verified >= PROVEN)
+    evidence[reached] = [_nats(alignment) for alignment in matches.rows["alignment"].take(reached).to_pylist()]
+    proven = is_proven(verified, evidence)
+    if fact["threshold"]["statistic"] == "verified":
+        proven &= verified >= fact["threshold"]["value"]
+    return identical, proven
+
+
+def _nats(alignment: str | None) -> float:
+    """The evidence that a row of matches holds; NaN where it holds none, as those of diffmem 0.1.0."""
+    return float("nan") if alignment is None else json.loads(alignment).get("evidence", float("nan"))
 
 
 def _clusters(

@@ -46,11 +46,6 @@ class Alignment:
     box: tuple[float, float, float, float] | None
 
     @property
-    def support(self) -> float:
-        """Evidence, and what the colours add, which decides where there is no detail."""
-        return self.evidence + _CLOSENESS * self.closeness
-
-    @property
     def mirrored(self) -> bool:
         """Whether it is mirrored."""
         return self._linear[0] * self._linear[3] < self._linear[1] * self._linear[2]
@@ -94,7 +89,7 @@ class Alignment:
         return {
             "area": self.area, "similarity": self.similarity, "mirrored": self.mirrored, "scale": self.scale,
             "angle": self.angle, "matrix": list(self.matrix), "box": self.box, "corners": self.corners,
-            "words": self.words,
+            "words": self.words, "evidence": self.evidence,
         }  # fmt: skip
 
     @property
@@ -113,7 +108,7 @@ class Aligner:
         self.side, self.size = side, min(max(side, _LEAST), _LARGEST)
 
     def align(self, picture: Pixels, others: Pixels) -> list[Alignment]:
-        """The best alignment of a picture with each of others that has one, most support first.
+        """The best alignment of a picture with each of others that has one, most evidence (and nearest colours) first.
 
         Args:
             picture: [side, side, 3] in [0, 1].
@@ -149,6 +144,7 @@ class Aligner:
         seen = weigh(own, theirs, maps, self.side)
         best: dict[int, int] = {}
         total = seen.total.numpy()
+        # Where there is no detail, the colours decide.
         support = total + _CLOSENESS * seen.closeness.numpy()
         for i in np.argsort(-support, kind="stable"):
             best.setdefault(int(chosen[i]), int(i))

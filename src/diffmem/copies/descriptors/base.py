@@ -69,7 +69,8 @@ class Descriptor(Method):
             none can be calibrated.
         similar_from: above which published tables count the share of similar images; None: `copy_similarity`.
         reproduced_from: from which a generated image counts as its target in a success test; None: `copy_similarity`.
-        statistic: what separates copies from distinct images best: `similarity`, `ratio`, `normalised` or `verified`.
+        statistic: what separates copies from distinct images best: `similarity`, `ratio`, `normalised` or, where the vectors
+            are pixels whose recipe says how they lie (`side`, `channels`, `tiles`, `features`), `verified`.
     """
 
     about: ClassVar[About]
