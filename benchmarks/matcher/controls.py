@@ -115,7 +115,14 @@ def main() -> None:
     cells = [cell for name in CELLS for size in CELLS[name] if (cell := summary(name, size, args.work))]
     # Of the arguments only what a figure depends on.
     args.queries, args.part = None, 0
-    result = {"reached_from": SHARED, "proven_from": PROVEN, "cells": cells, "about": about(args)}
+    result = {
+        "reached_from": SHARED, "proven_from": PROVEN,
+        "same_picture": sum(cell["same_picture"] for cell in cells),
+        "others": sum(cell["pictures"] - cell["same_picture"] for cell in cells),
+        "proven_of_others": sum(cell["proven_of_others"] for cell in cells),
+        "highest_of_others": max(cell["highest_of_others"] for cell in cells),
+        "cells": cells, "about": about(args),
+    }  # fmt: skip
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     for cell in cells:
         print({key: value for key, value in cell.items() if key != "highest"})
