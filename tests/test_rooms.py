@@ -8,6 +8,15 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import diffmem
+from diffmem.bench import SUITES
+from diffmem.copies.descriptors import DESCRIPTORS
+from diffmem.copies.descriptors.base import Descriptor
+from diffmem.mitigation import MITIGATIONS
+from diffmem.mitigation.base import Mitigation
+from diffmem.scores import SCORES
+from diffmem.scores.base import Score
+from diffmem.scores.image import IMAGE_SCORES
+from diffmem.scores.image.base import ImageScore
 
 ROOMS = [
     {"errors"}, {"randomness", "registry", "keys", "atomic", "user_code"}, {"method"},
@@ -58,6 +67,33 @@ def test_imports_point_downwards():
         if room(other) in FLOOR and room(other) != room(name) and FLOOR[room(other)] >= FLOOR[room(name)]
     ]
     assert not wrong, "\n".join(sorted(wrong))
+
+
+def subclasses(cls: type) -> set[str]:
+    return {cls.__name__}.union(*(subclasses(sub) for sub in cls.__subclasses__()))
+
+
+def test_nothing_outside_a_method_asks_for_its_class_or_its_name():
+    """Words that also name a suite, a column, a judge and a way of decoding are left out."""
+    registries = [SCORES, IMAGE_SCORES, MITIGATIONS, DESCRIPTORS]
+    names = {name for registry in registries for name in registry} - {*SUITES, "alignment", "clip", "replace"}
+    for registry in registries:
+        for name in registry:
+            registry.get(name)
+    classes = {name for base in (Score, ImageScore, Mitigation, Descriptor) for name in subclasses(base)}
+    assert {"DenoiserScore", "SSCD", "AMG"} & classes and {"sscd", "invmm"} <= names
+    wrong = []
+    for name, path in MODULES.items():
+        if room(name) in ("scores", "mitigation", "bench", "testbeds") or ".descriptors" in name:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+                asked = {inner.id for inner in ast.walk(node.args[1]) if isinstance(inner, ast.Name)} & classes
+                wrong += [f"{name}:{node.lineno} asks for {cls}" for cls in asked]
+            if isinstance(node, ast.Compare):
+                told = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)]
+                wrong += [f"{name}:{node.lineno} compares with '{text}'" for text in told if text in names]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_circles():

@@ -89,7 +89,10 @@ _OLD = {
     "LabPlan": ("diffmem.experiments.lab.plan", "diffmem.experiments.LabPlan"),
     "SCORES": ("diffmem.scores", "diffmem.scores.SCORES"),
     "TrainPlan": ("diffmem.training.plan", "diffmem.training.TrainPlan"),
-    "audit_lora": ("diffmem.experiments.against.run", "diffmem.experiments.audit_lora"),
+    "audit_lora": (
+        "diffmem.experiments.against.lora",
+        "diffmem.audit(..., base=...), or diffmem.experiments.audit_lora for a LoRA file",
+    ),
     "compare_runs": ("diffmem.experiments.evaluate.compare", "diffmem.compare, which is after minus before"),
     "evaluate_run": ("diffmem.experiments.evaluate.runs:evaluate", "diffmem.evaluate"),
     "extract_images": ("diffmem.experiments.extract.run", "diffmem.extract"),

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from diffmem.cli.app import main
 from diffmem.errors import ModelError, UsageError
 from diffmem.evaluation.paired import mean_difference
-from diffmem.experiments.against.run import _calibrated, _limits, audit_lora, compare_leaks
+from diffmem.experiments.against.lora import audit_lora
+from diffmem.experiments.against.run import _calibrated, _limits, compare_leaks
 from diffmem.experiments.audit.run import audit
 from diffmem.models.generation import Sampling
 from diffmem.models.loading import load_pipeline

@@ -179,7 +179,7 @@ def test_the_published_success_test_is_sscd_at_a_half():
     assert [input_side(of()), input_side(of(**latent)), input_side(of(**latent, **text))] == [32, 256, 320]
     score = parse_image_score("invmm:mode=paper")
     assert (score.similarity, score.beta) == ("sscd", 0.5)
-    with pytest.raises(ScoreRefused, match="disc_large, whose file is not given"):
+    with pytest.raises(ScoreRefused, match="disc_large of sscd, and this file is not given"):
         score.check(of())
     other = parse_image_score("invmm:mode=paper,similarity=l2-tiled")
     other.check(of())

@@ -141,17 +141,16 @@ def audit(
     }  # fmt: skip
     if against_base:
         from diffmem.experiments.against.page import PAGE
-        from diffmem.experiments.against.run import audit_against
         from diffmem.experiments.against.summary import TUNED
 
-        base = replace(target, lora=())
-        assert given is not None
-        run = audit_against(lambda: base.open(model, how), lambda: target.open(model, how), given, train, **settings)
+        without = replace(target, lora=())
+        run = run_audit(
+            lambda: target.open(model, how), given, train, base=lambda: without.open(model, how), **settings
+        )
         folder_of, made = run.path / TUNED, run.results[TUNED].made
         summary = build_digest(folder_of).as_dict() | {"against": run.summary.as_dict()}
     else:
-        settings["gallery"] = gallery
-        run = run_audit(target.open(model, how), given, train, samples=samples, **settings)
+        run = run_audit(target.open(model, how), given, train, gallery=gallery, samples=samples, **settings)
         folder_of, made = run.path, run.results["audit"].made
         summary = run.summary.as_dict()
     for text in stage_notes(made):

@@ -14,7 +14,7 @@ __getattr__, __dir__ = lazy(
         "Reference": "diffmem.experiments._arm",
         "Run": "diffmem.experiments._run",
         "as_run": "diffmem.experiments._run",
-        "audit_lora": "diffmem.experiments.against.run",
+        "audit_lora": "diffmem.experiments.against.lora",
         "run_experiment": "diffmem.experiments._experiment",
     },
 )

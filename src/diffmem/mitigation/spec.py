@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +18,12 @@ def parse_mitigation(text: str | Mitigation) -> Mitigation:
         UsageError: unknown mitigation or parameter (with the closest match), or a value out of range.
     """
     return parse_method(MITIGATIONS, text, "mitigation", Mitigation)
+
+
+def parse_mitigations(given: str | Mitigation | Sequence[str | Mitigation]) -> list[Mitigation]:
+    """One or several mitigations from their texts, in order."""
+    several = [given] if isinstance(given, (str, Mitigation)) else given
+    return [parse_mitigation(text) for text in several]
 
 
 def mitigation_rows() -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from diffmem.models.denoiser import Denoiser
 from diffmem.models.families import FAMILIES
 from diffmem.models.schedule import DiscreteSchedule
 from diffmem.scores import SCORES
-from diffmem.scores.base import DenoiserScore, SetScore
 from diffmem.scores.spec import parse_score
 
 WORKS = "works"
@@ -43,11 +42,9 @@ def matrix() -> list[dict[str, str]]:
 
 def _answer(name: str, kind: Denoiser) -> str:
     score = parse_score(name)
-    parts = score.component_scores() if isinstance(score, SetScore) else (score,)
     try:
-        for part in parts:
-            if isinstance(part, DenoiserScore):
-                part.needs(kind)
+        for part in score.component_scores():
+            part.needs(kind)
     except ScoreRefused as reason:
         return f"refuses: {reason}"
     return WORKS

@@ -56,18 +56,39 @@ class Evaluations(Protocol):
 
 
 class Score(Method):
-    """Base of all prompt scores: higher always means more memorized.
+    """Base of all prompt scores: higher always means more memorized. One of the three classes below is what a score derives from.
 
     Attributes:
         needs_labels: whether it is fitted on labelled prompts (always cross-fitted).
+        reads: what a value is computed from: network evaluations of one (prompt, draw), the text of a prompt, or all
+            prompts of the run.
     """
 
     about: ClassVar[About]
     needs_labels: ClassVar[bool] = False
+    reads: ClassVar[Literal["network", "text", "set"]]
+
+    def component_scores(self) -> tuple[DenoiserScore, ...]:
+        """The scores whose network evaluations it rests on: itself, those that it combines, or none."""
+        return ()
+
+    def values_of_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Values per prompt, [P], of a score that reads "text"."""
+        raise TypeError(f"{self.label} is not computed from texts")
+
+    def values_of_set(self, prompts: PromptSet) -> tuple[np.ndarray, dict[str, Any]]:
+        """Values and details of a score that reads "set", see `SetScore.compute`."""
+        raise TypeError(f"{self.label} is not computed from a set of prompts")
 
 
 class DenoiserScore(Score):
     """A score computed row by row from network evaluations."""
+
+    reads: ClassVar[Literal["network", "text", "set"]] = "network"
+
+    def component_scores(self) -> tuple[DenoiserScore, ...]:
+        """Itself."""
+        return (self,)
 
     @abstractmethod
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
@@ -80,6 +101,12 @@ class DenoiserScore(Score):
 
 class TextScore(Score):
     """A score that reads the prompt's text only: a baseline that knows no model."""
+
+    reads: ClassVar[Literal["network", "text", "set"]] = "text"
+
+    def values_of_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """See `compute`."""
+        return self.compute(texts)
 
     @abstractmethod
     def compute(self, texts: Sequence[str]) -> np.ndarray:
@@ -103,6 +130,12 @@ class PromptSet:
 
 class SetScore(Score):
     """A score defined on the whole set of prompts: fitted on labels, or standardized against the set."""
+
+    reads: ClassVar[Literal["network", "text", "set"]] = "set"
+
+    def values_of_set(self, prompts: PromptSet) -> tuple[np.ndarray, dict[str, Any]]:
+        """See `compute`."""
+        return self.compute(prompts)
 
     @abstractmethod
     def component_scores(self) -> tuple[DenoiserScore, ...]:

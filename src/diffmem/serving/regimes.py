@@ -41,12 +41,13 @@ def finite_threshold(threshold: ScoreThreshold) -> float:
 def network_score(spec: str) -> DenoiserScore:
     """A score that reads the network row by row; UsageError for any other."""
     score = parse_score(spec)
-    if not isinstance(score, DenoiserScore):
+    if score.reads != "network":
         raise UsageError(
             f"The guard needs a score that is computed image by image from the network, but {score.label} is not: use "
             "score-difference, alignment or anisotropy-paper with given weights."
         )
-    return score
+    (itself,) = score.component_scores()
+    return itself
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ class Descriptor(Method):
             none can be calibrated.
         similar_from: above which published tables count the share of similar images; None: `copy_similarity`.
         reproduced_from: from which a generated image counts as its target in a success test; None: `copy_similarity`.
+        published_with: the file with which papers judged whether a generated image is its target; "": needs none, or the
+            default one.
         statistic: what separates copies from distinct images best: `similarity`, `ratio`, `normalised` or, where the vectors
             are pixels whose recipe says how they lie (`side`, `channels`, `tiles`, `features`), `verified`.
     """
@@ -78,6 +80,7 @@ class Descriptor(Method):
     copy_similarity: ClassVar[float]
     similar_from: ClassVar[float | None] = None
     reproduced_from: ClassVar[float | None] = None
+    published_with: ClassVar[str] = ""
     statistic: ClassVar[Literal["similarity", "ratio", "normalised", "verified"]] = "similarity"
 
     @classmethod

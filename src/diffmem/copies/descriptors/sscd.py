@@ -93,6 +93,7 @@ class SSCD(Descriptor):
     similar_from: ClassVar[float | None] = 0.5
     # InvMM, with disc_large at 320 x 320.
     reproduced_from: ClassVar[float | None] = 0.5
+    published_with: ClassVar[str] = "disc_large"
 
     def __init__(self, parameters: SSCDParameters | None = None) -> None:
         settings = parameters or SSCDParameters()

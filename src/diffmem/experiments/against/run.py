@@ -12,8 +12,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from diffmem.copies.rule import CopyRule
-from diffmem.data.images import ImageSet
-from diffmem.data.prompts import PromptList
 from diffmem.errors import ModelError, UsageError
 from diffmem.evaluation.paired import mean_difference
 from diffmem.evaluation.proportion import clopper_pearson
@@ -22,77 +20,38 @@ from diffmem.experiments._arm import Arm, Reference
 from diffmem.experiments._experiment import Experiment, Results, run_experiment
 from diffmem.experiments._run import Run
 from diffmem.experiments.against.summary import BASE, TUNED, AgainstSummary, Leak, Where, headline
-from diffmem.experiments.audit.run import AuditExperiment, audit_experiment
+from diffmem.experiments.audit.experiment import AuditExperiment
 from diffmem.experiments.evaluate.compare import compare_runs
 from diffmem.experiments.evaluate.runs import RunScores, prompt_groups, read_scores
-from diffmem.models.lora import Loras
 from diffmem.models.target import Target
 from diffmem.report.html import write_report
+from diffmem.report.redaction import Redaction
 from diffmem.runs.facts import read_fact, write_fact
 from diffmem.runs.manifest import FILE, read_manifest
 from diffmem.runs.store import RunStore
 from diffmem.runs.summary import ArmPlace
 from diffmem.scores import SCORES
-from diffmem.scores.base import SetScore, TextScore
 from diffmem.scores.spec import parse_score
 
 
-def audit_lora(
-    source: str | Path,
-    lora: Loras,
-    prompts: PromptList | str | Path | Sequence[str],
-    train: ImageSet | str | Path | None = None,
-    *,
-    out: str | Path,
-    opening: Mapping[str, Any] | None = None,
-    **settings: Any,
-) -> Run:
-    """Audit a LoRA and its base on the same prompts and noises: what does the LoRA leak that the base does not?
-
-    Args:
-        source: the base, as in `Target.from_pretrained`.
-        lora: the LoRA, with a scale or several, as `Target.from_pretrained` takes them.
-        prompts: as in `audit`.
-        train: the LoRA's training images, as in `audit`.
-        out: a folder; `out/base` and `out/lora` become run directories, and the same call resumes both.
-        opening: further arguments of `Target.from_pretrained` (device, dtype, ...).
-        settings: further arguments of `audit` (scores, draws, images, seed, sampling, ...).
-
-    Returns:
-        The run; its arms are "base" and "lora". Cost: twice an audit; only one of the models is in memory at a time.
-    """
-    more = dict(opening or {})
-    return audit_against(
-        lambda: Target.from_pretrained(source, **more),
-        lambda: Target.from_pretrained(source, lora=lora, **more),
-        prompts, train, out=out, **settings,
-    )  # fmt: skip
-
-
 def audit_against(
-    open_base: Callable[[], Target],
-    open_lora: Callable[[], Target],
-    prompts: PromptList | str | Path | Sequence[str],
-    train: ImageSet | str | Path | None = None,
-    *,
-    out: str | Path,
-    **settings: Any,
+    tuned: AuditExperiment, open_base: Callable[[], Target], out: str | Path | None, redact: Redaction
 ) -> Run:
-    """`audit_lora` for models that are opened by functions, called one after the other.
+    """The same audit of a fine-tune and of its base, one model in memory at a time; `diffmem.audit(..., base=...)`.
 
     Raises:
         ModelError: both are the same model.
-        UsageError: `out` is a run directory itself.
+        UsageError: no folder, or one that is a run directory itself.
     """
+    if out is None:
+        raise UsageError("Two audits need a folder: give out=.")
     folder = Path(out)
     if (folder / FILE).exists() and "score" in read_manifest(folder).plan:
         raise UsageError(f"'{out}' is the run directory of another audit; give a folder that is to hold two (--out).")
-    redact = settings.pop("redact", "none")
     experiment = AgainstExperiment(
-        audit_experiment(open_base, prompts, train, name=BASE, place=BASE, **settings),
-        audit_experiment(open_lora, prompts, train, name=TUNED, place=TUNED, **settings), folder, int(settings.get("seed", 0)),
+        replace(tuned, open=open_base, name=BASE, place=BASE), replace(tuned, name=TUNED, place=TUNED), folder,
     )  # fmt: skip
-    run = run_experiment(experiment, folder, experiment.tuned.options)
+    run = run_experiment(experiment, folder, tuned.options)
     for name in (BASE, TUNED):
         write_report(folder / name, redact)
     run.report(redact)
@@ -106,7 +65,6 @@ class AgainstExperiment(Experiment[AgainstSummary]):
     base: AuditExperiment
     tuned: AuditExperiment
     folder: Path
-    seed: int
     reference: Reference | None = None
     judge: TextAlignment | None = None
 
@@ -138,7 +96,7 @@ class AgainstExperiment(Experiment[AgainstSummary]):
                 headline="The base is audited; the fine-tune is not yet.", arms=arms, lora="", base=str(name.get("name")),
                 prompts=None, images=None, training_images=None, differences=(), leaks=(),
             )  # fmt: skip
-        summary = compare_leaks(self.folder / TUNED, self.folder / BASE, self.seed)
+        summary = compare_leaks(self.folder / TUNED, self.folder / BASE, self.tuned.scoring.seed)
         write_fact(self.folder / TUNED, "against", {"name": summary.base, "page": "../comparison.html"})
         return summary.model_copy(update={"arms": arms})
 
@@ -241,7 +199,7 @@ def _score_differences(one: RunScores, two: RunScores, prompts: Sequence[str], s
     rows = []
     for label, values in one.values.items():
         name = label.partition(":")[0]
-        if label not in two.values or (name in SCORES and isinstance(parse_score(label), SetScore | TextScore)):
+        if label not in two.values or (name in SCORES and parse_score(label).reads != "network"):
             continue
         shared = [p for p in prompts if p in values and p in two.values[label]]
         if len({groups[p] for p in shared}) < 2:

@@ -14,7 +14,6 @@ from diffmem.models.target import Target
 from diffmem.runs.microbatch import describe
 from diffmem.runs.timing import Timing, measure
 from diffmem.scores import SCORES
-from diffmem.scores.base import SetScore, TextScore
 from diffmem.scores.image import IMAGE_SCORES
 from diffmem.scores.image.base import ImageItem
 from diffmem.scores.spec import parse_image_score, parse_score
@@ -81,9 +80,9 @@ def _guarded(name: str, measures: Literal["prompt", "image"], examine: Callable[
 def _prompt_score(name: str, denoiser: Denoiser, prompts: list[str], budget: float) -> ScoreFinding:
     score = parse_score(name)
     labels = "needs prompts with labels" if score.needs_labels else ""
-    if isinstance(score, TextScore):
+    if score.reads == "text":
         how = f"{MANY} prompts at once, reading the text only"
-        timing = measure(lambda: score.compute(prompts[:1] * MANY), MANY, how, budget=budget)
+        timing = measure(lambda: score.values_of_texts(prompts[:1] * MANY), MANY, how, budget=budget)
         return ScoreFinding(score.name, "prompt", "runs", labels or "reads the text only", 0.0, timing)
     rows = row_scores([score])
     if not rows:
@@ -104,7 +103,7 @@ def _prompt_score(name: str, denoiser: Denoiser, prompts: list[str], budget: flo
     timing = measure(work, len(prompts), how, budget=budget)
     if errors:
         return ScoreFinding(score.name, "prompt", "fails", errors[0], nfe, None)
-    if isinstance(score, SetScore) and not labels:
+    if score.reads == "set" and not labels:
         labels = "computed over the whole set of prompts"
     return ScoreFinding(score.name, "prompt", "runs", labels, nfe, timing)
 

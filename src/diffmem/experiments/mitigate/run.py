@@ -20,7 +20,7 @@ from diffmem.experiments.mitigate.summary import MitigateSummary, headline
 from diffmem.keys import row_key
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.calibrate import calibrated
-from diffmem.mitigation.spec import parse_mitigation
+from diffmem.mitigation.spec import parse_mitigations
 from diffmem.models.generation import Sampling, steps_of
 from diffmem.models.target import Target
 from diffmem.runs.summary import ArmPlace
@@ -79,9 +79,8 @@ def mitigate(
     """
     listed = _sides(as_prompts(prompts), None if others is None else as_prompts(others))
     settings = settings or Generation()
-    several = [methods] if isinstance(methods, (str, Mitigation)) else methods
     known = pictures if pictures is not None else None if isinstance(train, CopyIndex) else train
-    made = [parse_mitigation(one).with_images(known) for one in several]
+    made = [one.with_images(known) for one in parse_mitigations(methods)]
     if reference is not None:
         ordinary = as_prompts(reference)
         made = [_on_reference(one, target, ordinary, settings.sampling) for one in made]

@@ -28,7 +28,7 @@ from diffmem.experiments.robustness.summary import RobustnessSummary, headline
 from diffmem.keys import row_key
 from diffmem.mitigation.adversarial import Adversarial, handed_over, search
 from diffmem.mitigation.base import Mitigation
-from diffmem.mitigation.spec import parse_mitigation
+from diffmem.mitigation.spec import parse_mitigations
 from diffmem.models.pipelines.calls import target_of
 from diffmem.models.target import Target
 from diffmem.runs.summary import ArmPlace
@@ -80,9 +80,8 @@ def robustness(
     """
     listed = [prompt.text for prompt in as_prompts(prompts) if prompt.problem is None]
     given = pictures if pictures is not None else None if isinstance(train, CopyIndex) else train
-    several = [methods] if isinstance(methods, (str, Mitigation)) else methods
     experiment = RobustnessExperiment(
-        target_of(target), listed, [parse_mitigation(one).with_images(given) for one in several],
+        target_of(target), listed, [one.with_images(given) for one in parse_mitigations(methods)],
         plan or RobustnessPlan(), Reference.of(train, heldout, matching or Matching(), descriptor_options, silent), alignment,
         paraphrase, None if given is None else pictures_of(given),
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -117,6 +117,10 @@ class ImageScore(Method):
         images are measured with it.
         """
 
+    def batchwise(self) -> Callable[[Denoiser, Sequence[ImageItem], int], list[ImageResult]] | None:
+        """What measures images in one go, (denoiser, items, seed) -> results; None for a score that divides its work itself."""
+        return None
+
 
 class BatchImageScore(ImageScore):
     """A score that measures a batch of images in one go; the engine cuts the batches and halves them out of memory."""
@@ -130,3 +134,7 @@ class BatchImageScore(ImageScore):
         for start in range(0, len(items), bench.batch):
             yield from self.compute(denoiser, items[start : start + bench.batch], bench.seed)
             bench.tick()
+
+    def batchwise(self) -> Callable[[Denoiser, Sequence[ImageItem], int], list[ImageResult]] | None:
+        """`compute`, unless a class has a `run` of its own."""
+        return self.compute if type(self).run is BatchImageScore.run else None

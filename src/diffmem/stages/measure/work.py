@@ -14,7 +14,7 @@ from diffmem.errors import DiffmemError
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.meter import Nfe
 from diffmem.runs.microbatch import MicroBatches, describe, is_out_of_memory
-from diffmem.scores.image.base import BatchImageScore, ImageItem, ImageResult, ImageScore
+from diffmem.scores.image.base import ImageItem, ImageResult, ImageScore
 from diffmem.stages.measure.bench import RunBench
 from diffmem.stages.measure.pixels import TargetImage
 from diffmem.stages.measure.rows import MeasureRows, Measuring
@@ -22,6 +22,7 @@ from diffmem.stages.measure.rows import MeasureRows, Measuring
 BATCH_NFE = 32_768
 """Network evaluations in one batch, at most (but one image at least)."""
 Written = tuple[dict[str, Any], Path | None]
+Compute = Callable[[Denoiser, Sequence[ImageItem], int], list[ImageResult]]
 
 
 class Worker:
@@ -49,8 +50,8 @@ class Worker:
         keys = {target.id: self.maker.key(target, score) for target in targets}
         bench = RunBench(self.settings.seed, self.batch, self._states, keys, self.on_tick)
         known = {target.id: target for target in targets}
-        batchwise = isinstance(score, BatchImageScore) and type(score).run is BatchImageScore.run
-        results = self._batches(score, items, bench) if batchwise else self._stream(score, items, bench)  # type: ignore[arg-type]
+        compute = score.batchwise()
+        results = self._stream(score, items, bench) if compute is None else self._batches(score, compute, items, bench)
         for result, seconds in results:
             nfe = result.nfe
             self.nfe.add(nfe.forward, nfe.tangent, nfe.backward)
@@ -58,13 +59,13 @@ class Worker:
             yield self.maker.measure(known[result.id], score, result, taken), bench.path(result.id)
 
     def _batches(
-        self, score: BatchImageScore, items: Sequence[ImageItem], bench: RunBench
+        self, score: ImageScore, compute: Compute, items: Sequence[ImageItem], bench: RunBench
     ) -> Iterator[tuple[ImageResult, float]]:
         started = time.perf_counter()
         # A batch is what an interruption can lose and what progress waits for: so many evaluations, not so many images.
         each = max(1.0, score.estimate(self.denoiser).total)
         batches = MicroBatches(min(self.batch, max(1, int(BATCH_NFE // each))), self._halved)
-        for part, results in batches.run(items, lambda some: score.compute(self.denoiser, some, bench.seed)):
+        for part, results in batches.run(items, lambda some: compute(self.denoiser, some, bench.seed)):
             seconds, started = time.perf_counter() - started, time.perf_counter()
             if isinstance(results, Exception):
                 results = [_failed(item, describe(results)) for item in part]

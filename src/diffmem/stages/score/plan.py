@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.schedule import Schedule
-from diffmem.scores.base import DenoiserScore, Score, SetScore
+from diffmem.scores.base import DenoiserScore, Score
 from diffmem.scores.prompt.needs import AtNoise, Branch, Need
 
 Evaluation = tuple[float, Branch]
@@ -77,10 +77,8 @@ def row_scores(scores: Sequence[Score]) -> list[DenoiserScore]:
     """The row-wise scores that a list of scores rests on (components of set scores included), each once."""
     found: dict[str, DenoiserScore] = {}
     for score in scores:
-        parts = score.component_scores() if isinstance(score, SetScore) else (score,)
-        for part in parts:
-            if isinstance(part, DenoiserScore):
-                found.setdefault(part.label, part)
+        for part in score.component_scores():
+            found.setdefault(part.label, part)
     return list(found.values())
 
 

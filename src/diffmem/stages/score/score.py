@@ -21,7 +21,7 @@ from diffmem.runs.directory import RunDirectory, StageClock, in_shard, record_mo
 from diffmem.runs.microbatch import MicroBatches, describe
 from diffmem.runs.progress import Progress
 from diffmem.scores import DEFAULT_SCORES
-from diffmem.scores.base import DenoiserScore, Score, SetScore, TextScore
+from diffmem.scores.base import DenoiserScore, Score
 from diffmem.scores.spec import parse_scores
 from diffmem.stages.refused import record_refused
 from diffmem.stages.score.executor import Executor, Noises, ScoredRow
@@ -115,7 +115,7 @@ def score(
     """
     prompt_list = as_prompts(prompts)
     settings = Scoring(
-        scores=tuple(s.label if isinstance(s, Score) else s for s in scores),
+        scores=tuple(s if isinstance(s, str) else s.label for s in scores),
         draws=draws if noises is None else len(noises), seed=seed, noise=noise, micro_batch=micro_batch,
     )  # fmt: skip
     section = settings.model_dump(mode="json")
@@ -191,7 +191,7 @@ class Scorer:
         if shard is None:
             with self.run.store.writer("scores") as writer:
                 writer.write_many(score_sets(self.maker, self.run.store, self.prompts, self.rows, self.refused))
-        elif any(isinstance(s, SetScore) for s in self.scores):
+        elif any(s.reads == "set" for s in self.scores):
             self.notes.append("scores over the whole set of prompts wait for the same command without a shard")
         record_refused(self.run.path, self.refused)
         return ScoreResult(
@@ -269,15 +269,13 @@ class Scorer:
 
     def _text_rows(self, prompts: Sequence[Prompt], done: set[bytes]) -> Iterator[dict[str, Any]]:
         for score in self.scores:
-            if isinstance(score, TextScore):
-                fresh = [p for p in prompts if self.maker.key(p, score, None) not in done]
-                for prompt, value in zip(fresh, score.compute([p.text for p in fresh]), strict=True):
-                    state = (
-                        {"value": float(value)}
-                        if prompt.problem is None
-                        else {"status": "error", "error": prompt.problem}
-                    )
-                    yield self.maker.row(prompt, score, None, **state)
+            if score.reads != "text":
+                continue
+            fresh = [p for p in prompts if self.maker.key(p, score, None) not in done]
+            for prompt, value in zip(fresh, score.values_of_texts([p.text for p in fresh]), strict=True):
+                sound = prompt.problem is None
+                state = {"value": float(value)} if sound else {"status": "error", "error": prompt.problem}
+                yield self.maker.row(prompt, score, None, **state)
 
 
 def _blocks(items: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:

@@ -16,7 +16,7 @@ from diffmem.evaluation.conformal import benjamini_hochberg, conformal_p_values
 from diffmem.evaluation.sequential import SequentialRule, calibrate_sequential
 from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.models.target import Target
-from diffmem.scores.base import DenoiserScore, Score, TextScore
+from diffmem.scores.base import Score
 from diffmem.scores.spec import parse_score
 from diffmem.stages.score.score import score
 
@@ -122,7 +122,7 @@ def calibrate(
     about = (reference.source, reference.fingerprint)
     threshold = calibrate_threshold(matrix.mean(1), rate, setting, *about, groups)
     rule = None
-    if draws > 1 and isinstance(chosen, DenoiserScore):
+    if draws > 1 and chosen.reads == "network":
         try:
             rule = calibrate_sequential(matrix, rate, EARLY_MISSES, setting, *about)
         except UsageError:
@@ -228,7 +228,7 @@ def _draw_by_draw(
 
 def _row_wise(spec: str | Score) -> Score:
     chosen = parse_score(spec)
-    if not isinstance(chosen, DenoiserScore | TextScore):
+    if chosen.reads == "set":
         raise UsageError(
             f"{chosen.label} depends on the set of prompts that it is computed with, so no threshold can be calibrated on "
             "it: use score-difference, alignment or anisotropy-paper with given weights."

@@ -12,7 +12,7 @@ from diffmem.data.prompts import PromptList
 from diffmem.errors import ScoreRefused
 from diffmem.keys import row_key
 from diffmem.runs.store import RunStore
-from diffmem.scores.base import DenoiserScore, PromptSet, SetScore
+from diffmem.scores.base import DenoiserScore, PromptSet, Score
 from diffmem.stages.score.rows import ScoreRows
 
 
@@ -28,7 +28,7 @@ def score_sets(
         parts: the row-wise scores that could run.
         refused: score label -> reason; scores that cannot be computed are added.
     """
-    sets = [score for score in maker.scores if isinstance(score, SetScore)]
+    sets = [score for score in maker.scores if score.reads == "set"]
     if not sets:
         return
     values = _component_values(maker, store, prompts, parts)
@@ -51,7 +51,7 @@ def score_sets(
         try:
             if not complete:
                 raise ScoreRefused(f"{score.name} has no prompt whose components could be computed.")
-            result, details = score.compute(prompt_set)
+            result, details = score.values_of_set(prompt_set)
         except ScoreRefused as reason:
             refused[score.label] = str(reason)
             for prompt in prompts:
@@ -74,7 +74,7 @@ def score_sets(
             yield maker.row(prompt, score, None, value=float(draws.mean()), components=json.dumps(described))
 
 
-def _up_to_date(store: RunStore, prompts: PromptList, refused: dict[str, str], score: SetScore, content: str) -> bool:
+def _up_to_date(store: RunStore, prompts: PromptList, refused: dict[str, str], score: Score, content: str) -> bool:
     """Whether every prompt has a row of this score that was computed on this very set."""
     table = store.read("scores", ["prompt_id", "score", "components", "status", "error"])
     rows = [row for row in table.to_pylist() if row["score"] == score.label]

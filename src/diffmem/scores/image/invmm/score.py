@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, PUBLISHED_DESCRIPTOR
+from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, DESCRIPTORS, PUBLISHED_DESCRIPTOR
 from diffmem.models.meter import Nfe
 from diffmem.scores.base import About
 from diffmem.scores.image.base import ImageItem, ImageResult, ImageScore, Workbench
@@ -62,11 +62,12 @@ class InvMM(ImageScore):
         from diffmem.errors import ModelError, ScoreRefused
 
         settings = settings_for(denoiser, self.settings)
-        if self.settings.mode == "paper" and self.similarity == PUBLISHED_DESCRIPTOR and not self.settings.weights:
+        published = DESCRIPTORS.get(self.similarity).published_with
+        if self.settings.mode == "paper" and published and not self.settings.weights:
             raise ScoreRefused(
-                f"{self.label} judges as the paper does, by SSCD's disc_large, whose file is not given: add weights=FILE "
-                f"(and sha256=…), or similarity={DEFAULT_DESCRIPTOR} for the published search with a success test that "
-                "needs no file."
+                f"{self.label} judges as the paper does, by {published} of {self.similarity}, and this file is not given: add "
+                f"weights=FILE (and sha256=…), or similarity={DEFAULT_DESCRIPTOR} for the published search with a success test "
+                "that needs no file."
             )
         if self.settings.prompt in ("caption", "invert") and not denoiser.conditional:
             raise ScoreRefused(
