@@ -8,9 +8,11 @@ import tarfile
 import unicodedata
 import zipfile
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from tests.tiny import picture
 
 from diffmem.data.images import load_images
@@ -191,6 +193,100 @@ class TestPrompts:
         (tmp_path / "p.txt.gz").write_bytes(gzip.compress(b"a fox\n"))
         with pytest.raises(DataError, match="compressed; unpack it"):
             load_prompts(tmp_path / "p.txt.gz")
+
+
+class TestTables:
+    def test_columns_that_hold_each_value_once_and_views(self, tmp_path):
+        table = pa.table(
+            {"image": pa.array([png(), png()]).dictionary_encode(), "text": pa.array(["x", "y"]).dictionary_encode()}
+        )
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert words(tmp_path / "a.parquet") == [("000000", ("x",), None), ("000001", ("y",), None)]
+        views = pa.table({"image": pa.array([png()], pa.binary_view()), "text": pa.array(["x"], pa.string_view())})
+        pq.write_table(views, tmp_path / "b.parquet")
+        assert words(tmp_path / "b.parquet") == [("000000", ("x",), None)]
+
+    @pytest.mark.parametrize("columns", [{}, {"text": ["x"]}])
+    def test_classes_in_the_names_of_folders(self, tmp_path, said, columns):
+        for place in ("label=cat/year=2020", "label=a%20dog/year=2020"):
+            (tmp_path / place).mkdir(parents=True)
+            rows(tmp_path / place / "0.parquet", image=[png()], **columns)
+        assert [label for _, _, label in words(tmp_path)] == ["a dog", "cat"]
+        assert [item.label for item in load_images(tmp_path)] == ["a dog", "cat"]
+        assert "folder names" in said() and "year" in said()
+
+    def test_blanks_behind_the_delimiter(self, tmp_path):
+        (tmp_path / "p.csv").write_text('name| number| comment\n1.jpg| 0| "a | b"\n1.jpg| 1| a fox\n')
+        made = load_prompts(tmp_path / "p.csv", column="comment", id_column="name")
+        assert [(p.text, p.group, p.extra) for p in made] == [
+            ("a | b", "1.jpg", {"number": "0"}), ("a fox", "1.jpg", {"number": "1"}),
+        ]  # fmt: skip
+
+    def test_two_tables_that_differ_about_a_picture(self, tmp_path, said):
+        put(tmp_path, **{"t__a.png": None, "metadata.csv": "file_name,text\nt/a.png,one\n",
+                         "t__metadata.csv": "file_name,text\na.png,two\n"})  # fmt: skip
+        assert words(tmp_path)[0][1] == ("one", "two")
+        assert "another caption than the files before" in said()
+
+
+class TestPictures:
+    def test_further_frames_and_pages_are_counted(self, tmp_path, said):
+        frames = [picture(i) for i in range(3)]
+        for name in ("a.tiff", "b.gif", "c.png"):
+            frames[0].save(tmp_path / name, save_all=name != "c.png", append_images=frames[1:] if name != "c.png" else [])
+        frames[0].save(tmp_path / "d.jpg", "MPO", save_all=True, append_images=frames[1:])  # a phone's photo
+        assert len(list(load_images(tmp_path))) == 4
+        assert "2 pictures" in said() and "a.tiff (3), b.gif (3)" in said() and "d.jpg" not in said()
+
+    def test_records_of_other_programs_beside_pictures(self, tmp_path, said):
+        put(tmp_path, **{"a.png": None, "a.png.json": json.dumps({"tags": ["fox"], "category": "x"})})
+        with pytest.raises(DataError, match=r"hold no caption .*a\.png\.json.*tags, category"):
+            load_prompts(tmp_path)
+
+    def test_one_array_of_a_npz_file_and_several(self, tmp_path):
+        pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8)).astype(np.uint8)
+        np.savez(tmp_path / "one.npz", images=pixels)
+        np.savez(tmp_path / "two.npz", x_train=pixels, y_train=pixels)
+        assert len(load_images(np.load(tmp_path / "one.npz"))) == 5
+        with pytest.raises(DiffmemError, match=r"2 arrays \(x_train, y_train\)"):
+            load_images(np.load(tmp_path / "two.npz"))
+
+    def test_arrays_of_the_other_byte_order(self):
+        (one,), (two,) = (load_images([np.full((4, 4), 40_000, kind)]) for kind in (">u2", "<u2"))
+        assert np.asarray(one.image).tolist() == np.asarray(two.image).tolist() == [[156] * 4] * 4
+
+    def test_a_closed_picture_is_a_problem_of_its_own(self, tmp_path):
+        picture(0).save(tmp_path / "a.png")
+        closed = Image.open(tmp_path / "a.png")
+        closed.fp.close()
+        first, second = load_images([closed, picture(1)])
+        assert "closed" in first.problem and second.problem is None
+
+    @pytest.mark.parametrize("listed", [True, False])
+    def test_addresses_are_not_fetched_and_said(self, listed):
+        if listed:
+            (item,) = load_images(["https://example.org/a.jpg"])
+            assert "address" in item.problem
+        else:
+            with pytest.raises(DataError, match="address"):
+                load_images("https://example.org/a.jpg")
+
+
+class TestOtherPrograms:
+    def test_generation_parameters_are_no_prompts(self, tmp_path):
+        (tmp_path / "p.txt").write_text("a fox\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, Seed: 1\n")
+        with pytest.raises(DataError, match="generation parameters"):
+            load_prompts(tmp_path / "p.txt")
+
+    def test_a_place_for_the_prompt_is_said(self, tmp_path, said):
+        (tmp_path / "styles.csv").write_text('name,prompt\noil,"{prompt}, oil painting"\n')
+        assert [p.text for p in load_prompts(tmp_path / "styles.csv")] == ["{prompt}, oil painting"]
+        assert "{prompt}" in said()
+
+    def test_a_value_per_line_called_json(self, tmp_path):
+        (tmp_path / "p.json").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+        with pytest.raises(DataError, match=r"rename it to \.jsonl"):
+            load_prompts(tmp_path / "p.json")
 
 
 @pytest.mark.parametrize("load", [load_images, load_prompts])

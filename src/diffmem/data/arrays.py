@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffmem.atomic import user_path
 from diffmem.data.ids import row_ids
 from diffmem.data.image_sources import ImageSource, Raw
 from diffmem.data.notes import printable
@@ -61,6 +62,8 @@ class MemorySource(ImageSource):
 
 def read_path(path: Path, key: str) -> Raw:
     """The content of one picture file; what cannot be read is a problem of this picture."""
+    if str(path).startswith(("http:", "https:")):
+        return Raw(key, None, problem=f"an address, and nothing is downloaded: {printable(str(path))}")
     try:
         return Raw(key, path.read_bytes())
     except (OSError, ValueError) as error:
@@ -112,7 +115,9 @@ def _plain(item: Any) -> Any:
         except (TypeError, RuntimeError, NotImplementedError) as error:
             raise UsageError(f"A tensor that cannot be read as pictures ({error}).") from error
     if isinstance(item, (str, Path)):
-        return Path(item)
+        return user_path(item)
+    if isinstance(item, np.ndarray) and not item.dtype.isnative:
+        return item.astype(item.dtype.newbyteorder("="))
     return bytes(item) if isinstance(item, (bytearray, memoryview)) else item
 
 

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from diffmem.data.metadata import Metadata, Words, caption_columns, is_trained, label_of, read_metadata, texts_of
-from diffmem.data.notes import count, named
+from diffmem.data.metadata import CAPTION_COLUMNS, SEVERAL, Metadata, Words, caption_columns, is_trained, label_of, read_metadata, texts_of
+from diffmem.data.notes import count, named, printable
 from diffmem.data.text import decode_text, split_lines
 from diffmem.data.trees import Tree
 from diffmem.errors import DataError, UsageError
@@ -24,7 +24,6 @@ from diffmem.errors import DataError, UsageError
 Captions = Literal["metadata", "caption", "txt", "json", "folder"]
 KINDS: tuple[Captions, ...] = get_args(Captions)
 BESIDE: dict[str, Captions] = {".caption": "caption", ".txt": "txt", ".json": "json"}
-SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"})
 _REPEATS = re.compile(r"([1-9]\d*)_(.+)")
 _SHARD = re.compile(r"\d{5,}|.+\.(tar|zip)", re.IGNORECASE)
 _MOST_BYTES = 1 << 20
@@ -205,6 +204,7 @@ class CaptionReader:
         several: list[str] = []
         pairs: set[str] = set()
         broken: list[str] = []
+        wordless: list[str] = []
         looked = self.files.pictures if self._worth_looking() else []
         for picture in looked:
             found, unread = self._by_kind(picture)
@@ -212,6 +212,8 @@ class CaptionReader:
             kinds.update([kind for kind in KINDS if kind in found][:1])
             if not found and not unread and self.files.beside.get(picture, {}).keys() - {"json"}:
                 self._empty.append(picture)
+            if not found and not unread and self.kind in (None, "json"):
+                wordless += [name for kind, name in self.files.beside.get(picture, {}).items() if kind == "json"]
             if any(len(texts) > 1 for kind, texts in found.items() if kind in ("caption", "txt")):
                 several.append(picture)
             if self.kind is None and (pair := _contradict(found)):
@@ -231,6 +233,12 @@ class CaptionReader:
         if broken:
             self.notes.append(
                 f"{count(len(broken), 'caption file')} of {self.tree.name} cannot be read: {named(broken, 3)}"
+            )
+        if wordless:
+            keys = ", ".join(list(_record(self._text(wordless[0]), wordless[0]))[:8])
+            self.notes.append(
+                f"{count(len(wordless), 'record')} beside pictures of {self.tree.name} hold no caption under a name that is "
+                f"read ({', '.join((*SEVERAL, *CAPTION_COLUMNS))}): {named(wordless)}; the first holds {printable(keys) or 'nothing'}"
             )
         if self._empty:
             self.notes.append(

@@ -81,6 +81,15 @@ def batches(path: Path, start: int, stop: int, columns: Sequence[str], size: int
         raise _unreadable(path, error) from error
 
 
+def plain_type(kind: Any) -> Any:
+    """The type of a column's values, where the column holds each only once (a dictionary), or as a view."""
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    return pa.string() if pa.types.is_string_view(kind) else kind
+
+
 def _is_arrow(path: Path) -> bool:
     return path.suffix.lower() == ".arrow"
 

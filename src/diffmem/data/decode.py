@@ -22,13 +22,14 @@ class Decoded:
     """A decoded picture (mode RGB or L), or the problem that kept it from being one; the note says what was changed.
 
     `original` is the picture before that, where an alpha channel, an EXIF turn or 16 bits made a difference
-    (`diffmem.data.views`).
+    (`diffmem.data.views`). `frames` counts the frames or pages of the file, of which the first is read.
     """
 
     image: Image.Image | None
     problem: str | None = None
     note: str | None = None
     original: Image.Image | None = None
+    frames: int = 1
 
 
 def decode_bytes(data: bytes | None, max_pixels: int = MAX_PIXELS, name: str = "") -> Decoded:
@@ -72,7 +73,8 @@ def decode_bytes(data: bytes | None, max_pixels: int = MAX_PIXELS, name: str = "
         return Decoded(None, f"the image is broken or truncated ({type(error).__name__}: {error})")
     if frames > 1 and converted.image is not None:
         note = f"first of {frames} frames" + (f"; {converted.note}" if converted.note else "")
-        return replace(converted, note=note)
+        # The further pictures of a phone's MPO are a gain map or a depth of the first.
+        return replace(converted, note=note, frames=1 if image.format == "MPO" else frames)
     return converted
 
 

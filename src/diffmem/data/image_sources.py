@@ -15,6 +15,7 @@ from diffmem.data.decode import Decoded, decode_array, decode_bytes, decode_imag
 from diffmem.data.fingerprint import hash_array, hash_bytes
 from diffmem.data.formats import suffixes
 from diffmem.data.notes import count, named
+from diffmem.data.roles import notes_on_folders
 from diffmem.data.survey import Survey, unread_notes
 from diffmem.data.trees import Tree
 
@@ -47,7 +48,11 @@ class Raw:
             return hash_array(self.payload)
         if self.payload is None:
             return hash_bytes(b"")
-        return hash_bytes(f"{self.payload.mode} {self.payload.size} ".encode() + self.payload.tobytes())
+        try:
+            pixels = self.payload.tobytes()
+        except Exception:
+            pixels = b""  # a closed or broken lazy image raises almost anything; `decode` says so of the picture
+        return hash_bytes(f"{self.payload.mode} {self.payload.size} ".encode() + pixels)
 
     def decode(self, max_pixels: int) -> Decoded:
         """The picture, or why there is none."""
@@ -99,6 +104,7 @@ class FileSource(ImageSource):
         self.notes = [
             *unread_notes(tree.name, len(tree.files) + len(tree.left_out), found.unread), *self._words.notes
         ]  # fmt: skip
+        self.notes += notes_on_folders(tree.name, found.files.pictures)
         if found.sniffed:
             self.notes.append(
                 f"{count(len(found.sniffed), 'file')} of {tree.name} are read as pictures, which their names do not say "

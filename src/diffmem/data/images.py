@@ -89,6 +89,7 @@ class ImageSet:
         self.name = source.name
         self.problems: dict[str, str] = {}
         self._told = False
+        self._frames: dict[str, int] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -131,10 +132,18 @@ class ImageSet:
             yield _item_of(raw, Decoded(None))
 
     def _tell(self) -> None:
-        """Say, once, which pictures could not be decoded."""
-        if not self.problems or self._told:
+        """Say, once, which pictures could not be decoded, and of which the first frame alone was read."""
+        if self._told:
             return
-        self._told = True
+        self._told = bool(self.problems or self._frames)
+        if self._frames:
+            several = [f"{key} ({number})" for key, number in self._frames.items()]
+            say(
+                f"{count(len(several), 'picture')} of {self.name} hold several frames or pages, of which the first is read: "
+                f"{named(several)}"
+            )
+        if not self.problems:
+            return
         shown = [f"{key} ({problem})" for key, problem in self.problems.items()]
         say(
             f"{len(shown):,} of {count(len(self), 'picture')} of {self.name} cannot be read and are left out: {named(shown)}"
@@ -175,7 +184,10 @@ class ImageSet:
         return {key: i for i, key in enumerate(self._source.ids)}
 
     def _item(self, raw: Raw) -> ImageItem:
-        return _item_of(raw, raw.decode(self.max_pixels))
+        decoded = raw.decode(self.max_pixels)
+        if decoded.frames > 1:
+            self._frames[raw.id] = decoded.frames
+        return _item_of(raw, decoded)
 
 
 def _item_of(raw: Raw, decoded: Decoded) -> ImageItem:

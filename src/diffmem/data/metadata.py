@@ -209,6 +209,8 @@ def _read_table(
     folder = posixpath.dirname(name)
     missing: list[str] = []
     nameless = 0
+    before = {picture for picture, words in found.words.items() if words.captions}
+    others: list[str] = []
     for row in table.rows:
         written = row.get(files[0])
         several = written if isinstance(written, list) else [written]
@@ -222,14 +224,24 @@ def _read_table(
                 missing.append(printable(str(one)) + (f" ({posixpath.basename(alike)} is there)" if alike else ""))
                 continue
             words = found.words.setdefault(picture, Words())
-            words.captions += [text for text in texts_of(row, columns) if text not in words.captions]
+            fresh = [text for text in texts_of(row, columns) if text not in words.captions]
+            others += [picture] if fresh and picture in before else []
+            words.captions += fresh
             words.label = words.label or label_of(row, labels)
     if not found.words and table.rows:
         raise DataError(
             f"Of {count(len(table.rows), 'row')} of {where} none is of a picture that is there; named are: {named(missing)}."
         )
     found.tables.append(name)
+    found.notes += _another(where, others)
     found.notes += _said(where, table, columns, missing, nameless, files[0])
+
+
+def _another(where: str, pictures: Sequence[str]) -> list[str]:
+    told = list(dict.fromkeys(pictures))
+    if not told:
+        return []
+    return [f"{where} gives {count(len(told), 'picture')} another caption than the files before: {named(told)}"]
 
 
 def _said(
@@ -280,10 +292,7 @@ def _read_trained(tree: Tree, name: str, known: _Names, encoding: str | None, fo
             f"None of the {len(entries)} entries of {where} is of a picture that is there: {named(missing)}."
         )
     found.tables.append(name)
-    if others:
-        found.notes.append(
-            f"{where} gives {count(len(others), 'picture')} another caption than the files before: {named(others)}"
-        )
+    found.notes += _another(where, others)
     if missing:
         found.notes.append(
             f"{len(missing):,} of {len(entries):,} entries of {where} are of no picture there: {named(missing)}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import glob
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from PIL import Image
 
 from diffmem.data.archives import is_archive, open_archive, open_archives
 from diffmem.data.arrays import MemorySource, is_tensor, split_array
-from diffmem.data.captions import SPLITS, Files, Reading
+from diffmem.data.captions import Files, Reading
 from diffmem.data.image_sources import FileSource, ImageSource, suffix_list
 from diffmem.data.notes import printable
+from diffmem.data.roles import splits_among, up_to_split
 from diffmem.data.survey import Survey, is_table, survey, unread_notes
 from diffmem.data.trees import FolderTree, Tree
 from diffmem.errors import DataError, UsageError
@@ -31,19 +31,31 @@ def open_path(path: Path, column: str | None, reading: Reading, id_column: str |
         if path.is_file():
             return _open_file(path, column, reading, id_column)
         if not path.is_dir():
-            tables = sorted(path.parent.glob(path.name)) if "*" in path.name else []
-            if tables and all(is_table(table) for table in tables):
-                return open_tables(tables, column, id_column, reading)
-            raise DataError(
-                f"'{path}' does not exist; expected a folder of images, an image, an archive, a parquet file, or "
-                "hf:OWNER/NAME of a data set."
-            )
+            matching = sorted(path.parent.glob(path.name)) if "*" in path.name else []
+            if matching and all(is_table(file) for file in matching):
+                return open_tables(matching, column, id_column, reading)
+            if matching and all(is_archive(file) for file in matching):
+                inside = open_archives(str(path), {printable(file.name): file for file in matching})
+                return _open_tree(path, inside, survey(inside), column, reading, id_column)
+            raise DataError(_not_there(path))
     except (OSError, ValueError) as error:
         raise DataError(f"'{path}' cannot be opened ({getattr(error, 'strerror', None) or error}).") from error
     if (path / "dataset_dict.json").exists():  # what the datasets library writes for several
         _refuse_splits(path, sorted(child.name for child in path.iterdir() if child.is_dir()))
     tree = FolderTree(path)
     return _open_tree(path, tree, survey(tree), column, reading, id_column)
+
+
+def _not_there(path: Path) -> str:
+    if "://" in str(path) or str(path).startswith(("http:", "https:")):
+        return f"'{path}' is an address; nothing is downloaded. Fetch it and give the file."
+    pattern = ""
+    if set("*{[") & set(path.name):
+        pattern = " A pattern (* alone) may name several tables or several archives, otherwise give their folder."
+    return (
+        f"'{path}' does not exist; expected a folder of images, an image, an archive, a parquet file, or "
+        f"hf:OWNER/NAME of a data set.{pattern}"
+    )
 
 
 def _open_file(path: Path, column: str | None, reading: Reading, id_column: str | None) -> ImageSource:
@@ -75,7 +87,7 @@ def _open_tree(
     pictures = found.files.pictures
     if pictures:
         for parent, names in _folders(pictures).items():
-            _refuse_splits(path / parent, _splits(names))
+            _refuse_splits(path / parent, splits_among(names))
         tables = [name for name in found.tables if _holds_pictures(tree, name)]
         if tables:
             raise DataError(
@@ -87,7 +99,7 @@ def _open_tree(
     local = {name: place for name in tree.files if (place := tree.local(name)) is not None}
     tables = [name for name in (*found.tables, *found.files.metadata) if name in local and _holds_pictures(tree, name)]
     if tables:
-        _refuse_splits(path, _splits(re.split(r"[-._/]", name.removeprefix("data/"))[0] for name in tables))
+        _refuse_splits(path, _splits_of_files(tables))
         source = open_tables([local[name] for name in sorted(tables)], column, id_column, reading)
         rest = [(name, "a table without pictures") for name in found.tables if name not in tables]
         rest += [(name, "an archive beside tables") for name in found.archives]
@@ -95,7 +107,7 @@ def _open_tree(
         source.notes = [*source.notes, *unread_notes(tree.name, len(tree.files) + len(tree.left_out), unread)]
         return source
     if found.archives and len(local) == len(tree.files):
-        _refuse_splits(path, _splits(re.split(r"[-._/]", name)[0] for name in found.archives))
+        _refuse_splits(path, _splits_of_files(found.archives))
         inside = open_archives(tree.name, {name: local[name] for name in found.archives})
         inside.left_out += [(name, reason) for name, reason in found.unread]
         return _open_tree(path, inside, survey(inside), column, reading, id_column)
@@ -113,6 +125,11 @@ def open_memory(source: Any) -> ImageSource:
     """The source for pictures in memory. Raises UsageError for what is none."""
     if isinstance(source, Image.Image):
         return MemorySource([source])
+    if type(source).__name__ == "NpzFile":
+        arrays = list(source)
+        if len(arrays) != 1:
+            raise UsageError(f"A .npz file of {len(arrays)} arrays ({', '.join(arrays)}); give one: file[{arrays[0]!r}].")
+        source = source[arrays[0]]
     if (
         not isinstance(source, (np.ndarray, Sequence, Mapping))
         and hasattr(source, "__array__")
@@ -149,10 +166,9 @@ def _folders(pictures: Sequence[str]) -> dict[str, dict[str, None]]:
     return found
 
 
-def _splits(names: Iterable[str]) -> list[str]:
-    """The splits of a data set among names, where there is more than one."""
-    known = dict.fromkeys(name for name in names if name.lower() in SPLITS)
-    return sorted(known) if len({name.lower()[:2] for name in known}) > 1 else []
+def _splits_of_files(names: Sequence[str]) -> list[str]:
+    """The splits among tables or archives, by what their names begin with: `data/train-00000-of-00002` by `data/train`."""
+    return splits_among(dict.fromkeys(map(up_to_split, names)))
 
 
 def _refuse_splits(path: Path, splits: Sequence[str]) -> None:

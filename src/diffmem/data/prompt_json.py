@@ -21,7 +21,9 @@ def read_json(path: Path, encoding: str | None = None) -> Table:
     try:
         value = json.loads(read_text(path, encoding))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is no JSON ({error}).") from error
+        lines = "Extra data" in str(error)
+        advice = " It holds one value per line, perhaps: then rename it to .jsonl." if lines else ""
+        raise DataError(f"{where} is no JSON ({error}).{advice}") from error
     if isinstance(value, dict) and isinstance(value.get("annotations"), list):
         value = [
             {"id": row.get("image_id"), **{k: v for k, v in row.items() if k not in ("id", "image_id")}}

@@ -20,8 +20,9 @@ _TELLING = frozenset("nwhdl")  # at least one of these makes it a file of sd-scr
 _OPTION = re.compile(r"\s--([a-zA-Z]{1,6})(?:\s+|=)(\S[^\n]*?)(?=\s--[a-zA-Z]|$)")
 _ANY_OPTION = re.compile(r"(?:^|\s)(--[a-zA-Z][\w-]*)(?=\s|$)")
 _WEIGHTS = re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>|\([^()]*:\d+(?:\.\d+)?\)")
-_CHOICES = re.compile(r"\{[^{}\n]*\|[^{}\n]*\}|(?<!\w)__[\w/-]+__(?!\w)|(?<!\w)BREAK(?!\w)")
+_CHOICES = re.compile(r"\{[^{}\n]*\|[^{}\n]*\}|(?<!\w)__[\w/-]+__(?!\w)|(?<!\w)BREAK(?!\w)|\{prompt\}")
 _NUMBERED = re.compile(r"\s*(\d+)(?:[.):]\s|\t)")
+_PARAMETERS = re.compile(r"\s*(?:Negative prompt:|Steps: \d+, )")
 _UI_LINE = re.compile(r"\s*--(prompt|negative_prompt|steps|width|height|seed|cfg_scale|sampler_name)\b")
 
 
@@ -78,6 +79,11 @@ def literal_notes(texts: Sequence[str], name: str) -> list[str]:
             f"all prompts of {name} are in quotes, which are taken as part of them: {named([_short(texts[0])])}"
         )
     return notes
+
+
+def looks_like_parameters(lines: Sequence[str]) -> str | None:
+    """The first line of a web UI's generation parameters that is no prompt, where the lines are such."""
+    return next((line for line in lines if _PARAMETERS.match(line)), None)
 
 
 def looks_like_json(lines: Sequence[str]) -> str | None:

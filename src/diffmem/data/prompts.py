@@ -15,7 +15,7 @@ from diffmem.data.ids import unique_ids
 from diffmem.data.metadata import SEVERAL, texts_of
 from diffmem.data.notes import count, named, printable, say
 from diffmem.data.prompt_json import read_json
-from diffmem.data.prompt_lines import literal_notes, looks_like_json, looks_like_table, prompt_rows
+from diffmem.data.prompt_lines import literal_notes, looks_like_json, looks_like_parameters, looks_like_table, prompt_rows
 from diffmem.data.prompt_list import Prompt, PromptList
 from diffmem.data.tables import Table, find_column, read_csv, read_jsonl, read_parquet
 from diffmem.data.text import read_text, split_lines
@@ -154,6 +154,11 @@ def _read(path: Path, column: str | None, encoding: str | None) -> tuple[Table, 
         if (kind := looks_like_json(lines)) is not None:
             raise DataError(
                 f"'{path}' holds {kind}, but its suffix says one prompt per line; rename it to .jsonl or .json."
+            )
+        if (other := looks_like_parameters(lines)) is not None:
+            raise DataError(
+                f"'{path}' holds a web UI's generation parameters ({other.strip()[:60]!r} is no prompt); keep the prompts "
+                "alone, one per line."
             )
         rows, notes = prompt_rows(lines, f"'{path}'")
         return Table(tuple(dict.fromkeys(("prompt", *(key for row in rows for key in row)))), tuple(rows)), notes

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import posixpath
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from diffmem.data.captions import BESIDE, Files, is_trained_file
+from diffmem.data.decode import decode_bytes
 from diffmem.data.formats import begins_as_picture, suffixes, why_not_read
 from diffmem.data.metadata import NAMES
 from diffmem.data.notes import count, grouped, named
+from diffmem.data.roles import masks_among
 from diffmem.data.trees import Tree
 
 _TABLES = (".parquet", ".pq", ".arrow")
 _ARCHIVES = (".tar", ".zip")
 _CLASS = ".cls"  # a WebDataset's number or name of a class
-_MASK = re.compile(r"-(masklabel|condlabel)$", re.IGNORECASE)
+_FEW_COLOURS = 32
 _KNOWN = frozenset({"state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "canaries.json"})
 
 
@@ -55,9 +56,7 @@ def survey(tree: Tree) -> Survey:
     for name in tree.files:
         base = posixpath.basename(name)
         suffix = posixpath.splitext(base)[1].lower()
-        if suffix in suffixes() and _MASK.search(posixpath.splitext(base)[0]):
-            found.unread.append((name, "a mask or condition of a picture (OneTrainer), no picture of its own"))
-        elif suffix in suffixes():
+        if suffix in suffixes():
             found.files.pictures.append(name)
         elif base.lower() in NAMES:
             found.files.metadata.append(name)
@@ -78,7 +77,9 @@ def survey(tree: Tree) -> Survey:
             )
         else:
             found.unread.append((name, "no picture, table or caption"))
-    found.files.pictures.sort()
+    masks = masks_among(found.files.pictures, lambda name: _is_flat(tree, name))
+    found.unread += masks
+    found.files.pictures = sorted(set(found.files.pictures) - {name for name, _ in masks})
     _sort_beside(tree, beside, found)
     return found
 
@@ -135,3 +136,17 @@ def _is_picture(tree: Tree, name: str) -> bool:
         return begins_as_picture(tree.read(name, 32))
     except OSError:
         return False  # counted with the files that are not read
+
+
+def _is_flat(tree: Tree, name: str) -> bool:
+    """Whether a picture has no colours, or few, as masks have; one that cannot be read counts as such."""
+    try:
+        image = decode_bytes(tree.read(name), name=name).image
+    except OSError:
+        return True
+    if image is None or image.mode == "L":
+        return True
+    if image.getcolors(_FEW_COLOURS) is not None:
+        return True
+    red, green, blue = image.split()
+    return red.tobytes() == green.tobytes() == blue.tobytes()

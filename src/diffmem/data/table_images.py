@@ -7,12 +7,13 @@ from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
 from diffmem.data.arrays import read_path
 from diffmem.data.captions import Reading
-from diffmem.data.columns import batches, class_names, count_rows, read_columns, schema_of
+from diffmem.data.columns import batches, class_names, count_rows, plain_type, read_columns, schema_of
 from diffmem.data.ids import row_ids, unique_ids
 from diffmem.data.image_sources import ImageSource, Raw
 from diffmem.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS, SEVERAL, caption_columns, label_of, texts_of
@@ -79,6 +80,10 @@ class TableSource(ImageSource):
                 f"{count(len(others), 'column')} of pictures of {self.name} not read ({', '.join(others)}): pictures are those "
                 f"of {self._column}"
             )
+        self._of_folder = [_of_folders(path) for path in self._files]
+        unheard = sorted({name for row in self._of_folder for name in row} - set(LABEL_COLUMNS))
+        if unheard:
+            self.notes.append(f"columns in folder names of {self.name} not read: {', '.join(unheard)}")
         heard = {self._column, self._id, *self._captions, *self._labels, *others}
         rest = [
             f"{field.name} ({field.type})"
@@ -110,13 +115,15 @@ class TableSource(ImageSource):
             if low >= high:
                 continue
             if not columns:
-                yield from (Raw(self.ids[i], None) for i in range(low, high))
+                label = label_of(self._of_folder[number])
+                yield from (Raw(self.ids[i], None, label=label) for i in range(low, high))
                 continue
             offset = self._starts[number]
             for row, batch in batches(path, low - offset, high - offset, columns, _ROWS_AT_ONCE):
                 first = offset + row
                 for i in range(max(low - first, 0), min(high - first, batch.num_rows)):
-                    yield self._raw(batch, i, self.ids[first + i], path, columns)
+                    raw = self._raw(batch, i, self.ids[first + i], path, columns)
+                    yield replace(raw, label=raw.label or label_of(self._of_folder[number]))
 
     def _raw(self, batch: Any, row: int, key: str, path: Path, columns: Sequence[str]) -> Raw:
         values = {name: batch.column(name)[row].as_py() for name in columns if name != self._column}
@@ -155,6 +162,16 @@ class TableSource(ImageSource):
         return ids
 
 
+def _of_folders(path: Path) -> dict[str, str]:
+    """The columns of a partitioned table that stand in its folders' names, `label=cat/0.parquet`; names in lower case."""
+    found = {}
+    for part in path.parts[:-1]:
+        name, sign, value = part.partition("=")
+        if sign and name.isidentifier() and value != "__HIVE_DEFAULT_PARTITION__":
+            found[name.lower()] = unquote(value)
+    return found
+
+
 def _image_column(schema: Any, asked: str | None, name: str) -> str:
     able: list[str] = [field.name for field in schema if is_picture(field.type)]
     if asked is not None:
@@ -180,6 +197,7 @@ def has_pictures(path: Path) -> bool:
 
 def _is_text(kind: Any, inside: bool = False) -> bool:
     """Texts, or lists of texts or of records that hold one (COCO's sentences)."""
+    kind = plain_type(kind)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _is_text(kind.value_type, True)
     if pa.types.is_struct(kind):
@@ -189,6 +207,7 @@ def _is_text(kind: Any, inside: bool = False) -> bool:
 
 def is_picture(kind: Any) -> bool:
     """Whether a column of this type may hold pictures: bytes, or struct{bytes, path}."""
+    kind = plain_type(kind)
     if pa.types.is_struct(kind):
         parts = {field.name: field.type for field in kind}
         where = parts.get("path")

@@ -45,10 +45,12 @@ def parse_csv(text: str, where: str, wanted: Iterable[str]) -> Table:
     limit = csv.field_size_limit()
     csv.field_size_limit(max(limit, len(text) + 1))
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header = next(reader, None)
+        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), None)
         if not header:
             raise DataError(f"{where} has no header line; the first line must name the columns.")
+        spaced = len(header) > 1 and all(name.startswith(" ") for name in header[1:])  # as in "name, caption"
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=spaced)
+        next(reader)
         names = [name.strip() for name in header]
         twice = next((name for i, name in enumerate(names) if name and name in names[:i]), None)
         if twice is not None:
