@@ -233,7 +233,9 @@ class TestPictures:
     def test_further_frames_and_pages_are_counted(self, tmp_path, said):
         frames = [picture(i) for i in range(3)]
         for name in ("a.tiff", "b.gif", "c.png"):
-            frames[0].save(tmp_path / name, save_all=name != "c.png", append_images=frames[1:] if name != "c.png" else [])
+            frames[0].save(
+                tmp_path / name, save_all=name != "c.png", append_images=frames[1:] if name != "c.png" else []
+            )
         frames[0].save(tmp_path / "d.jpg", "MPO", save_all=True, append_images=frames[1:])  # a phone's photo
         assert len(list(load_images(tmp_path))) == 4
         assert "2 pictures" in said() and "a.tiff (3), b.gif (3)" in said() and "d.jpg" not in said()

@@ -15,7 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from diffmem.data.metadata import CAPTION_COLUMNS, SEVERAL, Metadata, Words, caption_columns, is_trained, label_of, read_metadata, texts_of
+from diffmem.data.metadata import (
+    CAPTION_COLUMNS,
+    SEVERAL,
+    Metadata,
+    Words,
+    caption_columns,
+    is_trained,
+    label_of,
+    read_metadata,
+    texts_of,
+)
 from diffmem.data.notes import count, named, printable
 from diffmem.data.text import decode_text, split_lines
 from diffmem.data.trees import Tree
@@ -238,7 +248,8 @@ class CaptionReader:
             keys = ", ".join(list(_record(self._text(wordless[0]), wordless[0]))[:8])
             self.notes.append(
                 f"{count(len(wordless), 'record')} beside pictures of {self.tree.name} hold no caption under a name that is "
-                f"read ({', '.join((*SEVERAL, *CAPTION_COLUMNS))}): {named(wordless)}; the first holds {printable(keys) or 'nothing'}"
+                f"read ({', '.join((*SEVERAL, *CAPTION_COLUMNS))}): {named(wordless)}; the first holds "
+                f"{printable(keys) or 'nothing'}"
             )
         if self._empty:
             self.notes.append(

@@ -27,7 +27,9 @@ _UNREAD = {
         "psd psb xcf kra exr hdr dds pcx sgi rgb rgba bw ras icns cur jxr wdp hdp jp3d jpm bpg flif fits fit dcm nii vtf blp ktx"
     ),
     "a compressed archive, in which no picture can be found alone; unpack it": "zip tar tgz gz bz2 xz zst 7z rar tbz2 txz",
-    "arrays or weights, not a picture file (arrays are read in Python: load_images(array))": "npy npz pt pth safetensors pkl pickle h5 hdf5 mat",
+    "arrays or weights, not a picture file (arrays are read in Python: load_images(array))": (
+        "npy npz pt pth safetensors pkl pickle h5 hdf5 mat"
+    ),
 }
 _REASONS = {suffix: reason for reason, suffixes in _UNREAD.items() for suffix in suffixes.split()}
 _STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"qoif")

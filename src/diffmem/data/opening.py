@@ -128,7 +128,9 @@ def open_memory(source: Any) -> ImageSource:
     if type(source).__name__ == "NpzFile":
         arrays = list(source)
         if len(arrays) != 1:
-            raise UsageError(f"A .npz file of {len(arrays)} arrays ({', '.join(arrays)}); give one: file[{arrays[0]!r}].")
+            raise UsageError(
+                f"A .npz file of {len(arrays)} arrays ({', '.join(arrays)}); give one: file[{arrays[0]!r}]."
+            )
         source = source[arrays[0]]
     if (
         not isinstance(source, (np.ndarray, Sequence, Mapping))

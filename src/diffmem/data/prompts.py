@@ -15,7 +15,13 @@ from diffmem.data.ids import unique_ids
 from diffmem.data.metadata import SEVERAL, texts_of
 from diffmem.data.notes import count, named, printable, say
 from diffmem.data.prompt_json import read_json
-from diffmem.data.prompt_lines import literal_notes, looks_like_json, looks_like_parameters, looks_like_table, prompt_rows
+from diffmem.data.prompt_lines import (
+    literal_notes,
+    looks_like_json,
+    looks_like_parameters,
+    looks_like_table,
+    prompt_rows,
+)
 from diffmem.data.prompt_list import Prompt, PromptList
 from diffmem.data.tables import Table, find_column, read_csv, read_jsonl, read_parquet
 from diffmem.data.text import read_text, split_lines

@@ -8,23 +8,27 @@ from collections.abc import Callable, Iterable, Sequence
 
 from diffmem.data.notes import count, named
 
-_MASK_FOLDERS = frozenset(
-    "mask masks mask_images masked_images masklabel masklabels alpha_mask alpha_masks sam_masks segmentation segmentations "
-    "segmentation_masks segmentation_maps segmentationclass segmentationobject".split()
-)
+_MASK_FOLDERS = frozenset({
+    "mask", "masks", "mask_images", "masked_images", "masklabel", "masklabels", "alpha_mask", "alpha_masks", "sam_masks",
+    "segmentation", "segmentations", "segmentation_masks", "segmentation_maps", "segmentationclass", "segmentationobject",
+})  # fmt: skip
 """Folders that count as masks where their pictures are grey or of few colours, since a class may be called so, too."""
-_CONDITION_FOLDERS = frozenset(
-    "conditioning conditioning_image conditioning_images control_image control_images depth_maps canny_images "
-    "pose_images openpose_images".split()
-)
-_PERHAPS = frozenset(
-    "control controls controlnet condition conditions cond depth canny edge edges hed lineart scribble pose poses openpose "
-    "normal_maps hint hints source sources input inputs original originals original_images before reference references lq lr".split()
-)
+_CONDITION_FOLDERS = frozenset({
+    "conditioning", "conditioning_image", "conditioning_images", "control_image", "control_images", "depth_maps",
+    "canny_images", "pose_images", "openpose_images",
+})  # fmt: skip
+_PERHAPS = _MASK_FOLDERS | {
+    "control", "controls", "controlnet", "condition", "conditions", "cond", "depth", "canny", "edge", "edges", "hed", "lineart",
+    "scribble", "pose", "poses", "openpose", "normal_maps", "hint", "hints", "source", "sources", "input", "inputs", "original",
+    "originals", "original_images", "before", "reference", "references", "lq", "lr",
+}  # fmt: skip
 """Folders that may hold what an editing or controlled model is given, or training pictures: said, and counted."""
-_SAMPLES = frozenset("sample samples generated generations output outputs grids validation_images".split())
+_SAMPLES = frozenset(
+    {"sample", "samples", "generated", "generations", "output", "outputs", "grids", "validation_images"}
+)
 _BESIDE = re.compile(
-    r"[-_.](masks?|masklabel|condlabel|seg|segmentation|depth|canny|cond|conditioning|openpose|matte|hint)", re.IGNORECASE
+    r"[-_.](masks?|masklabel|condlabel|seg|segmentation|depth|canny|cond|conditioning|openpose|matte|hint)",
+    re.IGNORECASE,
 )
 _ONETRAINER = re.compile(r"-(masklabel|condlabel)$", re.IGNORECASE)
 _SPLIT = re.compile(
@@ -67,7 +71,8 @@ def notes_on_folders(name: str, pictures: Sequence[str]) -> list[str]:
     stems = {posixpath.splitext(picture)[0] for picture in pictures}
     folders = _by_folder(pictures)
     notes = []
-    for words, what in ((_PERHAPS | _MASK_FOLDERS, "what a model is given beside the prompt"), (_SAMPLES, "pictures that a model made")):
+    meanings = ((_PERHAPS, "what a model is given beside the prompt"), (_SAMPLES, "pictures that a model made"))
+    for words, what in meanings:
         meant = {folder: inside for folder, inside in folders.items() if set(folder.lower().split("/")) & words}
         if words is not _SAMPLES:
             meant = {folder: inside for folder, inside in meant.items() if _has_counterparts(folder, inside, stems)}
