@@ -236,3 +236,13 @@ def test_a_layer_twice(tmp_path, same):
 def test_names_are_flat_without_what_classes_put_before():
     assert flat("text_model.encoder.layers.0.mlp.fc1") == "encoder_layers_0_mlp_fc1"
     assert flat("_orig_mod.conv_in") == "conv_in"
+
+
+@pytest.mark.parametrize("start", ["pipe.dit.", "dit.", "model.", "net.", "base_model.model.dit."])
+def test_what_trainers_of_their_own_code_call_the_network(tmp_path, start):
+    pipe = families.qwen_image()
+    name, layer = next((n, m) for n, m in pipe.transformer.named_modules() if n.endswith("to_q"))
+    down, up = rand(2, layer.in_features), rand(layer.out_features, 2)
+    tensors = {f"{start}{name}.lora_A.default.weight": down, f"{start}{name}.lora_B.default.weight": up}
+    load_lora(pipe, write(tensors, tmp_path / "lora.safetensors"))
+    assert_changes(pipe.transformer, {name: up @ down})

@@ -78,3 +78,10 @@ def test_dora_of_transformers(tmp_path, family):
             twin = pipe.transformer.get_submodule(name)
             with torch.no_grad():
                 torch.testing.assert_close(twin(x), layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_target_modules_without_a_layer_in_the_file_are_said(tmp_path):
+    weights = {k: v for k, v in trained(tiny_sd().unet, CONFIGS["plain"]).items() if "to_v" not in k}
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    CONFIGS["plain"].save_pretrained(tmp_path)
+    assert "lists target modules of which the file holds no layer: to_v;" in load_lora(tiny_sd(), tmp_path).notes[0]

@@ -72,6 +72,8 @@ BROKEN = {
     "a scale of fp8": (lambda t: t | {f"{Q}.scale_weight": rand(1)}, "quantised weights"),
     "LoRA and LoHa of one layer": (lambda t: t | {f"{Q}.hada_w1_a": rand(16, 2)}, "LoRA and LoHa"),
     "no layer at all": (lambda t: {"bundle_emb.cat.string_to_param.*": rand(1, 16)}, "holds no layers"),
+    "a layer of rank 0": (lambda t: t | {f"{Q}.lora_down.weight": rand(0, 16), f"{Q}.lora_up.weight": rand(16, 0)}, "rank 0"),
+    "an alpha that is no number": (lambda t: t | {f"{Q}.alpha": torch.tensor(True)}, "torch.bool"),
     "zeros": (lambda t: {k: 0 * v if "up" in k else v for k, v in t.items()}, "changes nothing"),
     "alpha zero": (lambda t: {k: 0 * v if "alpha" in k else v for k, v in t.items()}, "changes nothing"),
 }  # fmt: skip

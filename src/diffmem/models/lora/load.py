@@ -193,7 +193,20 @@ class _OneLora:
                 entry, place.parts[0].layer, place.component, weights, kinds_of(found.entries)
             )
             made.append(change)
+        self._say_targets(weights, [entry.layer for entry in found.entries])
         return made
+
+    def _say_targets(self, weights: Weights, layers: Sequence[str]) -> None:
+        """Note the target modules of peft's config of which the file holds no layer."""
+        targets = (weights.config or {}).get("target_modules")
+        if not isinstance(targets, list):
+            return
+        lost = [str(target) for target in targets if not any(f".{layer}".endswith(f".{target}") for layer in layers)]
+        if lost:
+            self.loaded.notes.append(
+                f"adapter_config.json of the LoRA {self.loaded.name} lists target modules of which the file holds no layer: "
+                f"{named(lost)}; if they were trained, the file is not whole"
+            )
 
     def _refuse_unheard(self, place: Place) -> None:
         """Torch's own attention reads the weights of its layers and never calls them: adapters would not be heard."""
@@ -216,9 +229,14 @@ class _OneLora:
             raise self.refuse(f"{found.incomplete[0]} ({len(found.incomplete)} such layers); copy or save it again")
         if not found.entries:
             raise self.refuse(f"it holds no layers, only {named(list(weights.tensors))}")
+        empty = [entry.layer for entry in found.entries if entry.rank == 0]
+        if empty:
+            raise self.refuse(
+                f"{named(empty)} have rank 0 (tensors without any number); save it again without these layers"
+            )
         for entry in found.entries:
             for role, value in entry.tensors.items():
-                if not value.is_floating_point() and role != "alpha":
+                if value.dtype == torch.bool or (not value.is_floating_point() and role != "alpha"):
                     raise self.refuse(
                         f"{entry.keys[role]} is of type {value.dtype}, quantised; use the file before that"
                     )

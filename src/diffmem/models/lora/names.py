@@ -9,6 +9,8 @@ from diffmem.models.lora.first_names import Part, first_names, flat
 
 WRAPPERS = ("base_model.model.", "module.", "_orig_mod.")
 """What peft, data parallelism and compilation put before names."""
+CODES = ("pipe.dit.", "dit.", "model.", "net.", "denoiser.")
+"""What trainers of their own code call the network; the same words are names of layers elsewhere, so they come last."""
 NETWORK, TEXT = "network", "text"
 PREFIXES: tuple[tuple[str, str], ...] = (
     ("lora_unet_", NETWORK), ("lora_transformer_", NETWORK), ("lycoris_", NETWORK), ("lora_te1_", "text1"),
@@ -44,10 +46,12 @@ class Names:
     def find(self, layer: str, component: str = "") -> Place | None:
         """The place that a layer of a file means, or None."""
         bare, place = strip(layer)
+        code = next((start for start in CODES if bare.startswith(start)), "")
+        named = [flat(name) for name in (bare, layer, bare.removeprefix(code))]
         places = {
             name: parts
             for name in self._components(component or place)
-            if (parts := self._map(name).get(flat(bare)) or self._map(name).get(flat(layer)))
+            if (parts := next((self._map(name)[one] for one in named if one in self._map(name)), None))
         }
         if self.network in places:
             return Place(self.network, places[self.network])
