@@ -23,8 +23,8 @@ def calibrate(
     score: Annotated[
         str | None,
         Parameter(
-            help="a row-wise score: name[:key=value,...]; default: score-difference, over the first half of the steps "
-            "for generation"
+            help="a row-wise score: name[:key=value,...]; default: the one that ranks (score-difference:over=ratio); "
+            "for generation score-difference over the first half of the steps"
         ),
     ] = None,
     fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal false-positive rate")] = 0.01,
@@ -56,6 +56,7 @@ def calibrate(
     from diffmem.data.prompts import load_prompts
     from diffmem.data.reference import reference_prompts
     from diffmem.models.generation import Sampling
+    from diffmem.scores import DEFAULT_SCORE
     from diffmem.stages.score.screen import calibrate as calibrate_score
 
     file = need(out, "--out", "the threshold needs a file")
@@ -80,7 +81,7 @@ def calibrate(
         raise UsageError("--steps and --guidance belong to --regime generation: before it they play no part.")
     else:
         found = calibrate_score(
-            chosen, listed, score or "score-difference", rate=fpr, draws=4 if draws is None else draws, seed=work.seed,
+            chosen, listed, score or DEFAULT_SCORE, rate=fpr, draws=4 if draws is None else draws, seed=work.seed,
             noise=noise or "bank", out=run, silent=work.quiet or work.json,
         )  # fmt: skip
     write_atomic(file.absolute(), json.dumps(found.as_dict(), indent=1, allow_nan=False).encode())

@@ -98,8 +98,8 @@ def score(
     rows = top_prompts(result.run.store, listed, result.labels, top if not work.json else len(listed))
     if work.json:
         emit_json(
-            {"prompts": rows, "refused": result.refused, "nfe": result.nfe.as_dict(),
-             "nfe_per_prompt_seed": result.nfe_per_prompt_seed, "micro_batch": result.micro_batch}
+            {"prompts": rows, "ranked_by": ranking_of(rows, result.labels), "refused": result.refused,
+             "nfe": result.nfe.as_dict(), "nfe_per_prompt_seed": result.nfe_per_prompt_seed, "micro_batch": result.micro_batch}
         )  # fmt: skip
     else:
         emit_table(
@@ -141,7 +141,13 @@ def _decide(
     about = calibration.threshold
     if work.json:
         emit_json(
-            {"prompts": found.rows, "saved": found.saved, "nfe": found.nfe, "threshold": about.model_dump(mode="json")}
+            {
+                "prompts": found.rows,
+                "ranked_by": about.score,
+                "saved": found.saved,
+                "nfe": found.nfe,
+                "threshold": about.model_dump(mode="json"),
+            }
         )
         return 0
     rows = sorted(found.rows, key=lambda row: (row["value"] is not None, row["value"]), reverse=True)

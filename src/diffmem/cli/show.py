@@ -142,7 +142,7 @@ def _print_scores(summary: dict[str, Any], top: int) -> None:
         rows = [{k: v for k, v in row.items() if k not in ("AUROC", "TPR at 1 %")} for row in rows]
     say("")
     emit_table(rows, title="Scores (higher = more memorized; uncalibrated, so compare within this run)")
-    shown = next((s for s in summary["scores"] if s["score"] == summary["table"]["ranking"]), None)
+    shown = next((s for s in summary["scores"] if s["score"] == summary["table"]["ranked_by"]), None)
     if top and shown is not None:
         title = f"Highest by {shown['score']}"
         emit_table(shown["top"][:top], ["value", "sd", "prompt_id", "prompt"], title=title)

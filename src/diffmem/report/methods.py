@@ -10,7 +10,7 @@ from diffmem.copies.descriptors.base import About as DescriptorAbout
 from diffmem.registry import Registry
 from diffmem.report.measures.shape import MeasuresDigest
 from diffmem.report.shape import CopiesDigest, Method
-from diffmem.scores import SCORES
+from diffmem.scores import DEFAULT_SCORE, SCORES
 from diffmem.scores.base import About
 from diffmem.scores.image import IMAGE_SCORES
 from diffmem.scores.spec import parameters_class
@@ -58,6 +58,7 @@ def one_method(name: str) -> dict[str, Any]:
     return {
         "name": about.name, "summary": about.summary, "formula": about.formula, "reference": about.reference,
         "sees": about.access, "NFE": about.cost, "fails when": about.fails_when, "unit": about.unit,
+        **({"sign": about.sign} if name in SCORES else {}),
         "version": str(cls.version), **_parameters(cls),
     }  # fmt: skip
 
@@ -136,7 +137,9 @@ def methods_page() -> str:
     """The page of methods for the documentation, Markdown: formula, cost, reference, when each fails, parameters."""
     parts = [
         "# Methods\n",
-        "This page is made by `diffmem methods --page` from the methods themselves. Higher always means more memorized.\n",
+        "This page is made by `diffmem methods --page` from the methods themselves. Higher is meant to say more memorized; "
+        "whether it does on the models tried stands under each method as its sign (benchmarks/detectors). "
+        f"`{DEFAULT_SCORE}` ranks, calibrates and guards by default.\n",
         markdown_table(all_methods()) + "\n",
     ]
     parts += [part for about in all_methods() for part in _described_in_full(about, SCORES, "prompt and noise")]
@@ -183,6 +186,7 @@ def _described_in_full(about: About, registry: Registry[Any], per: str) -> list[
         f"- Formula: `{about.formula}`",
         f"- Reference: {about.reference}",
         f"- Sees: {about.access}. NFE per {per}: {about.cost}. Unit: {about.unit}.",
+        *([f"- Sign: {about.sign}."] if registry is SCORES else []),
         f"- Fails when: {about.fails_when}.",
         *_listed_parameters(registry.get(about.name)),
         "",

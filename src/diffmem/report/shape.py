@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
 
 from diffmem.report.measures.shape import MeasuresDigest
 from diffmem.runs.manifest import StageStatus
@@ -308,10 +308,10 @@ class PromptRow(_Part):
 
 
 class PromptTable(_Part):
-    """The prompts with copies first, then by falling `ranking` score; only the first rows of a long list."""
+    """The prompts with copies first, then by falling values of `ranked_by`; only the first rows of a long list."""
 
     scores: tuple[str, ...]
-    ranking: str | None
+    ranked_by: str | None = Field(validation_alias=AliasChoices("ranked_by", "ranking"))  # "ranking" until 0.1
     total: int
     rows: tuple[PromptRow, ...]
 

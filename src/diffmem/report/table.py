@@ -10,16 +10,17 @@ from diffmem.report.matches import PerPrompt
 from diffmem.report.prose import Texts, shorten
 from diffmem.report.rates import finite
 from diffmem.report.shape import PromptRow, PromptTable
+from diffmem.scores import DEFAULT_SCORE
 
 MOST = 2000
-PREFERRED = ("anisotropy", "score-difference", "alignment")
 LONGEST_PROBLEM = 300
 
 
 def ranking(labels: list[str]) -> str | None:
-    """Which score ranks the prompts: the combination, else the norm, else whatever there is."""
-    by_name = [label for name in PREFERRED for label in labels if label.partition(":")[0] == name]
-    return next(iter([*by_name, *labels]), None)
+    """Which score ranks the prompts: the default, else another of its kind, else the first that there is."""
+    kind = DEFAULT_SCORE.partition(":")[0]
+    same = [label for label in labels if label.partition(":")[0] == kind]
+    return next((label for label in (*sorted(same, key=DEFAULT_SCORE.__ne__), *labels)), None)
 
 
 def usable(scores: dict[str, ScoreColumn]) -> list[str]:
@@ -71,4 +72,4 @@ def prompt_table(
                 problem=None if problem is None else shorten(problem, LONGEST_PROBLEM),
             )
         )  # fmt: skip
-    return PromptTable(scores=tuple(labels), ranking=ranking(labels), total=len(prompts.ids), rows=tuple(rows))
+    return PromptTable(scores=tuple(labels), ranked_by=ranking(labels), total=len(prompts.ids), rows=tuple(rows))

@@ -9,9 +9,9 @@ from typing import Any
 
 from diffmem.method import by_class_name, class_names
 from diffmem.scores.image import IMAGE_SCORES
-from diffmem.scores.prompt import DEFAULT_SCORES, SCORES
+from diffmem.scores.prompt import DEFAULT_SCORE, DEFAULT_SCORES, SCORES
 
-__all__ = ["DEFAULT_SCORES", "IMAGE_SCORES", "SCORES"]
+__all__ = ["DEFAULT_SCORE", "DEFAULT_SCORES", "IMAGE_SCORES", "SCORES"]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,10 +34,12 @@ class About(method.About):
     Attributes:
         access: what it needs to see.
         unit: unit of the value, or "none".
+        sign: whether higher was measured to mean more memorized, and on what.
     """
 
     access: Access
     unit: str = "none"
+    sign: str = "not measured"
 
 
 class Evaluations(Protocol):
@@ -56,7 +58,8 @@ class Evaluations(Protocol):
 
 
 class Score(Method):
-    """Base of all prompt scores: higher always means more memorized. One of the three classes below is what a score derives from.
+    """Base of all prompt scores, meant to rise with memorization (`about.sign` says where that was measured). One of the three
+    classes below is what a score derives from.
 
     Attributes:
         needs_labels: whether it is fitted on labelled prompts (always cross-fitted).

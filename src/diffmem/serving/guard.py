@@ -24,6 +24,7 @@ from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.pipelines.branches import own_evaluations
 from diffmem.models.pipelines.calls import Layer, intercepted, layered, layers_of, target_of
+from diffmem.scores import DEFAULT_SCORE
 from diffmem.serving.call import GuardedCall
 from diffmem.serving.conditionings import is_null, kept
 from diffmem.serving.decisions import Decision
@@ -40,7 +41,7 @@ from diffmem.stages.score.screen import calibrate as calibrate_score
 
 Action = Literal["log", "mitigate", "reseed", "refuse"]
 
-SCORE, DRAWS = "score-difference:over=ratio", 2
+SCORE, DRAWS = DEFAULT_SCORE, 2
 _OUTERMOST, _INNERMOST = -100, 100
 
 MITIGATION = "anisotropy:weights=0/1,target=-0.25,lr=0.1,steps=20"

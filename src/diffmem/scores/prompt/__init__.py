@@ -22,5 +22,9 @@ SCORES: Registry[type[Score]] = Registry(
 )
 """Score classes; packages add their own through the entry-point group `diffmem.scores`."""
 
-DEFAULT_SCORES = ("score-difference", "score-difference:over=ratio", "alignment", "anisotropy", "text-uppercase")
+DEFAULT_SCORE = "score-difference:over=ratio"
+"""The score that ranks, calibrates, exits early and guards unless another is named: chosen on models of several makes,
+each left out in turn (benchmarks/detectors). Change it here alone."""
+
+DEFAULT_SCORES = ("score-difference", DEFAULT_SCORE, "alignment", "anisotropy", "text-uppercase")
 """What is computed unless asked otherwise: all of it together costs 2 NFE per prompt and noise, plus what is shared."""

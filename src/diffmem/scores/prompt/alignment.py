@@ -73,6 +73,7 @@ class Alignment(DenoiserScore):
         cost="1 + shared",
         fails_when="alone it is the weaker half of the anisotropy measure; with one channel the channel cosine is a sign",
         unit="cosine",
+        sign="not kept: higher on the 8x8 epsilon and flow digits, lower on v-prediction and on 16x16 epsilon models",
     )
 
     def __init__(self, parameters: AlignmentParameters | None = None) -> None:

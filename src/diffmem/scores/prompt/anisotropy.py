@@ -62,6 +62,7 @@ class Anisotropy(SetScore):
         reference=REFERENCE,
         access="denoiser",
         cost="2 + shared",
+        sign="follows its cosine: not kept on v-prediction and on 16x16 epsilon models (AUROC about .5)",
         fails_when="weights from another model; fewer than 20 prompts to standardize on; one half may carry noise only",
     )
 

@@ -42,6 +42,7 @@ class AnisotropyPaper(DenoiserScore):
         reference=REFERENCE,
         access="denoiser",
         cost="2 + shared (as released: 8, nothing shared)",
+        sign="follows its cosine: not kept on v-prediction and on 16x16 epsilon models",
         fails_when="other models than the one that the weights were fitted on; v-prediction; models with one channel",
     )
 

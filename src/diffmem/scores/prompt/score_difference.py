@@ -57,6 +57,7 @@ class ScoreDifference(DenoiserScore):
         access="denoiser",
         cost="1 + shared (pure noise); 2 per step along a trajectory",
         fails_when="frequent generic captions also steer strongly at high noise; says nothing about which image",
+        sign="higher on every planted model tried; most clearly at low noise (over=ratio)",
         unit="norm of the network's output",
     )
 

@@ -25,6 +25,7 @@ class TextUppercase(TextScore):
         reference="control; web titles against written captions differ in letter case",
         access="prompts",
         cost="0",
+        sign="none: it knows no model",
         fails_when="always, as a detector: it shows how much of a benchmark is letter case",
         unit="share of letters",
     )
@@ -54,6 +55,7 @@ class TextNgram(SetScore):
         reference="control",
         access="labels",
         cost="0",
+        sign="none: it knows no model",
         fails_when="always, as a detector: it shows how far the texts of both classes differ",
         unit="log-odds",
     )

@@ -16,6 +16,7 @@ from diffmem.evaluation.conformal import benjamini_hochberg, conformal_p_values
 from diffmem.evaluation.sequential import SequentialRule, calibrate_sequential
 from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.models.target import Target
+from diffmem.scores import DEFAULT_SCORE
 from diffmem.scores.base import Score
 from diffmem.scores.spec import parse_score
 from diffmem.stages.score.score import score
@@ -86,7 +87,7 @@ def setting_of(target: Target, rule: Score, draws: int, seed: int, noise: str) -
 def calibrate(
     target: Target,
     reference: PromptList,
-    spec: str = "score-difference",
+    spec: str = DEFAULT_SCORE,
     *,
     rate: float = 0.01,
     draws: int = 4,
