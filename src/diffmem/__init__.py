@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diffmem.experiments.extract.run import extract_images as extract
     from diffmem.experiments.lab.run import run_lab as lab
     from diffmem.experiments.mitigate.run import mitigate
+    from diffmem.experiments.monitor.run import monitor
     from diffmem.experiments.robustness.run import robustness
     from diffmem.models.generation import Sampling
     from diffmem.models.target import Target
@@ -72,6 +73,7 @@ _VERBS = {
     "index": "diffmem.stages.match.stage",
     "lab": "diffmem.experiments.lab.run:run_lab",
     "match": "diffmem.stages.match.folders:match_images",
+    "monitor": "diffmem.experiments.monitor.run:monitor",
     "robustness": "diffmem.experiments.robustness.run",
     "train": "diffmem.training.loop",
 }

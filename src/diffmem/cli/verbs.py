@@ -121,6 +121,11 @@ VERBS = {
         "train", 3, "Train or fine-tune with known duplication, captions and mitigations.",
         "plan.toml --dry-run", "plan.toml --out runs/train",
     ),
+    "monitor": _verb(
+        "monitor", 3, "Say from which checkpoint of a training on it copies, and which one is the last that does not.",
+        "./output --train ./images --heldout ./unseen --out runs/monitor",
+        "./loras --base ./my-model --train ./images --watch --out runs/monitor",
+    ),
     "lab": _verb(
         "lab", 3, "Train a grid of duplication, captions and mitigations; measure what is copied.",
         "digits --out runs/lab", "plan.toml --data ./images --out runs/lab --shard 0/2",

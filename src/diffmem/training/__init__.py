@@ -5,6 +5,7 @@ from diffmem.registry import lazy
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "Monitor": "diffmem.experiments.monitor.loop",
         "TrainPlan": "diffmem.training.plan",
         "TrainResult": "diffmem.training.loop",
         "load_plan": "diffmem.training.plan",

@@ -1,0 +1,131 @@
+"""diffmem monitor: from which checkpoint on does a training copy?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from diffmem.cli.options import (
+    DescriptorOptions,
+    ModelOptions,
+    PromptOptions,
+    ResumeOptions,
+    SamplingOptions,
+    as_usage,
+    between_0_and_1,
+    need,
+)
+from diffmem.cli.output import say
+from diffmem.cli.verbs import RARE
+from diffmem.errors import UsageError
+
+MODEL = ModelOptions()
+COPIES = DescriptorOptions()
+PROMPTS = PromptOptions()
+SAMPLING = SamplingOptions()
+WORK = ResumeOptions()
+
+
+def monitor(
+    *checkpoints: str,
+    train: Annotated[Path | None, Parameter(help="the training images")] = None,
+    heldout: Annotated[Path | None, Parameter(help="images of the same kind that the training did not see")] = None,
+    base: Annotated[
+        str | None, Parameter(help="the model that the training began with; LoRAs and unet/ folders need it")
+    ] = None,
+    out: Annotated[
+        Path | None, Parameter(help="folder; the same command goes on in it, and the page is written there")
+    ] = None,
+    watch: Annotated[
+        bool, Parameter(negative="", help="go on as new checkpoints appear, until Ctrl-C or --idle")
+    ] = False,
+    idle: Annotated[float | None, Parameter(help="with --watch: end after so many minutes without a new one")] = None,
+    measure_images: Annotated[
+        int, Parameter(help="training images whose losses are measured, and as many held-out ones")
+    ] = 256,
+    images_per_prompt: Annotated[int, Parameter(help="images generated of each of the prompts")] = 2,
+    prompt_count: Annotated[int, Parameter(help="prompts per checkpoint: half fixed, half by what was measured")] = 16,
+    score: Annotated[tuple[str, ...], Parameter(negative="", help="membership scores beside the losses")] = ("pia",),
+    draws: Annotated[int, Parameter(help="noises per image and time")] = 2,
+    level: Annotated[
+        float,
+        Parameter(validator=between_0_and_1, help="error of all checkpoints together, for warnings and for copies"),
+    ] = 0.01,
+    step_pattern: Annotated[
+        str | None, Parameter(group=RARE, help="a regular expression whose group is the step in a checkpoint's name")
+    ] = None,
+    text_alignment: Annotated[str | None, Parameter(help="clip:FOLDER, digits or photos; default: not judged")] = None,
+    statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
+    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate of falsely called images")] = 0.01,
+    batch: Annotated[int, Parameter(group=RARE, help="images per pipeline call")] = 32,
+    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of pictures on the page")] = "none",
+    prompts: PromptOptions = PROMPTS,
+    sampling: SamplingOptions = SAMPLING,
+    copies: DescriptorOptions = COPIES,
+    target: ModelOptions = MODEL,
+    work: ResumeOptions = WORK,
+) -> int:
+    """Measure every checkpoint of a training alike, and say from which one on it copies; looking often is paid for.
+
+    Args:
+        checkpoints: folders that hold them, checkpoints, patterns, module:function(weights-*.pt); PATH=STEP says a step.
+    """
+    from pydantic import ValidationError
+
+    from diffmem.cli.gates import conclude
+    from diffmem.cli.output import emit_json, emit_table, note
+    from diffmem.cli.show import print_run
+    from diffmem.evaluation.text_alignment import parse_alignment
+    from diffmem.experiments.monitor.checkpoints import find_checkpoints
+    from diffmem.experiments.monitor.opening import Opening
+    from diffmem.experiments.monitor.plan import MonitorPlan
+    from diffmem.experiments.monitor.run import monitor as watch_training
+    from diffmem.experiments.monitor.watch import Watching
+    from diffmem.scores.spec import parse_image_scores
+    from diffmem.stages.match.stage import Matching
+
+    if work.dry_run:
+        found = find_checkpoints(checkpoints, step_pattern)
+        rows = [
+            {found.unit: one.step, "checkpoint": one.name, "kind": one.kind, "source": one.source}
+            for one in found.checkpoints
+        ]
+        emit_table(rows, json=work.json, title=f"{len(rows)} checkpoints")
+        for text in found.notes:
+            note(text)
+        return 0
+    images_of = need(train, "--train", "without the training images nothing says what a copy is")
+    folder = need(out, "--out", "a monitored training needs a folder")
+    try:
+        plan = MonitorPlan(
+            images=measure_images, draws=draws, scores=tuple(one.label for one in parse_image_scores(score)),
+            prompts=prompt_count,
+            images_per_prompt=images_per_prompt, level=level, sampling=sampling.sampling(), seed=work.seed, batch=batch,
+        )  # fmt: skip
+    except ValidationError as problem:
+        raise as_usage(problem) from problem
+    opening = Opening(
+        base, target.lora, target.device, target.dtype, target.allow_pickle, target.variant, target.distilled,
+        target.despite_check,
+    )  # fmt: skip
+    given = None if prompts == PROMPTS else prompts.load(())
+    for option, value in (("--revision", target.revision), ("--offload", target.offload)):
+        if value:
+            raise UsageError(f"{option} is not for checkpoints: they are opened as they lie there.")
+    run = watch_training(
+        list(checkpoints), images_of, plan, out=folder, heldout=heldout, prompts=given, opening=opening,
+        matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=fpr),
+        descriptor_options=copies.options(target.allow_pickle),
+        alignment=None if text_alignment is None else parse_alignment(text_alignment), step_pattern=step_pattern,
+        watching=Watching(None if idle is None else 60 * idle) if watch else None, retry_errors=work.retry_errors,
+        silent=work.quiet or work.json,
+    )  # fmt: skip
+    page = run.report(redact)
+    if work.json:
+        emit_json(run.summary.as_dict())
+        return conclude(run.summary)
+    print_run(run.summary)
+    say(f"report: {page}")
+    return conclude(run.summary)
