@@ -71,7 +71,7 @@ def print_summary(summary: dict[str, Any], top: int = 5) -> None:
         say(f"Finding  {plain(summary['headline'])}\n")
     say(f"Run      {summary['run']}, begun {summary['created']}")
     kind = f", {model['family']}, predicts {model['prediction']}, {model['dtype']} on {model['device']}"
-    name, fingerprint = model["name"] or "?", (model["fingerprint"] or "no fingerprint")[:12]
+    name, fingerprint = model["name"] or "(its name was not recorded)", (model["fingerprint"] or "no fingerprint")[:12]
     say(f"Model    {plain(name)} ({fingerprint}{kind if model['family'] else ''})")
     for check in summary["checks"]:
         if check["state"] != "passed":

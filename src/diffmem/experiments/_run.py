@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffmem.errors import DataError
 from diffmem.registry import Registry
+from diffmem.report.prose import shorten
 from diffmem.runs.manifest import FILE as MANIFEST
 from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore
@@ -59,12 +60,16 @@ VERBS: Registry[Verb] = Registry(
 """Every verb that leaves a run; in this order runs of 0.1.0 are recognised."""
 
 
+LONGEST = 120
+"""Characters of a headline in the `repr` of a run."""
+
+
 class Run:
     """A run directory of any verb.
 
     Attributes:
         path: its folder.
-        verb: the command that made it.
+        verb: the command that made it; "audit" for a stage alone (score, generate, measure), which is summarized as one.
         results: of the arms, by name, in the process that made the run; empty for a run that was opened.
     """
 
@@ -101,6 +106,9 @@ class Run:
         tables = [
             (arm, RunStore(folder).read(name)) for arm, folder in self.arms.items() if (folder / MANIFEST).exists()
         ]
+        held = self._summary.rows_of(name)
+        if not tables and held is not None:
+            return pa.Table.from_pylist([{"arm": self.verb, **row} for row in held])
         if not tables:
             raise DataError(f"'{self.path}' keeps no rows of {name}: this run has a summary only.")
         return pa.concat_tables(
@@ -141,12 +149,19 @@ class Run:
         return redact or ("none" if inside else "blur")
 
     def __repr__(self) -> str:
-        return f"Run({self.verb}, {str(self.path)!r}: {self._summary.headline})"
+        return f"Run({self._made_by()}, {str(self.path)!r}: {shorten(self._summary.headline, LONGEST)})"
+
+    def _made_by(self) -> str:
+        """The command; stages alone leave runs that are summarized as those of an audit."""
+        if VERBS.get(self.verb).live and (self.path / MANIFEST).exists():
+            sections = list(read_manifest(self.path).plan)
+            return sections[0] if len(sections) == 1 else self.verb
+        return self.verb
 
     def _repr_html_(self) -> str:
         limits = "".join(f"<li>{escape(text)}</li>" for text in self._summary.limits[:3])
         return (
-            f"<p><b>{escape(self.verb)}</b> {escape(str(self.path))}<br>{escape(self._summary.headline)}</p>"
+            f"<p><b>{escape(self._made_by())}</b> {escape(str(self.path))}<br>{escape(self._summary.headline)}</p>"
             f"<ul>{limits}</ul>"
         )  # fmt: skip
 

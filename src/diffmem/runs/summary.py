@@ -75,6 +75,10 @@ class Summary(BaseModel):
         """What `diffmem show` prints below the headline."""
         return []
 
+    def rows_of(self, name: str) -> Sequence[Row] | None:
+        """Rows of a table that the summary itself holds, because the run keeps no row files; None where it holds none."""
+        return None
+
     def __call__(self) -> dict[str, Any]:
         """The summary as plain values: deprecated, 0.1.0 called it; use `as_dict()` or the attributes."""
         warnings.warn("run.summary is an object now; use run.summary.as_dict()", DeprecationWarning, stacklevel=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from diffmem.report import prose
@@ -40,6 +41,10 @@ class MatchSummary(Summary):
         if any(row["copy"] is not None for row in self.matches):
             return None
         return f"{len(self.set_aside)} images were set aside, and for {len(self.matches)} the statistic is undefined."
+
+    def rows_of(self, name: str) -> Sequence[Row] | None:
+        """The matches."""
+        return self.matches if name == "matches" else None
 
     def tables(self) -> list[ShownTable]:
         """The most similar pairs."""
