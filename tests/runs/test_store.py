@@ -31,6 +31,27 @@ def test_every_column_comes_back(tmp_path):
             "evidence": -3.5,
             "status": "ok",
         },
+        "sample": {
+            "sample": "s",
+            "image_key": row_key(i=1),
+            "draw": 0,
+            "stratum": "called",
+            "stratum_size": 9,
+            "inclusion": 0.5,
+            "place": 0,
+        },
+        "labels": {
+            "when": "2026-01-31T12:00:00.000000Z",
+            "reviewer": "anna",
+            "category": None,
+            "pair": row_key(i=2),
+            "draw": 0,
+            "train_id": "t",
+            "image_key": row_key(i=1),
+            "generated": b"\x00\xff",
+            "training": b"",
+            "tolerance": "[0.1, 0.1]",
+        },
     }
     assert set(rows) == set(SCHEMAS)
     for stage, part in rows.items():

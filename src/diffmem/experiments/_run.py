@@ -96,7 +96,7 @@ class Run:
         return places or {self.verb: self.path}
 
     def table(self, name: str) -> pa.Table:
-        """All rows of one kind ("prompts", "scores", "images", "matches", "targets", "measures"), with their arm.
+        """All rows of one kind ("prompts", "scores", "images", "matches", "targets", "measures", "labels", ...), with their arm.
 
         Returns:
             An arrow table in the order of arms; the column "arm" comes first. `.to_pandas()` makes a data frame.
@@ -114,6 +114,18 @@ class Run:
         return pa.concat_tables(
             [table.add_column(0, "arm", pa.array([arm] * table.num_rows, pa.string())) for arm, table in tables]
         )
+
+    @property
+    def labels(self) -> pa.Table:
+        """What reviewers say of pairs, the last of each reviewer and pair: the rows of `table("labels")` that count."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        from diffmem.report.review.labels import read_labels
+
+        keys = [label.as_row()["key"] for folder in self.arms.values() for label in read_labels(folder).current]
+        table = self.table("labels")
+        return table.filter(pc.is_in(table["key"], value_set=pa.array(keys, table.schema.field("key").type)))
 
     def images(self) -> Iterator[tuple[dict[str, Any], Image.Image]]:
         """Every generated image with its row (arm, prompt_id, draw, seed, ...), a part of the run at a time."""

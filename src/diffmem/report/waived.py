@@ -9,14 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffmem.copies.index import CopyIndex
-from diffmem.data.png import decode_png
-from diffmem.errors import DataError
 from diffmem.report.evidence import confirmed
 from diffmem.report.matches import Matches
-from diffmem.report.stored import read_pngs
+from diffmem.report.pair_pictures import open_pairs
 from diffmem.report.waivers import Waivers
-from diffmem.runs.store import RunStore
 
 
 def called_pairs(
@@ -28,22 +24,8 @@ def called_pairs(
         DataError: the training images cannot be opened, so no pair could be looked at.
     """
     identical, proven = confirmed(fact, matches)
-    numbers = np.flatnonzero(matches.copy | identical | proven)
-    if not len(numbers):
-        return
-    place = folder / "index" / fact["descriptor"]["name"]
-    try:
-        index = CopyIndex.load(place)
-    except DataError as problem:
-        raise DataError(
-            f"Waivers compare pictures, and the training images of '{folder}' are not to be had: {problem}"
-        ) from problem
-    rows = [matches.row(int(number)) for number in numbers]
-    pngs = read_pngs(RunStore(folder), {row["image_key"] for row in rows})
-    for number, row in zip(numbers, rows, strict=True):
-        item = index.image(row["train_id"])
-        if item.image is not None and row["image_key"] in pngs:
-            yield int(number), decode_png(pngs[row["image_key"]]), item.image
+    rows = {int(number): matches.row(int(number)) for number in np.flatnonzero(matches.copy | identical | proven)}
+    yield from open_pairs(folder, fact, rows)
 
 
 def without_waived(folder: Path, fact: dict[str, Any], matches: Matches, waivers: Waivers) -> tuple[Matches, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,18 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffmem.atomic import write_atomic
 from diffmem.errors import DataError
-
-SIDE = 32
-QUALITY, MARGIN, ROUNDING = 70, 1.3, 0.001
-"""A picture is the same if it differs no more than from its own JPEG of this quality, by this factor, plus rounding."""
-Pixels = NDArray[np.uint8]
+from diffmem.report.pair_identity import SIDE, PairContent, PairFinder
 
 
 class Waiver(BaseModel):
@@ -35,8 +28,7 @@ class Waiver(BaseModel):
         reason: why it is accepted.
         train_id, prompt_id: what the pair was called when it was waived; for people, nothing is found by them.
         generated, training: the two pictures at 32 x 32 pixels, RGB, base64.
-        tolerance: root-mean-square difference up to which a picture counts as the same, in [0, 1], of either: what encoding
-            it anew changes, so that smooth pictures, which encodings hardly change, are told apart from each other.
+        tolerance: see `PairContent`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,9 +43,10 @@ class Waiver(BaseModel):
     tolerance: tuple[float, float]
 
     @cached_property
-    def pictures(self) -> Pixels:
-        """Both pictures, [2, 32 x 32 x 3]."""
-        return np.stack([np.frombuffer(base64.b64decode(text), np.uint8) for text in (self.generated, self.training)])
+    def content(self) -> PairContent:
+        """The pair by its content."""
+        one, two = (base64.b64decode(text) for text in (self.generated, self.training))
+        return PairContent(one, two, self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -69,28 +62,13 @@ class Waivers:
     expired: tuple[Waiver, ...] = ()
 
     @cached_property
-    def _pictures(self) -> NDArray[np.float64]:
-        return np.stack([waiver.pictures for waiver in self.held]).astype(np.float64) / 255
-
-    @cached_property
-    def _tolerance(self) -> NDArray[np.float64]:
-        return np.array([waiver.tolerance for waiver in self.held])
+    def _finder(self) -> PairFinder:
+        return PairFinder([waiver.content for waiver in self.held])
 
     def find(self, generated: Image.Image, training: Image.Image) -> Waiver | None:
         """The waiver of this pair, whatever it is called and however it is encoded; None if there is none."""
-        if not self.held:
-            return None
-        pair = np.stack([reduced(generated), reduced(training)]).astype(np.float64) / 255
-        distance = np.sqrt(np.square(self._pictures - pair).mean(2))
-        same = np.flatnonzero((distance <= self._tolerance).all(1))
-        return self.held[same[distance[same].sum(1).argmin()]] if len(same) else None
-
-
-def reduced(image: Image.Image) -> Pixels:
-    """A picture at 32 x 32 pixels, RGB, flat: what two encodings of one picture agree in."""
-    plain = image.convert("RGB")
-    how = Image.Resampling.BOX if min(plain.size) >= SIDE else Image.Resampling.BILINEAR
-    return np.asarray(plain.resize((SIDE, SIDE), how), np.uint8).reshape(-1)
+        number = self._finder.find(PairContent.of(generated, training)) if self.held else None
+        return None if number is None else self.held[number]
 
 
 def waive(
@@ -98,20 +76,12 @@ def waive(
     prompt_id: str = "",
 ) -> Waiver:  # fmt: skip
     """A waiver of one pair."""
-    one, two = (base64.b64encode(reduced(image).tobytes()).decode("ascii") for image in (generated, training))
+    pair = PairContent.of(generated, training)
+    one, two = (base64.b64encode(data).decode("ascii") for data in (pair.generated, pair.training))
     return Waiver(
         owner=owner, expires=expires, reason=reason, train_id=train_id, prompt_id=prompt_id, generated=one, training=two,
-        tolerance=(_tolerance(generated), _tolerance(training)),
+        tolerance=pair.tolerance,
     )  # fmt: skip
-
-
-def _tolerance(image: Image.Image) -> float:
-    """How much encoding a picture anew changes it at 32 x 32 pixels."""
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=QUALITY)
-    with Image.open(buffer) as encoded:
-        change = reduced(image).astype(np.float64) - reduced(encoded)
-    return round(MARGIN * float(np.sqrt(np.square(change / 255).mean())) + ROUNDING, 5)
 
 
 def read_waivers(path: Path, today: date | None = None) -> Waivers:
@@ -130,7 +100,7 @@ def read_waivers(path: Path, today: date | None = None) -> Waivers:
     for number, values in enumerate(listed, 1):
         try:
             waiver = Waiver.model_validate(values)
-            if waiver.pictures.shape != (2, SIDE * SIDE * 3):
+            if {len(data) for data in (waiver.content.generated, waiver.content.training)} != {SIDE * SIDE * 3}:
                 raise ValueError("the pictures are not 32 × 32 pixels")
         except (ValidationError, ValueError) as problem:
             what = problem.errors()[0] if isinstance(problem, ValidationError) else {"loc": (), "msg": str(problem)}

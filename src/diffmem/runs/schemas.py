@@ -117,6 +117,33 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("dtype", pa.string(), True),
         ("device", pa.string(), True),
     ),
+    "sample": _schema(  # the images that are drawn for review; of several draws the last one counts
+        ("key", _KEY, False),
+        ("sample", pa.string(), False),
+        ("image_key", _KEY, False),
+        ("prompt_id", pa.string(), False),
+        ("draw", pa.int32(), False),
+        ("stratum", pa.string(), False),
+        ("stratum_size", pa.int64(), False),
+        ("inclusion", pa.float64(), False),  # probability of being drawn
+        ("place", pa.int32(), False),  # in the random order of its stratum, from 0
+    ),
+    "labels": _schema(  # what reviewers say of pairs; of one reviewer and pair the last one counts
+        ("key", _KEY, False),
+        ("when", pa.string(), False),  # UTC, ISO 8601
+        ("reviewer", pa.string(), False),
+        ("category", pa.string(), True),  # null: withdrawn
+        ("note", pa.string(), True),
+        ("pair", _KEY, False),  # of both pictures' content
+        ("prompt_id", pa.string(), False),
+        ("draw", pa.int32(), False),
+        ("train_id", pa.string(), False),
+        ("image_key", _KEY, False),
+        ("train", pa.string(), True),  # fingerprint of the training images that train_id is one of
+        ("generated", pa.large_binary(), False),  # both pictures at 32 x 32 pixels
+        ("training", pa.large_binary(), False),
+        ("tolerance", pa.string(), False),  # JSON: see report.pair_identity
+    ),
 }
 
 # The order in which a stage is read, whatever order it was computed in; the key settles what these leave open.
@@ -127,6 +154,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "matches": ("prompt_id", "draw", "rank", "key"),
     "targets": ("image_id", "key"),
     "measures": ("image_id", "score", "key"),
+    "sample": ("stratum", "place", "key"),
+    "labels": ("when", "key"),
 }
 
 
