@@ -8,6 +8,7 @@ from tests.report.made import THRESHOLD, add_prompts, image_row, match_row, new_
 
 from diffmem.copies.alignment import Alignment
 from diffmem.evaluation.chance import Chance, fewest_calls, fewest_signed_prompts, most_not_excluded, sign_test
+from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.report.digest import build_digest
 from diffmem.runs.facts import write_fact
 from diffmem.runs.manifest import record_stage
@@ -78,6 +79,41 @@ def test_no_excess_states_its_bound(tmp_path):
     )
     assert found.excess == pytest.approx(2 / 120 - 10 / 1001, rel=1e-3)
     assert found.excess_interval[0] < 0 < found.excess_interval[1]
+
+
+def planted_fact(back, seen, found=None):
+    return {
+        "planted": 40, "found": seen if found is None else found, "given_back": back, "found_of_given_back": seen, "controls": 40,
+        "controls_found": 0, "images_per_prompt": 1, "steps": 500, "cost": 0.25, "page": "control/page.html", "notes": [],
+    }  # fmt: skip
+
+
+def test_the_bound_is_divided_by_the_recall_that_the_control_measures(tmp_path):
+    folder = made_run(tmp_path / "r", 2)
+    write_fact(folder, "control", planted_fact(20, 15))
+    found = verdict(folder)
+    assert (found.recall, found.recall_of, found.state) == (0.75, "control", "no-excess")
+    assert found.bound == pytest.approx(most_not_excluded(2, 120) / 0.75)
+    assert "given that 75.0\u00a0% of the planted pictures that come out are found" in found.sentence
+    digest = build_digest(folder, methods=False)
+    assert digest.control.sensitivity == 15 / 40 and digest.control.sensitivity_interval == clopper_pearson(15, 40)
+    assert next(check.state for check in digest.checks if check.check == "positive control") == "passed"
+    write_fact(folder, "control", planted_fact(9, 3))
+    assert verdict(folder).recall is None, "nine pictures measure nothing"
+    write_fact(folder, "control", planted_fact(12, 0, found=0))
+    blind = verdict(folder)
+    assert blind.state == "unknown" and "matcher called none" in blind.sentence
+    write_fact(folder, "control", {"refused": "its network takes no adapter"})
+    digest = build_digest(folder, methods=False)
+    assert (digest.control.sensitivity, digest.verdict.bound) == (None, pytest.approx(most_not_excluded(2, 120)))
+    assert digest.checks[-1].state == "not run" and "takes no adapter" in digest.checks[-1].found
+
+
+def test_labelled_prompts_measure_recall_before_the_control_does(tmp_path):
+    folder = made_run(tmp_path / "r", 11, label=lambda i: i < 20)
+    write_fact(folder, "control", planted_fact(20, 5))
+    found = verdict(folder)
+    assert (found.recall, found.recall_of) == (11 / 20, "labels")
 
 
 def test_few_references_make_a_count_say_less(tmp_path):

@@ -67,6 +67,10 @@ def audit(
     measure_images: Annotated[
         int, Parameter(group=RARE, help="training images of either kind to measure, at most")
     ] = 64,
+    control: Annotated[
+        bool,
+        Parameter(negative="", help="plant drawn pictures in a copy of the model, and see how many the audit finds"),
+    ] = False,
     against_base: Annotated[
         bool, Parameter(negative="", help="with --lora: audit the base too, and say what leaks with the LoRA only")
     ] = False,
@@ -104,6 +108,8 @@ def audit(
         raise UsageError("--against-base compares a LoRA with its base: give the LoRA with --lora FILE.")
     if against_base and gallery is not None:
         raise UsageError("--gallery controls the search of one audit; with --against-base the base is the control.")
+    if against_base and control:
+        raise UsageError("--control says what one audit can find; leave it out with --against-base.")
     conditions = gates.parse(Digest)
     if measure_images < 1:
         raise UsageError(f"--measure-images is {measure_images}; expected at least 1.")
@@ -129,6 +135,12 @@ def audit(
                 opened.need_denoiser(), asked, measure_images * (2 if heldout is None else 3), micro_batch
             )
             cost = add(cost, Estimate(0, round(found.nfe["total"]), 0, found.seconds))
+        if control:
+            from diffmem.experiments.audit.control import budget, require_trainable
+
+            require_trainable(opened)
+            allowed = budget(opened, len(listed) * images_per_prompt, making)
+            cost.notes.append(f"--control takes {allowed.share:.0%} of what the images cost on top")
         print_estimate(add(cost, cost) if against_base else cost, work.json)
         return 0
     settings: dict[str, Any] = {
@@ -150,7 +162,9 @@ def audit(
         folder_of, made = run.path / TUNED, run.results[TUNED].made
         summary = build_digest(folder_of).as_dict() | {"against": run.summary.as_dict()}
     else:
-        run = run_audit(target.open(model, how), given, train, gallery=gallery, samples=samples, **settings)
+        run = run_audit(
+            target.open(model, how), given, train, gallery=gallery, control=control, samples=samples, **settings
+        )
         folder_of, made = run.path, run.results["audit"].made
         summary = run.summary.as_dict()
     for text in stage_notes(made):

@@ -66,7 +66,7 @@ def print_summary(summary: dict[str, Any], top: int = 5) -> None:
 
     model, prompts = summary["model"], summary["prompts"]
     if prompts["total"] or summary["measures"] is None:
-        print_verdict(summary["verdict"])
+        print_verdict(summary["verdict"], summary.get("control"))
     else:
         say(f"Finding  {plain(summary['headline'])}\n")
     say(f"Run      {summary['run']}, begun {summary['created']}")
@@ -104,8 +104,8 @@ def print_summary(summary: dict[str, Any], top: int = 5) -> None:
         say(f"  - {plain(text)}")
 
 
-def print_verdict(verdict: dict[str, Any]) -> None:
-    """The first screen: what was found, one sentence for those who read no further, and what to do next."""
+def print_verdict(verdict: dict[str, Any], control: dict[str, Any] | None = None) -> None:
+    """The first screen: what was found, one sentence for those who read no further, what the control found, what to do."""
     import shutil
     import sys
     from textwrap import fill
@@ -121,6 +121,9 @@ def print_verdict(verdict: dict[str, Any]) -> None:
     said("Verdict", verdict["state"].upper())
     said("", verdict["sentence"])
     said("", verdict["plain"])
+    if control is not None:
+        said("Control", control["sentence"])
+        said("", control["caveat"] or "")
     for number, step in enumerate(verdict["steps"]):
         said("Next" if not number else "", step["what"])
         for command in step["commands"]:

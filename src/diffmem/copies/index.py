@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -313,6 +314,21 @@ class CopyIndex:
         described = self._state.items.filter(pc.is_null(self._state.items.column("problem")))
         state.add(self.vectors[np.asarray(rows, np.int64)], described.take(pa.array(rows)))
         return CopyIndex(state, self.descriptor)
+
+    def with_images(self, images: ImageSet) -> CopyIndex:
+        """An index in memory that has these images too, each a group of its own; vectors are shared, this one stays as it is."""
+        state = replace(
+            self._state, meta=deepcopy(self._state.meta), parts=[*self._state.parts], path=None,
+            view_parts=[*self._state.view_parts],
+        )  # fmt: skip
+        joined, groups = CopyIndex(state, self.descriptor), self.duplicates()
+        joined._sets = dict(self._sets)
+        joined.append(images)
+        own = np.arange(groups.count, groups.count + len(joined) - len(self), dtype=groups.group.dtype)
+        joined._groups[groups.cut] = replace(
+            groups, group=np.concatenate([groups.group, own]), size=np.concatenate([groups.size, np.ones_like(own)])
+        )
+        return joined
 
     def describe(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Vectors of other images by the index's own descriptor."""

@@ -22,7 +22,7 @@ from diffmem.evaluation.chance import (
 from diffmem.evaluation.planning import fewest_prompts, fewest_references
 from diffmem.report.evidence import Evidence, Gallery
 from diffmem.report.prose import count, percent
-from diffmem.report.shape import CopiesDigest, ImageCounts, Verdict
+from diffmem.report.shape import ControlDigest, CopiesDigest, ImageCounts, Verdict
 
 SHARE, POWER = 0.1, 0.8
 """Where a share of prompts this large would be missed more often than in 1 - POWER of such runs, they are too few to say."""
@@ -44,6 +44,7 @@ class Circumstances:
         images: generated ones.
         gallery: the two-gallery control, if there is one.
         waived: images that are called copies, but whose pairs are accepted.
+        control: the positive control, if there is one.
     """
 
     check: Mapping[str, Any] | None = None
@@ -51,6 +52,7 @@ class Circumstances:
     images: ImageCounts | None = None
     gallery: Gallery | None = None
     waived: int = 0
+    control: ControlDigest | None = None
 
 
 @dataclass
@@ -122,7 +124,9 @@ def _figures(case: _Case) -> dict[str, Any]:
     ends = share_interval(seen.called * worth, seen.prompts * worth)
     values |= {"share": share, "share_interval": ends}
     if copies.planted >= KNOWN_COPIES and copies.found:
-        values["recall"] = copies.found / copies.planted
+        values |= {"recall": copies.found / copies.planted, "recall_of": "labels"}
+    elif case.around.control is not None and case.around.control.recall:
+        values |= {"recall": case.around.control.recall, "recall_of": "control"}
     values["bound"] = most_not_excluded(min(seen.events, seen.clusters), seen.clusters, values.get("recall") or 1.0)
     gallery = case.around.gallery
     if gallery is not None:
@@ -184,6 +188,12 @@ def _prevented(case: _Case) -> Verdict | None:
     if copies.planted >= KNOWN_COPIES and not copies.found:
         return _unknown(
             case.values, f"of {copies.planted} prompts known to be reproduced the matcher called none.",
+            "Compare with another descriptor, such as --descriptor aligned.",
+        )  # fmt: skip
+    control = case.around.control
+    if control is not None and control.recall == 0 and not case.values.get("recall"):
+        return _unknown(
+            case.values, f"of {control.given_back} planted pictures that the control's model gave back the matcher called none.",
             "Compare with another descriptor, such as --descriptor aligned.",
         )  # fmt: skip
     return None
@@ -306,7 +316,10 @@ def _expected(case: _Case) -> str:
 def _bound(case: _Case) -> str:
     text = f"up to {percent(case.values['bound'])} of such prompts not excluded"
     recall = case.values.get("recall")
-    return text if recall is None else f"{text}, given that {percent(recall)} of known copies are found"
+    if recall is None:
+        return text
+    of = "known copies" if case.values["recall_of"] == "labels" else "the planted pictures that come out"
+    return f"{text}, given that {percent(recall)} of {of} are found"
 
 
 def _clause(text: str) -> str:

@@ -25,6 +25,7 @@ from diffmem.report.columns import (
     read_texts,
     score_columns,
 )  # fmt: skip
+from diffmem.report.control import control_check, read_control
 from diffmem.report.decide import Circumstances, decide
 from diffmem.report.evidence import collect, read_gallery
 from diffmem.report.intervals import Separation, read_labelled, separation
@@ -125,11 +126,13 @@ def build_digest(run_path: str | Path, methods: bool = True, waivers: Waivers | 
     )
     fit = read_fact(folder, "fit")
     failed = next((made for made in (check, fit) if made is not None and made["passed"] is False), check)
-    verdict = decide(copies, seen, Circumstances(failed, unfinished, images, gallery, waived))
+    control = read_control(folder)
+    verdict = decide(copies, seen, Circumstances(failed, unfinished, images, gallery, waived, control))
     verdict = verdict.model_copy(update={"steps": next_steps(verdict, folder, manifest, copies)})
     headline = verdict.sentence if measures is None or prompts.listed else measures.headline
     return Digest(
         run=str(folder), created=manifest.created, diffmem=manifest.diffmem_version, headline=headline, verdict=verdict,
+        control=control,
         model=ModelFacts(**model), check=check, plan=manifest.plan, stages=manifest.stages, commands=manifest.commands,
         fingerprints=manifest.fingerprints, provenance=manifest.provenance, prompts=counted, scores=described,
         images=images, copies=copies,
@@ -140,7 +143,7 @@ def build_digest(run_path: str | Path, methods: bool = True, waivers: Waivers | 
         table=prompt_table(table, scores, per_prompt, prompts, texts, problems),
         checks=checks(
             check, fit, read_fact(folder, "refused") or {}, manifest, counted, described, images, copies
-        ),
+        ) + (() if control is None else (control_check(control),)),
         methods=used_methods(list(scores), copies, measures) if methods else (),
         limits=(*store.damage(), *limits(copies, images, measures, bool(prompts.listed))),
         notes=notes, against=read_fact(folder, "against"), nothing=_nothing(fact, copies, images, described, measures),

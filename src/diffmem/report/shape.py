@@ -187,6 +187,45 @@ class CopiesDigest(_Part):
     unlabelled_copied: int
 
 
+class ControlDigest(_Part):
+    """The positive control: pictures that a short LoRA planted in a copy of the model, looked for as the audit looks.
+
+    Attributes:
+        sentence: what it found, or why it was not made.
+        refused: why it was not made; all figures are null then.
+        planted, found: pictures that were planted, and those of which an image was called a copy.
+        sensitivity, sensitivity_interval: found / planted (95 %, exact): what the audit finds of what a LoRA remembers.
+        given_back, found_of_given_back: planted pictures of which an image is more like them than any control's image is like
+            the control's own picture, and those of them that were found.
+        recall, recall_interval: found_of_given_back / given_back: what the matcher sees of what comes out; null below ten.
+        controls, controls_found: pictures that stayed out, and those of which an image was called a copy.
+        images_per_prompt: made of each caption.
+        steps: of the LoRA's training.
+        cost: its network evaluations, as a share of those of the audit's images.
+        page: of the planted pictures, in the run directory.
+        caveat: what it cannot say.
+    """
+
+    sentence: str
+    refused: str | None = None
+    planted: int | None = None
+    found: int | None = None
+    sensitivity: Share | None = None
+    sensitivity_interval: Interval | None = None
+    given_back: int | None = None
+    found_of_given_back: int | None = None
+    recall: Share | None = None
+    recall_interval: Interval | None = None
+    controls: int | None = None
+    controls_found: int | None = None
+    images_per_prompt: int | None = None
+    steps: int | None = None
+    cost: FiniteFloat | None = None
+    page: str | None = None
+    notes: tuple[str, ...] = ()
+    caveat: str | None = None
+
+
 class Step(_Part):
     """What to do next: in words, and as command lines to paste."""
 
@@ -213,7 +252,8 @@ class Verdict(_Part):
         excess, excess_interval: share called above chance.
         p_value: probability of so many calls by chance, the threshold's own uncertainty included.
         bound: share of such prompts that may reproduce a training image without this run contradicting it (95 %);
-            `recall` is the matcher's measured one that it was divided by, null where none is known.
+            `recall` is the matcher's measured one that it was divided by, null where none is known; `recall_of` says on
+            what: prompts that are known to be reproduced ("labels"), or the planted pictures of the "control".
         steps: what to do next.
     """
 
@@ -234,6 +274,7 @@ class Verdict(_Part):
     p_value: Share | None = None
     bound: Share | None = None
     recall: Share | None = None
+    recall_of: Literal["labels", "control"] | None = None
     steps: tuple[Step, ...] = ()
 
 
@@ -344,6 +385,7 @@ class Digest(Summary):
     run: str
     created: str
     verdict: Verdict
+    control: ControlDigest | None = None
     model: ModelFacts
     check: dict[str, JsonValue] | None
     plan: dict[str, JsonValue]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffmem.copies.descriptors import make_descriptor
 from diffmem.data.images import ImageSet
@@ -32,6 +32,9 @@ from diffmem.stages.match.stage import Matching, agreement_stage
 from diffmem.stages.measure.stage import MeasureResult
 from diffmem.stages.score.rows import Scoring
 from diffmem.stages.score.score import Scorer, ScoreResult
+
+if TYPE_CHECKING:
+    from diffmem.experiments.audit.control import Budget
 
 ARM = "audit"
 
@@ -63,6 +66,7 @@ class AuditExperiment(Experiment[Digest]):
     name: str = ARM
     place: str = ""
     gallery: ImageSet | None = None
+    control: bool = False
 
     describes: ClassVar[bool] = False
 
@@ -90,7 +94,15 @@ class AuditExperiment(Experiment[Digest]):
         assert made is not None
         return build_digest(made.run.path)
 
+    def _budget(self, target: Target) -> Budget:
+        from diffmem.experiments.audit.control import budget, require_trainable  # they import the training loop
+
+        require_trainable(target)
+        return budget(target, self.generation.draws * len(usable(self.prompts)), self.generation)
+
     def _score(self, run: RunDirectory, target: Target) -> ScoreResult:
+        if self.control:
+            self._budget(target)  # refuses before any work
         check_once(target, self.prompts, self.generation.sampling, run)
         train = None if self.reference is None else self.reference.train
         fit = fit_once(target, train if isinstance(train, ImageSet) else None, run)
@@ -115,6 +127,18 @@ class AuditExperiment(Experiment[Digest]):
             agreement_stage(run, index.descriptor)
         if self.gallery is not None:
             compare_with_gallery(run.path, index, self.gallery, self.options.silent)
+        if self.control and isinstance(self.reference.train, ImageSet):
+            from diffmem.experiments.audit.control import run_control
+
+            run_control(
+                target,
+                run.path,
+                self.reference.train,
+                index,
+                self._budget(target),
+                self.generation,
+                self.options.silent,
+            )
         pictures = write_pictures(run.path)
         if not self.measure or not isinstance(self.reference.train, ImageSet):
             return Finished(pictures)

@@ -53,6 +53,7 @@ def audit(
     retry_errors: bool = False,
     measure: str | ImageScore | Sequence[str | ImageScore] = (),
     measure_images: int = 64,
+    control: bool = False,
     redact: Redaction = "none",
     silent: bool = True,
 ) -> Run:
@@ -87,6 +88,8 @@ def audit(
         retry_errors: compute rows again that ended in an error.
         measure: image scores to run on training images: those that were copied, and as many others for comparison.
         measure_images: how many of either kind at most (and of held-out images).
+        control: plant 40 drawn pictures in a copy of the model by a short LoRA, and see how many of them this audit finds; at
+            most a quarter of what the audit's images cost.
         redact: what becomes of images in the report, which republishes training images otherwise.
         silent: no progress on stderr.
 
@@ -94,13 +97,14 @@ def audit(
         The run; what each stage did in this call lies in `run.results["audit"].made` (with a base: "base" and "lora").
 
     Raises:
-        UsageError: held-out images without a training set; neither prompts nor samples, or the wrong one for the model.
-        ModelError: `target` and `base` are the same model.
+        UsageError: held-out images without a training set; neither prompts nor samples, or the wrong one for the model; a
+            control of too small an audit.
+        ModelError: `target` and `base` are the same model; a control of a model that cannot be fine-tuned.
         IncompatibleRun: `out` belongs to another model or plan.
     """
-    if base is not None and (gallery is not None or samples is not None):
+    if base is not None and (gallery is not None or samples is not None or control):
         raise UsageError(
-            "With a base the base is the control, and both models are given prompts: leave gallery and samples out."
+            "With a base the base is the control, and both models are given prompts: leave gallery, samples and control out."
         )
     if train is None and gallery is not None:
         raise UsageError(
@@ -113,6 +117,11 @@ def audit(
     known = None if train is None else training_of(train, descriptor_options)
     if measure and isinstance(known, CopyIndex):
         raise UsageError("An index holds no pictures to measure; give the training images themselves (--train).")
+    if control and not isinstance(known, ImageSet):
+        raise UsageError(
+            "The control plants pictures like the training images and looks for them among these: give the images (--train)"
+            f"{', not an index of them' if known is not None else ''}."
+        )
     if base is None:
         target = target if isinstance(target, Target) else target()
         listed = prompts_or_samples(target, prompts, samples)
@@ -131,7 +140,7 @@ def audit(
         ),
         judged if reference is None else reference.matching, dict(descriptor_options or {}), reference,
         measure=parse_image_scores(measure), measure_images=measure_images, options=Options(retry_errors, silent),
-        gallery=None if gallery is None else as_images(gallery),
+        gallery=None if gallery is None else as_images(gallery), control=control,
     )  # fmt: skip
     if base is not None:
         return audit_against(experiment, _opener(base), out, redact)
