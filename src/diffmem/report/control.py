@@ -53,4 +53,4 @@ def control_check(control: ControlDigest) -> Check:
     if control.refused is not None:
         return Check(check="positive control", state="not run", found=control.refused)
     state = "passed" if control.found and not control.controls_found else "note"
-    return Check(check="positive control", state=state, found=control.sentence)  # type: ignore[arg-type]
+    return Check(check="positive control", state=state, found=control.sentence)
