@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from diffmem.cli.options import need
 from diffmem.cli.output import say
+from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from diffmem.training.data import TrainingSet
+    from diffmem.training.loop import MakeWatch, Watch
     from diffmem.training.plan import TrainPlan
 
 
@@ -20,6 +24,10 @@ def train(
     *,
     out: Annotated[Path | None, Parameter(help="folder of the run; the same command goes on in it")] = None,
     device: Annotated[str | None, Parameter(help="cpu or cuda; default: a GPU where there is one")] = None,
+    monitor: Annotated[
+        bool, Parameter(negative="", help="say while it trains whether it copies; written to monitor/ of the run")
+    ] = False,
+    heldout: Annotated[Path | None, Parameter(help="with --monitor: images that the training does not see")] = None,
     json: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[
@@ -47,7 +55,10 @@ def train(
     folder = need(out, "--out", "training needs a folder")
     from diffmem.training.loop import train as run
 
-    result = run(settings, folder, device=device, silent=quiet or json)
+    watch = _monitor(settings.data.images, folder, heldout, quiet or json) if monitor else None
+    if heldout is not None and not monitor:
+        raise UsageError("--heldout belongs to --monitor: the training itself sees none of these images.")
+    result = run(settings, folder, device=device, silent=quiet or json, watch=watch)
     if not result.main:
         return 0
     losses = result.log["loss"]
@@ -62,6 +73,23 @@ def train(
         note(text)
     say(f"{summary['steps']} steps on {summary['images']} images in {summary['seconds']:.0f} s; saved {result.saved}")
     return 0
+
+
+def _monitor(images: str, folder: Path, heldout: Path | None, silent: bool) -> MakeWatch:
+    """Makes the monitor once the training has read its data; it writes its page after every look."""
+
+    def make(data: TrainingSet, captions: Mapping[str, str | None]) -> Watch:
+        from diffmem.experiments.monitor.loop import Monitor
+
+        monitor = Monitor(images, folder / "monitor", heldout=heldout, captions=captions, silent=silent)
+
+        def watch(step: int, pipeline: Any) -> None:
+            if monitor(step, pipeline) is not None:
+                monitor.report()
+
+        return watch
+
+    return make
 
 
 def _print_estimate(settings: TrainPlan, data: TrainingSet, device: str | None, json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,12 @@ from diffmem.training.stop import StopWish
 LOG = "log.json"
 
 
+Watch = Callable[[int, Any], object]
+"""Called with the step and the pipeline in training, before the first step, at every checkpoint and at the end."""
+MakeWatch = Callable[[TrainingSet, Mapping[str, str | None]], Watch]
+"""Makes it from the data and the caption that each image is trained with."""
+
+
 @dataclass
 class TrainResult:
     """A finished training run.
@@ -58,7 +64,7 @@ class TrainResult:
 
 def train(
     plan: TrainPlan, out: str | Path, *, data: TrainingSet | None = None, target: Target | None = None,
-    device: str | None = None, silent: bool = True,
+    device: str | None = None, silent: bool = True, watch: MakeWatch | None = None,
 ) -> TrainResult:  # fmt: skip
     """Train a model as a plan says; the same call goes on where an earlier one stopped.
 
@@ -69,13 +75,17 @@ def train(
         target: the base model, instead of opening `plan.model.base`; it is changed.
         device: where to train; default: a GPU where there is one.
         silent: no progress on stderr.
+        watch: makes a monitor that sees the pipeline, with the averaged weights where there are any; it changes no result.
 
     Raises:
         IncompleteRun: stopped (Ctrl-C) or out of disk; everything up to the last checkpoint is kept.
         IncompatibleRun: the folder holds another plan or other data.
         DataError, UsageError, ModelError: what was found, what was expected, what to do.
     """
-    return Trainer(plan, Path(out), data, target, device, silent).run()
+    trainer = Trainer(plan, Path(out), data, target, device, silent)
+    if watch is not None and trainer.accelerator.is_main_process:
+        trainer.watch = watch(trainer.data, trainer.captions)
+    return trainer.run()
 
 
 class Trainer:
@@ -107,6 +117,8 @@ class Trainer:
         self.identity.check()
         self.model: Trainable = prepare_model(plan.model, self.target, plan.seed)
         self.denoiser = self.target.need_denoiser()
+        self.captions: dict[str, str | None] = {image.id: None for image in self.data.images}
+        self.watch: Watch | None = None
         self.samples = self._samples()
         self.parameters = list(self.model.parameters.values())
         self._build_optimizer()
@@ -122,6 +134,7 @@ class Trainer:
             tokenizer = getattr(self.model.pipeline, "tokenizer", None)
             draws = plan.duplication.regime == "dup_image" or plan.changes.multiple_captions > 1
             captions = captions_of(self.data, plan.data, tokenizer, plan.seed, draws)
+            self.captions = {name: texts[0] if texts else None for name, texts in zip(ids, captions, strict=True)}
             if tokenizer is not None and not hasattr(self.model.pipeline, "tokenizer_2"):  # a second one may read more
                 self.notes += cut_captions(captions, tokenizer)
             several = (
@@ -168,6 +181,8 @@ class Trainer:
         for module in self.model.modules.values():
             module.train()
         before, started = self.log["seconds"], time.perf_counter()
+        if self.step == 0:
+            started += self._look()
         try:
             with (
                 StopWish() as wish,
@@ -186,11 +201,27 @@ class Trainer:
                         raise IncompleteRun(f"Stopped after step {self.step} of {steps}; the same command goes on.")
                     if self.step % self.plan.checkpoint_every == 0 and self.step < steps:
                         self._save()
+                        started += self._look()
         except KeyboardInterrupt:  # a second signal: in the middle of a step there is nothing whole to save
             raise IncompleteRun(
                 f"Stopped at once in step {self.step + 1} of {steps}; the same command goes on from the last checkpoint."
             ) from None
         return self._finish()
+
+    def _look(self) -> float:
+        """Show the monitor the model as it would be saved now; the seconds that this took."""
+        begun = time.perf_counter()
+        if self.watch is not None:
+            if self.average is not None:
+                self.average.store(self.parameters)
+                self.average.copy_to(self.parameters)
+            try:
+                self.watch(self.step, self.model.pipeline)
+            finally:
+                if self.average is not None:
+                    self.average.restore(self.parameters)
+        self.accelerator.wait_for_everyone()
+        return time.perf_counter() - begun
 
     def _step(self, wish: StopWish) -> tuple[float, float, bool]:
         """One optimizer step; memory that runs out halves the micro-batch and the step is made again.
@@ -300,6 +331,7 @@ class Trainer:
         for module in self.model.modules.values():
             module.eval()
         self._save()
+        self._look()
         if self.average is not None:
             self.average.copy_to(self.parameters)
         saved = self.out / ("lora" if self.plan.model.method == "lora" else "model")

@@ -39,24 +39,27 @@ class Watched:
         heldout: images that no training saw, or None.
         prompts: given ones; None: captions of the training images.
         plan: how much of it.
+        given: image -> the caption that it is trained with, for images that are trained on; None: all, with their own.
     """
 
     train: ImageSet
     heldout: ImageSet | None
     prompts: PromptList | None
     plan: MonitorPlan
+    given: Mapping[str, str | None] | None = None
 
     @cached_property
     def sample(self) -> tuple[str, ...]:
         """The training images that are measured, a random part of `plan.images`."""
-        order = sorted(self.train.ids, key=lambda name: seed_of(self.plan.seed, "monitored", name))
+        names = self.train.ids if self.given is None else [name for name in self.train.ids if name in self.given]
+        order = sorted(names, key=lambda name: seed_of(self.plan.seed, "monitored", name))
         return tuple(order[: self.plan.images])
 
     @cached_property
     def captions(self) -> dict[str, str]:
         """Image of the sample -> its caption, images without one left out."""
         wanted = set(self.sample)
-        found = {item.id: item.caption for item in self.train.words() if item.id in wanted}
+        found = self.given or {item.id: item.caption for item in self.train.words() if item.id in wanted}
         return {name: text for name in self.sample if (text := found[name])}
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from diffmem.experiments._arm import Options, Reference
 from diffmem.experiments._experiment import run_experiment
 from diffmem.experiments._run import Run
 from diffmem.experiments.monitor.checkpoints import Checkpoint
+from diffmem.experiments.monitor.experiment import MonitorExperiment
 from diffmem.experiments.monitor.look import Watched
 from diffmem.experiments.monitor.plan import MonitorPlan
-from diffmem.experiments.monitor.run import MonitorExperiment
 from diffmem.models.target import Target
 from diffmem.stages.match.stage import Matching
 
@@ -41,6 +41,7 @@ class Monitor:
         heldout: images that the training does not see.
         prompts: what images are made of; by default captions of training images.
         plan: how much is measured.
+        captions: image -> the caption that it is trained with, where not all images or not their own captions are trained on.
         build: network -> Target, for a network that is no diffusers pipeline (or a pipeline around it).
         share: of the training's time, at most; None for no bound.
         matching: how copies are decided.
@@ -59,6 +60,7 @@ class Monitor:
         *,
         heldout: Any = None,
         prompts: Any = None,
+        captions: Mapping[str, str | None] | None = None,
         plan: MonitorPlan | None = None,
         build: Callable[[Any], Any] | None = None,
         share: float | None = SHARE,
@@ -78,7 +80,7 @@ class Monitor:
         self.skipped: list[int] = []
         self._build, self._reference, self._alignment = build, reference, alignment
         listed = None if prompts is None else as_prompts(prompts)
-        self._watched = Watched(reference.train, reference.heldout, listed, plan or MonitorPlan())
+        self._watched = Watched(reference.train, reference.heldout, listed, plan or MonitorPlan(), captions)
         self._started, self._spent, self._last = time.monotonic(), 0.0, 0.0
 
     def __call__(self, step: int, model: Any) -> dict[str, Any] | None:
