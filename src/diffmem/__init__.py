@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from diffmem.stages.match.folders import match_images as match
     from diffmem.stages.match.stage import index
     from diffmem.stages.measure.measure import measure
+    from diffmem.stages.score.localize import localize
     from diffmem.stages.score.score import score
     from diffmem.stages.score.screen import calibrate
     from diffmem.training.loop import train
@@ -72,6 +73,7 @@ _VERBS = {
     "generate": "diffmem.stages.generate",
     "index": "diffmem.stages.match.stage",
     "lab": "diffmem.experiments.lab.run:run_lab",
+    "localize": "diffmem.stages.score.localize",
     "match": "diffmem.stages.match.folders:match_images",
     "monitor": "diffmem.experiments.monitor.run:monitor",
     "robustness": "diffmem.experiments.robustness.run",

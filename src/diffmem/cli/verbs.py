@@ -71,6 +71,10 @@ VERBS = {
         "score", 0, "Score prompts for memorization, without generating images.",
         './my-model "a red fox" "a blue bird"', "./my-model --prompts captions.csv --out runs/scores",
     ),
+    "localize": _verb(
+        "localize", 0, "Say which words of a prompt carry its score.", './my-model "Golden Gate Bridge Poster"',
+        "./my-model --prompts suspicious.txt --json",
+    ),
     "generate": _verb(
         "generate", 0, "Generate images per prompt with recorded seeds.",
         './my-model "a red fox" --images-per-prompt 8 --out runs/images',
