@@ -142,35 +142,6 @@ def pixart(channels: int, size: int, seed: int) -> Any:
     )  # fmt: skip
 
 
-def sd3(channels: int, size: int, seed: int) -> Any:
-    """A Stable Diffusion 3 pipeline in pixel space: joint transformer, two frozen CLIPs, rectified flow."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    torch.manual_seed(seed_of(seed, "weights", "sd3"))
-    tokenizers = words(), words()
-    encoders = [
-        CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                vocab_size=len(t), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                max_position_embeddings=WORDS, bos_token_id=t.bos_token_id, eos_token_id=t.eos_token_id,
-                pad_token_id=t.pad_token_id, projection_dim=32,
-            )
-        ).eval()
-        for t in tokenizers
-    ]  # fmt: skip
-    transformer: Any = SD3Transformer2DModel(
-        sample_size=size, patch_size=2, in_channels=channels, out_channels=channels, num_layers=4,
-        attention_head_dim=16, num_attention_heads=4, joint_attention_dim=WIDTH, caption_projection_dim=WIDTH,
-        pooled_projection_dim=64, pos_embed_max_size=size,
-    )  # fmt: skip
-    return StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0), vae=identity_vae(channels, size),
-        text_encoder=encoders[0], tokenizer=tokenizers[0], text_encoder_2=encoders[1], tokenizer_2=tokenizers[1],
-        text_encoder_3=None, tokenizer_3=None,
-    )  # fmt: skip
-
-
 def vocabulary() -> list[str]:
     """Every word of a caption."""
     said = {w for phrase in PHRASINGS for w in phrase.replace(",", " ").replace("{}", " ").split()}
@@ -192,7 +163,6 @@ MAKES = {
     "digits16-unet-2": _digits16(2),
     "digits8-pixart": Make("digits", 8, pixart, Recipe(3500), train_text=False),
     "shapes16-unet": Make("shapes", 16, unet, Recipe(1400, batch=32), guidance=3.0),
-    "digits8-sd3": Make("digits", 8, sd3, Recipe(3000), train_text=False),
 }
 
 

@@ -11,10 +11,11 @@ from diffmem.models.schedule import FlowSchedule
 from diffmem.scores.image import IMAGE_SCORES
 from diffmem.scores.image.base import ImageItem
 from diffmem.scores.image.membership.common import time_of
+from diffmem.scores.image.membership.sima import decoder_pullback
 from diffmem.scores.spec import parse_image_score
 from diffmem.testbeds.closed_form import empirical_bayes, gaussian_mixture
 
-NAMES = ("loss", "pia", "secmi")
+NAMES = ("loss", "pia", "sima", "secmi")
 SHAPE = (1, 4, 4)
 
 
@@ -75,6 +76,35 @@ def test_pia_of_a_gaussian_is_its_closed_form():
     first = first / first.abs().mean() * math.sqrt(2 / math.pi)
     again = s * (a * x0 + s * first) / (a**2 * 0.3 + s**2)
     assert scaled.value == pytest.approx(float((first - again).norm()), rel=1e-5)
+
+
+def test_sima_of_a_gaussian_is_its_closed_form():
+    model = gaussian_mixture(torch.zeros(1, *SHAPE), torch.full((1, 16), 0.3))
+    x0 = pictures(1)
+    a, s = model.schedule.at(100.0)
+    (got,) = measure(model, x0, "sima:order=2")
+    assert got.value == pytest.approx(float(s * x0.norm() / (a**2 * 0.3 + s**2)), rel=1e-5)
+    assert (got.nfe.total, got.evidence) == (1, -got.value)
+    with pytest.raises(ScoreRefused, match="works on pixels"):
+        parse_image_score("sima:drop=.4").check(model)
+
+
+def test_the_mask_of_sima_leaves_out_what_hardly_moves_the_decoded_picture():
+    class Latent(type(gaussian_mixture(torch.zeros(1, *SHAPE), torch.ones(1, 16)))):
+        space = "latent"
+        gains = torch.arange(1.0, 17.0).reshape(SHAPE)
+
+        def decode(self, x0):
+            return x0 * self.gains
+
+    model = Latent(torch.zeros(1, *SHAPE), torch.full((1, 16), 0.3))
+    x0 = pictures(2)
+    weight = decoder_pullback(model, x0, 3, 0)
+    torch.testing.assert_close(weight, (Latent.gains**2).expand(2, *SHAPE))
+    a, s = model.schedule.at(100.0)
+    found = measure(model, x0, "sima:order=2,drop=.5")
+    expected = s * x0.flatten(1)[:, 8:].norm(dim=1) / (a**2 * 0.3 + s**2)
+    assert [r.value for r in found] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
 def test_secmi_is_the_square_error_of_one_step_there_and_back():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ import torch
 
 from diffmem.errors import MitigationRefused
 from diffmem.mitigation.base import Mitigation
+from diffmem.models.attention import SeenAttention, cross_attentions, processed
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.pipelines.branches import BranchSorter, hooked, own_evaluation, read_pass
 from diffmem.models.pipelines.calls import Call
@@ -55,27 +56,10 @@ class AttentionMitigation(Mitigation):
             return
         content = content_tokens(call)
         rows = _Rows(call, content)
-        before: list[tuple[Any, Any]] = []
-        try:
-            for _, module in self.chosen(cross_attentions(call.denoiser)):
-                before.append((module, module.processor))
-                module.set_processor(_Edited(self, rows))
-            call.record.items += [{"layers": len(before), "tokens": int(row.sum())} for row in content]
-            with hooked(call.denoiser, rows, before=True):
-                yield
-        finally:
-            for module, processor in before:
-                module.set_processor(processor)
-
-
-def cross_attentions(denoiser: Denoiser) -> list[tuple[str, Any]]:
-    """The modules in which image features attend to the text, by name, in the order of the network."""
-    return [
-        (name, module)
-        for network in denoiser.network_modules()
-        for name, module in network.named_modules()
-        if name.endswith("attn2") and getattr(module, "is_cross_attention", False)
-    ]
+        modules, seen = self.chosen(cross_attentions(call.denoiser)), SeenAttention(rows.edit(self))
+        call.record.items += [{"layers": len(modules), "tokens": int(row.sum())} for row in content]
+        with processed(modules, lambda _: seen), hooked(call.denoiser, rows, before=True):
+            yield
 
 
 def content_tokens(call: Call) -> torch.Tensor:
@@ -104,41 +88,13 @@ class _Rows:
             return
         self.conditional = torch.tensor(self.sorter.conditional_rows(read_pass(self.denoiser, args, kwargs).cond))
 
+    def edit(self, mitigation: AttentionMitigation) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What a mitigation makes of the logits of all rows [rows, heads, queries, tokens]."""
 
-class _Edited:
-    """The plain attention of diffusers with the logits of the conditional rows edited before the softmax."""
+        def see(logits: torch.Tensor) -> torch.Tensor:
+            where = self.conditional.to(logits.device)
+            if len(where) and bool(where.any()):
+                logits[where] = mitigation.edit(logits[where], self.tokens.to(logits.device))
+            return logits
 
-    def __init__(self, mitigation: AttentionMitigation, rows: _Rows) -> None:
-        self.mitigation, self.rows = mitigation, rows
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,
-        **unused: Any,
-    ) -> torch.Tensor:
-        residual = hidden_states
-        size, tokens, _ = encoder_hidden_states.shape
-        if attn.norm_cross:
-            encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
-        query, key, value = (
-            attn.head_to_batch_dim(t)
-            for t in (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
-        )
-        logits = (query @ key.transpose(1, 2) * attn.scale).float().unflatten(0, (size, attn.heads))
-        mask = attn.prepare_attention_mask(attention_mask, tokens, size)
-        if mask is not None:
-            logits = logits + mask.unflatten(0, (size, attn.heads))
-        where = self.rows.conditional.to(logits.device)
-        if len(where) and bool(where.any()):
-            content = self.rows.tokens.to(logits.device)
-            logits[where] = self.mitigation.edit(logits[where], content)
-        weights = logits.flatten(0, 1).softmax(-1).to(value.dtype)
-        attended = attn.batch_to_head_dim(weights @ value)
-        result: torch.Tensor = attn.to_out[1](attn.to_out[0](attended))
-        if attn.residual_connection:
-            result = result + residual
-        return result / float(attn.rescale_output_factor)
+        return see

@@ -32,6 +32,7 @@ class Denoiser(ABC):
         dtype: in which floating type it runs.
         batches: whether the pipeline makes the same images of several prompts as of each alone; False: one at a time.
         has_tokenizer: whether prompts go through a tokenizer that mitigations can ask.
+        cross_attention: whether the network attends to the prompt in layers of their own, whose weights can be read.
         takes_noise: whether the pipeline is known to take initial noise; False: it draws its own from the generators.
     """
 
@@ -48,6 +49,7 @@ class Denoiser(ABC):
     dtype: torch.dtype
     batches: bool = True
     has_tokenizer: bool = True
+    cross_attention: bool = False
     takes_noise: bool = True
 
     @abstractmethod

@@ -20,16 +20,18 @@ class _Kind:
     schedule: ClassVar[DiscreteSchedule] = DiscreteSchedule.linear()
     distilled = None
     no_branch = None
+    has_tokenizer = True
 
-    def __init__(self, conditional: bool, unconditional_branch: bool) -> None:
+    def __init__(self, conditional: bool, unconditional_branch: bool, cross_attention: bool) -> None:
         self.conditional, self.unconditional_branch = conditional, unconditional_branch
+        self.cross_attention = cross_attention
         self.sample_shape = (4, 8, 8)
 
 
 def matrix() -> list[dict[str, str]]:
     """One row per score: {"score": name, family: "works" or why it refuses}."""
     kinds = {
-        label: _Kind(family.conditional, branch)
+        label: _Kind(family.conditional, branch, family.cross_attention)
         for name in FAMILIES
         for family in [cast(Any, FAMILIES.get(name))]
         for label, branch in family.variants().items()

@@ -53,6 +53,12 @@ class Evaluations(Protocol):
     def at_noise(self, moment: Moment, branch: Branch) -> torch.Tensor:
         """The network's own output on x_T at a moment, [R, *shape]."""
 
+    def at_point(self, x: torch.Tensor, t: float, branch: Branch) -> torch.Tensor:
+        """The network's own output on states x [R, *shape] at time t, [R, *shape]; not shared, declared as `AtPoint`."""
+
+    def texts(self) -> Sequence[str]:
+        """The prompt of each row, [R]."""
+
     def trajectory(self, steps: int, upto: int, guidance: float) -> Sequence[Stop]:
         """The first stops of the guided trajectory from x_T."""
 

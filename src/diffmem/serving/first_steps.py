@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from diffmem.errors import IncompatibleRun
+from diffmem.errors import IncompatibleRun, UsageError
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.ode import Stop
@@ -176,6 +176,14 @@ class StepEvaluations:
     def at_noise(self, moment: Moment, branch: Branch) -> torch.Tensor:
         """The network's own output at the first step, [R, *shape]; the score was checked to ask for no other moment."""
         return self._stops[0].conditional if branch == "conditional" else self._stops[0].unconditional
+
+    def at_point(self, x: torch.Tensor, t: float, branch: Branch) -> torch.Tensor:
+        """A generation makes no evaluation of its own at other points; scores that need one are refused before."""
+        raise UsageError("A generation evaluates the network at its own steps only, not at other points.")
+
+    def texts(self) -> Sequence[str]:
+        """Not known here; scores that need them are refused before."""
+        raise UsageError("The first steps of a generation do not tell which prompt they belong to.")
 
     def trajectory(self, steps: int, upto: int, guidance: float) -> Sequence[Stop]:
         """The first stops, [upto]."""

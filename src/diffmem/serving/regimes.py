@@ -77,9 +77,9 @@ class OwnSteps:
                 steps.add(need.moment.steps)
             else:
                 raise UsageError(
-                    f"{score.label} looks at pure noise at another time than the sampler's first, where a generation makes "
-                    "no evaluation: use score-difference:steps=N or score-difference:over=steps,k=K,steps=N,guidance=G "
-                    "with the N and G of your calls, or the regime 'before'."
+                    f"{score.label} looks at pure noise at another time than the sampler's first, or at points of its own, where "
+                    "a generation makes no evaluation: use score-difference:steps=N or "
+                    "score-difference:over=steps,k=K,steps=N,guidance=G with the N and G of your calls, or the regime 'before'."
                 )
         if len(steps) != 1 or len(guidance) > 1:
             raise UsageError(f"{score.label} looks at {len(steps)} samplers; a generation runs one.")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from diffmem.errors import GenerateOnly, ModelError
+from diffmem.models.attention import cross_attentions
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.families._inputs import kind_of, unwrapped
@@ -32,6 +33,7 @@ class PipelineDenoiser(Denoiser):
         self.sample_shape = (channels, *sides(self.network, "sample_size"))
         self._set_schedule(pipeline.scheduler)
         self._null: Conditioning | None = None
+        self.cross_attention = self.cross_attention and bool(cross_attentions(self))
 
     @classmethod
     def variants(cls) -> dict[str, bool]:

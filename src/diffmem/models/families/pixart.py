@@ -19,6 +19,7 @@ class PixArt(LatentDenoiser):
     family = "pixart"
     conditional = True
     unconditional_branch = True
+    cross_attention = True
     network_name = "transformer"
 
     @staticmethod

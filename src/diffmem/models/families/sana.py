@@ -22,6 +22,7 @@ class Sana(LatentDenoiser):
     family = "sana"
     conditional = True
     unconditional_branch = True
+    cross_attention = True
     network_name = "transformer"
 
     @staticmethod

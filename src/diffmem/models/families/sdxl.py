@@ -19,6 +19,7 @@ class SDXL(LatentDenoiser):
     family = "sdxl"
     conditional = True
     unconditional_branch = True
+    cross_attention = True
     centers_latents = True
 
     def __init__(self, pipeline: Any) -> None:

@@ -22,6 +22,7 @@ class TextUNet(LatentDenoiser):
     family = "text-unet"
     conditional = True
     unconditional_branch = True
+    cross_attention = True
 
     def __init__(self, pipeline: Any) -> None:
         config = pipeline.unet.config

@@ -22,6 +22,7 @@ IMAGE_SCORES: Registry[type[ImageScore]] = Registry(
         "invmm": "diffmem.scores.image.invmm.score:InvMM",
         "loss": "diffmem.scores.image.membership.loss:Loss",
         "pia": "diffmem.scores.image.membership.pia:PIA",
+        "sima": "diffmem.scores.image.membership.sima:SimA",
         "secmi": "diffmem.scores.image.membership.secmi:SecMI",
     },
 )

@@ -56,4 +56,11 @@ class AlongTrajectory:
     guidance: float
 
 
-Need = AtNoise | AlongTrajectory
+@dataclass(frozen=True)
+class AtPoint:
+    """`count` evaluations at points that the score works out itself, `Evaluations.at_point`. 1 NFE each and row."""
+
+    count: int
+
+
+Need = AtNoise | AlongTrajectory | AtPoint

@@ -112,7 +112,10 @@ class Executor:
 
     def _batch(self, prompts: Sequence[str], cond: Conditioning, rows: Sequence[Row]) -> list[ScoredRow]:
         started = time.perf_counter()
-        evaluations = RowEvaluations(self, cond.select([i for i, _ in rows]), self.noises.of_rows(rows, prompts), rows)
+        texts = [prompts[i] for i, _ in rows]
+        evaluations = RowEvaluations(
+            self, cond.select([i for i, _ in rows]), self.noises.of_rows(rows, prompts), rows, texts
+        )
         computed = {score.label: score.compute(evaluations) for score in self.scores}
         tensors = {label: {k: v.double().cpu() for k, v in parts.items()} for label, parts in computed.items()}
         seconds = (time.perf_counter() - started) / len(rows)
@@ -148,15 +151,25 @@ class Executor:
 class RowEvaluations:
     """The evaluations of one micro-batch, made when they are first asked for and kept until the batch is done."""
 
-    def __init__(self, executor: Executor, cond: Conditioning, x: torch.Tensor, rows: Sequence[Row]) -> None:
+    def __init__(
+        self, executor: Executor, cond: Conditioning, x: torch.Tensor, rows: Sequence[Row], texts: Sequence[str]
+    ) -> None:
         self.denoiser = executor.denoiser
-        self._executor, self._cond, self._x, self._rows = executor, cond, x, rows
+        self._executor, self._cond, self._x, self._rows, self._texts = executor, cond, x, rows, texts
         self._outputs: dict[tuple[float, Branch], torch.Tensor] = {}
         self._trajectories: dict[tuple[int, float], list[Stop]] = {}
 
     def noise(self) -> torch.Tensor:
         """The noises x_T, [R, *shape]."""
         return self._x
+
+    def texts(self) -> Sequence[str]:
+        """The prompt of each row, [R]."""
+        return self._texts
+
+    def at_point(self, x: torch.Tensor, t: float, branch: Branch) -> torch.Tensor:
+        """The network's own output on states x [R, *shape] at time t, [R, *shape]."""
+        return self._predict(x, t, self._cond if branch == "conditional" else self.denoiser.null())
 
     def at_noise(self, moment: Moment, branch: Branch) -> torch.Tensor:
         """The network's own output on x_T at a moment, [R, *shape]."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.schedule import Schedule
 from diffmem.scores.base import DenoiserScore, Score
-from diffmem.scores.prompt.needs import AtNoise, Branch, Need
+from diffmem.scores.prompt.needs import AlongTrajectory, AtNoise, Branch, Need
 
 Evaluation = tuple[float, Branch]
 """One evaluation of pure noise: (time, branch)."""
@@ -30,26 +30,31 @@ class Plan:
     Attributes:
         at_noise: evaluations of pure noise; the first stop of a trajectory is one of them.
         trajectories: guided trajectories, at most one per (steps, guidance).
+        points: evaluations at points that the scores work out, which nothing shares.
     """
 
     at_noise: tuple[Evaluation, ...]
     trajectories: tuple[Trajectory, ...]
+    points: int = 0
 
     @classmethod
     def of(cls, needs: Iterable[Need], schedule: Schedule) -> Plan:
         """Resolve needs against a schedule and merge them."""
         noise: dict[Evaluation, None] = {}
         longest: dict[tuple[int, float], int] = {}
+        points = 0
         for need in needs:
             if isinstance(need, AtNoise):
                 noise[(need.moment.resolve(schedule), need.branch)] = None
-            else:
+            elif isinstance(need, AlongTrajectory):
                 key = (need.steps, need.guidance)
                 longest[key] = max(longest.get(key, 0), need.upto)
+            else:
+                points += need.count
         for steps, _ in longest:
             first = schedule.sampling_times(steps)[0]
             noise |= {(first, "conditional"): None, (first, "unconditional"): None}
-        return cls(tuple(noise), tuple(Trajectory(s, g, upto) for (s, g), upto in longest.items()))
+        return cls(tuple(noise), tuple(Trajectory(s, g, upto) for (s, g), upto in longest.items()), points)
 
     @classmethod
     def for_scores(cls, scores: Sequence[DenoiserScore], denoiser: Denoiser) -> Plan:
@@ -60,7 +65,7 @@ class Plan:
     def per_row(self) -> int:
         """NFE per (prompt, draw) that no other prompt can share."""
         conditional = sum(branch == "conditional" for _, branch in self.at_noise)
-        return conditional + sum(2 * (t.upto - 1) for t in self.trajectories)
+        return conditional + sum(2 * (t.upto - 1) for t in self.trajectories) + self.points
 
     @property
     def per_draw(self) -> int:
