@@ -53,6 +53,9 @@ def monitor(
         float,
         Parameter(validator=between_0_and_1, help="error of all checkpoints together, for warnings and for copies"),
     ] = 0.01,
+    which_part: Annotated[
+        bool, Parameter(negative="", help="ask which part of the last checkpoint copies; needs --base")
+    ] = False,
     step_pattern: Annotated[
         str | None, Parameter(group=RARE, help="a regular expression whose group is the step in a checkpoint's name")
     ] = None,
@@ -119,6 +122,7 @@ def monitor(
         matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=fpr),
         descriptor_options=copies.options(target.allow_pickle),
         alignment=None if text_alignment is None else parse_alignment(text_alignment), step_pattern=step_pattern,
+        parts=which_part,
         watching=Watching(None if idle is None else 60 * idle) if watch else None, retry_errors=work.retry_errors,
         silent=work.quiet or work.json,
     )  # fmt: skip

@@ -17,6 +17,8 @@ from diffmem.experiments._arm import Arm, Reference
 from diffmem.experiments._experiment import Experiment, Results
 from diffmem.experiments.monitor.checkpoints import Checkpoint
 from diffmem.experiments.monitor.look import Asked, Look, Watched, look_at
+from diffmem.experiments.monitor.opening import Opening
+from diffmem.experiments.monitor.parts import PARTS, asked_of, autoencoder_row, part_row, parts_of
 from diffmem.experiments.monitor.reading import (
     ARMS,
     FACT,
@@ -52,6 +54,7 @@ class MonitorExperiment(Experiment[MonitorSummary]):
         judge: of text alignment.
         base: the model under the checkpoints, measured first as step 0.
         silent: no progress.
+        opening: opens checkpoints with a part taken away, to ask which part of the last one copies; None: that is not asked.
     """
 
     folder: Path
@@ -64,12 +67,16 @@ class MonitorExperiment(Experiment[MonitorSummary]):
     judge: TextAlignment | None = None
     base: str | None = None
     silent: bool = True
+    opening: Opening | None = None
 
     refusals: ClassVar[tuple[type[DiffmemError], ...]] = (DiffmemError,)
     summarize_at_end: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self._of: dict[str, Checkpoint] = {}
+        self._parts: dict[str, str] = {}
+        self._whole = self.folder
+        self._alone: dict[str, Any] | None = None
 
     def identity(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         """What is measured of each checkpoint; checkpoints may be added."""
@@ -87,8 +94,52 @@ class MonitorExperiment(Experiment[MonitorSummary]):
         """The base, then every checkpoint that is not done; one whose files changed is refused by its fingerprint."""
         if self.base is not None:
             yield from self._todo(Checkpoint(self.base, 0, "base", self.base))
+        last = None
         for checkpoint in self.source:
+            last = checkpoint if last is None or checkpoint.step >= last.step else last
             yield from self._todo(checkpoint)
+        if self.opening is not None and last is not None:
+            yield from self._without_parts(self.opening, last)
+
+    def _without_parts(self, opening: Opening, last: Checkpoint) -> Iterator[Arm]:
+        """The last checkpoint with one part taken away, asked for the images that it was asked for."""
+        fact = next((one for one in facts_of(self.folder) if one["row"]["name"] == last.name), None)
+        if fact is None:
+            self.notes.append(f"which part copies could not be asked: {last.name} could not be measured")
+            return
+        prompts, work = asked_of(fact)
+        plan = self.watched.plan
+        generation = Generation(draws=plan.images_per_prompt, seed=plan.seed, batch=plan.batch, sampling=plan.sampling)
+        self._whole = self.folder / fact["place"]
+        for number, part in enumerate(parts_of(opening, last)):
+            name = f"without {part.name}"
+            self._parts[name] = part.name
+            yield Arm(
+                name, part.open, prompts, generation, f"{PARTS}/{last.step:08d}-{number}", work=work, judged_together=1
+            )
+        if not self._parts:
+            self.notes.append(f"{last.name} does not differ from the base in any component")
+        self._alone = autoencoder_row(opening.open(last), self.watched)
+
+    def _kept_parts(self, results: Results) -> list[dict[str, Any]]:
+        """The rows on parts of this call, else those of an earlier one that asked."""
+        rows = self._part_rows(results)
+        if rows:
+            write_fact(self.folder, PARTS, {"rows": rows})
+        return rows or (read_fact(self.folder, PARTS) or {}).get("rows", [])
+
+    def _part_rows(self, results: Results) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        for name, part in self._parts.items():
+            result = results.get(name)
+            if result is None:
+                continue
+            if result.made is None or self.reference is None:
+                rows.append({"part": part, "status": result.status, "reason": result.reason})
+            else:
+                listed = list(result.arm.prompts)
+                rows.append(part_row(part, self._whole, result.made.run.path, listed, self.reference.index))
+        return rows + ([] if self._alone is None else [self._alone])
 
     def _todo(self, checkpoint: Checkpoint) -> Iterator[Arm]:
         place = self.place(checkpoint)
@@ -133,6 +184,8 @@ class MonitorExperiment(Experiment[MonitorSummary]):
         """Every checkpoint that has been measured so far, by step."""
         errors = []
         for name, result in results.items():
+            if name in self._parts:
+                continue
             if result.made is None:
                 errors.append(error_row(self._of[name], str(result.reason)))
             elif read_fact(result.made.run.path, FACT) is None:
@@ -158,6 +211,7 @@ class MonitorExperiment(Experiment[MonitorSummary]):
             headline=headline(rows, found, self.unit), arms=places, unit=self.unit, base=self.base,
             level=self.watched.plan.level, training=len(self.watched.train), heldout=None if heldout is None else len(heldout),
             rows=tuple(rows), onset=onset_of(facts, found, self.watched.plan.seed), images=self._images(facts),
+            parts=tuple(self._kept_parts(results)),
             notes=tuple(dict.fromkeys(notes)), limits=limits_of(
                 self.watched.plan, self.folder, heldout is not None, self.base, self.judge is not None
             ), **found,

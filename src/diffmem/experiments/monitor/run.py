@@ -18,6 +18,7 @@ from diffmem.experiments.monitor.checkpoints import Found, find_checkpoints
 from diffmem.experiments.monitor.experiment import MonitorExperiment
 from diffmem.experiments.monitor.look import Watched
 from diffmem.experiments.monitor.opening import Opening
+from diffmem.experiments.monitor.parts import require_parts
 from diffmem.experiments.monitor.plan import MonitorPlan
 from diffmem.experiments.monitor.watch import Watching
 from diffmem.stages.match.stage import Matching
@@ -36,6 +37,7 @@ def monitor(
     descriptor_options: Mapping[str, Any] | None = None,
     alignment: TextAlignment | None = None,
     step_pattern: str | None = None,
+    parts: bool = False,
     watching: Watching | None = None,
     retry_errors: bool = False,
     silent: bool = True,
@@ -54,6 +56,8 @@ def monitor(
         descriptor_options: of the descriptor's class.
         alignment: judges images against their prompts, so that "no copies" is not "nothing learned".
         step_pattern: a regular expression whose group is the step.
+        parts: ask which part of the last checkpoint copies: each component of it put back to the base's, each LoRA of a stack
+            left out, and what the autoencoder alone knows.
         watching: go on as new checkpoints appear; None: those that are there.
         retry_errors: make images again that ended in an error.
         silent: no progress on stderr.
@@ -77,6 +81,8 @@ def monitor(
 
     found = look() if watching is None else watching.first(look, silent)
     opening.check(found.checkpoints)
+    if parts:
+        require_parts(opening, found.checkpoints[-1])
     source = found.checkpoints if watching is None else watching.over(look, silent)
     experiment = MonitorExperiment(
         Path(out),
@@ -89,5 +95,6 @@ def monitor(
         alignment,
         opening.base,
         silent,
+        opening if parts else None,
     )
     return run_experiment(experiment, out, Options(retry_errors, silent))

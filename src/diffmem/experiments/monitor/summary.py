@@ -74,9 +74,16 @@ class MonitorSummary(Summary):
         shown = [{key: row.get(key) for key in SHOWN} for row in self.rows]
         tables = [ShownTable(f"{len(shown)} checkpoints; 95 % intervals over prompts", shown, SHOWN)]
         if self.parts:
-            tables.append(
-                ShownTable("which part", list(self.parts), ("part", "copied", "copied_low", "copied_high", "status"))
+            columns = (
+                "part",
+                "copied_before",
+                "copied_after",
+                "copied_change",
+                "copied_change_low",
+                "copied_change_high",
             )
+            rows = [{key: row.get(key) for key in (*columns, "gap", "status")} for row in self.parts]
+            tables.append(ShownTable("which part", rows))
         return tables
 
 
