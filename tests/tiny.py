@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import torch
 from PIL import Image
@@ -138,7 +140,8 @@ def random_lora(pipe, folder, rank=2, targets=LORA_TARGETS):
             if "lora_" in name:
                 weight.normal_(0, 1)
     state = get_peft_model_state_dict(net)
-    if hasattr(pipe, "save_lora_weights"):
+    saver = getattr(pipe, "save_lora_weights", None)
+    if saver is not None and f"{part}_lora_layers" in inspect.signature(saver).parameters:
         pipe.save_lora_weights(folder, **{f"{part}_lora_layers": state})
     else:
         folder.mkdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
 from tests.tiny import tiny_tokenizer
@@ -257,90 +259,76 @@ def deep_floyd():
     )  # fmt: skip
 
 
-def cogview4():
-    """Its sampler gives the network unshifted times of shifted noise levels, so it cannot be captured."""
-    from diffusers import CogView4Pipeline, CogView4Transformer2DModel, FlowMatchEulerDiscreteScheduler
-    from transformers import GlmConfig, GlmModel
+def hidream():
+    """Mixture of experts over four text encoders, two of them CLIP's, T5 and Llama."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, HiDreamImagePipeline, HiDreamImageTransformer2DModel
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer, _ = t5()
+    tokenizer, size = tiny_tokenizer(77)
+    t5_tokenizer, t5_model = t5()
+    llama_tokenizer, llama_size = qwen_tokenizer()
     torch.manual_seed(1)
-    encoder = GlmModel(
-        GlmConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=8, pad_token_id=0, eos_token_id=1,
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=llama_size, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=2, pad_token_id=1,
         )
     )  # fmt: skip
     torch.manual_seed(0)
-    transformer = CogView4Transformer2DModel(
-        patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=4, num_attention_heads=4,
-        text_embed_dim=32, time_embed_dim=8, condition_dim=4, pos_embed_max_size=8, sample_size=8, rope_axes_dim=(8, 8),
+    transformer = HiDreamImageTransformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
+        num_attention_heads=4, caption_channels=[32, 16], text_emb_dim=32, num_routed_experts=4, num_activated_experts=2,
+        axes_dims_rope=(4, 2, 2), max_resolution=(32, 32), llama_layers=(0, 1),
     )  # fmt: skip
-    scheduler = FlowMatchEulerDiscreteScheduler(
-        base_shift=0.25, max_shift=0.75, use_dynamic_shifting=True, time_shift_type="linear"
-    )
-    return finished(
-        CogView4Pipeline(
-            tokenizer=tokenizer, text_encoder=encoder, vae=deep_vae(), transformer=louder(transformer), scheduler=scheduler
-        )
+    pipe = HiDreamImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=deep_vae(shift_factor=0.1),
+        text_encoder=clip(size, True, positions=128), tokenizer=tokenizer,
+        text_encoder_2=clip(size, True, 5, positions=128), tokenizer_2=tiny_tokenizer(77)[0],
+        text_encoder_3=t5_model, tokenizer_3=t5_tokenizer, text_encoder_4=llama, tokenizer_4=llama_tokenizer,
+        transformer=louder(transformer, ("caption_projection", "to_v_t")),
     )  # fmt: skip
+    pipe.default_sample_size = 8
+    return finished(pipe)
 
 
-def kandinsky22():
-    """A pipeline of pipelines: a prior makes an image embedding of the prompt, another network the image."""
-    from diffusers import (
-        DDIMScheduler,
-        KandinskyV22CombinedPipeline,
-        PriorTransformer,
-        UnCLIPScheduler,
-        UNet2DConditionModel,
-        VQModel,
-    )
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+def prx():
+    """Photoroom's flow transformer with T5Gemma as text encoder."""
+    import diffusers.pipelines.prx.pipeline_prx as module
+    from diffusers import FlowMatchEulerDiscreteScheduler, PRXPipeline, PRXTransformer2DModel
+    from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
-    tokenizer, size = tiny_tokenizer()
+    module.ftfy = SimpleNamespace(fix_text=str)  # repairs broken encodings, which the prompts of tests have not
+    tokenizer, _ = gemma()
+    tokenizer.model_max_length = 64
+    settings = {
+        "vocab_size": len(tokenizer), "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "max_position_embeddings": 64,
+        "layer_types": ["full_attention"], "query_pre_attn_scalar": 4, "dropout_rate": 0.0,
+    }  # fmt: skip
+    torch.manual_seed(1)
+    encoder = T5GemmaEncoder(T5GemmaModuleConfig(**settings))
     torch.manual_seed(0)
-    vision = CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            hidden_size=16, image_size=32, projection_dim=16, intermediate_size=16, num_attention_heads=2,
-            num_hidden_layers=1, patch_size=16,
-        )
-    )  # fmt: skip
-    prior = PriorTransformer(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_layers=1,
-        embedding_dim=16,
-        num_embeddings=16,
-        clip_embed_dim=16,
+    transformer = PRXTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        context_in_dim=8,
+        hidden_size=8,
+        mlp_ratio=2.0,
+        num_heads=2,
+        depth=1,
+        axes_dim=[2, 2],
     )
-    prior.clip_std.data.fill_(1.0)
-    unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=8, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
-        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), addition_embed_type="image",
-        encoder_hid_dim=16, encoder_hid_dim_type="image_proj", cross_attention_dim=16, attention_head_dim=4,
-        resnet_time_scale_shift="scale_shift",
+    pipe = PRXPipeline(
+        transformer=louder(transformer, ("txt_in", "txt_kv_proj")), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        text_encoder=encoder, tokenizer=tokenizer, vae=deep_vae(shift_factor=0.1), default_sample_size=16,
     )  # fmt: skip
-    movq = VQModel(
-        in_channels=3, out_channels=3, block_out_channels=(32, 32), norm_num_groups=8, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-        sample_size=16, num_vq_embeddings=16, norm_type="spatial", vq_embed_dim=4,
-    )  # fmt: skip
-    return finished(
-        KandinskyV22CombinedPipeline(
-            unet=unet, scheduler=DDIMScheduler(beta_schedule="linear", clip_sample=False, steps_offset=1), movq=movq,
-            prior_prior=prior, prior_image_encoder=vision, prior_text_encoder=clip(size, True),
-            prior_tokenizer=tokenizer, prior_image_processor=CLIPImageProcessor(crop_size=32, size=32),
-            prior_scheduler=UnCLIPScheduler(
-                variance_type="fixed_small_log", prediction_type="sample", num_train_timesteps=1000,
-                clip_sample_range=10.0,
-            ),
-        )
-    )  # fmt: skip
+    return finished(pipe)
 
 
 CAPTURED = {
     "chroma": chroma, "lumina2": lumina2, "aura-flow": aura_flow, "hunyuan-dit": hunyuan_dit, "kandinsky5": kandinsky5,
-    "flux2-klein": flux2, "flux2-dev": flux2_dev, "deep-floyd": deep_floyd,
+    "flux2-klein": flux2, "flux2-dev": flux2_dev, "deep-floyd": deep_floyd, "hidream": hidream, "prx": prx,
 }  # fmt: skip
+TARGETS = {"kandinsky5": ["to_query", "to_key", "to_value"], "prx": ["img_qkv_proj", "txt_kv_proj"]}
+"""Layers of LoRAs where they are called otherwise than to_q, to_k, to_v."""

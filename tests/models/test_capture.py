@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tests.tiny import LORA_TARGETS, network_of, random_lora, tiny_sd
-from tests.tiny_captured import CAPTURED, cogview4, kandinsky22
+from tests.tiny_captured import CAPTURED, TARGETS
 from tests.tiny_families import FAMILIES, finished, flux, t5
+from tests.tiny_uncommon import UNCOMMON
 
 from diffmem.errors import ModelError
 from diffmem.models.families import denoiser_for
@@ -21,7 +22,6 @@ KNOWN = {
     "text-unet": tiny_sd, "text-unet-v": lambda: tiny_sd("v_prediction", zero_snr=True),
     "flux-true": lambda: flux(distilled=False), **{k: v for k, v in FAMILIES.items() if k not in ("dit", "flux")},
 }  # fmt: skip
-TARGETS = {"kandinsky5": ["to_query", "to_key", "to_value"]}
 PROMPTS = ["a fox", "abcdefg", ""]
 
 
@@ -94,8 +94,8 @@ def test_the_replay_is_what_the_pipeline_runs(captured):
 def test_it_is_read_anew_at_another_size(captured):
     """Positions, shifted times and size embeddings follow the size, as the check sees."""
     name, target = captured
-    if name == "kandinsky5":
-        pytest.skip("its call moves every size to one of its table")
+    if name in ("kandinsky5", "hidream"):
+        pytest.skip("its call moves every size to one of its table, or to its own area")
     channels, rows, columns = target.denoiser.sample_shape
     factor = getattr(target.pipeline, "vae_scale_factor", 1)
     size = {"height": rows * factor, "width": 2 * columns * factor}
@@ -320,16 +320,42 @@ def test_what_cannot_be_captured_still_generates():
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
-    [(cogview4, "calls the noise level"), (kandinsky22, "it has 2 networks")],
-    ids=["cogview4", "kandinsky22"],
-)
-def test_pipelines_whose_networks_no_score_describes_make_images(make, said):
-    target = Target.from_pipeline(make())
+    ("name", "side", "said"),
+    [
+        ("cogview4", 64, "calls the noise level"), ("kandinsky22", 64, "it has 2 networks"),
+        ("amused", 4, "no beta schedule"), ("stable-cascade", 128, "No family"),
+    ],
+)  # fmt: skip
+def test_pipelines_whose_networks_no_score_describes_make_images(name, side, said):
+    target = Target.from_pipeline(UNCOMMON[name]())
     assert target.denoiser is None and said in target.generates_only
-    settings = Sampling(steps=2, height=64, width=64)
+    settings = Sampling(steps=2, height=side, width=side)
     first, again, other = (target.generate(["a fox"], [draw], 0, settings)[0] for draw in (0, 0, 1))
     assert first.tobytes() == again.tobytes() != other.tobytes()
+    together = target.generate(["a fox", "a dog"], [0, 1], 0, settings)  # aMUSEd takes one generator, no list of them
+    difference = np.abs(np.asarray(together[0], int) - np.asarray(first, int))
+    assert len(together) == 2 and (name == "stable-cascade" or difference.max() <= 2)
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    """As diffusers writes code of optional packages: their names are defined only where they are there."""
+    import diffusers.pipelines.prx.pipeline_prx as module
+
+    pipe = CAPTURED["prx"]()
+    monkeypatch.delattr(module, "ftfy")
+    with pytest.raises(ModelError, match=r"runs a PRXPipeline with ftfy only, which is not installed"):
+        Target.from_pipeline(pipe)
+
+
+def test_a_row_may_be_the_second_dimension():
+    """HiDream gives its network the layers of a language model as [layer, row, token, width]."""
+    from diffmem.models.pipelines.leaves import joined, kind_of, row_of
+
+    once, twice = torch.randn(3, 2, 5), torch.randn(3, 4, 5)
+    assert kind_of(once, twice, rows=2) == "columns"
+    rows = [row_of(once, "columns", i) for i in range(2)]
+    assert torch.equal(joined(rows, "columns"), once)
+    assert kind_of(once, torch.randn(3, 4, 6), rows=2) is None
 
 
 def test_a_distilled_guidance_leaves_one_branch():

@@ -1,7 +1,8 @@
-"""Which family does what, measured on tiny pipelines of the real classes and held against the table of docs/models.md."""
+"""Which family does what, measured on tiny pipelines of the real classes and held against benchmarks/families/result.json."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tests.tiny import LORA_TARGETS, random_lora, tiny_ddpm, tiny_ldm, tiny_sd
-from tests.tiny_captured import CAPTURED
+from tests.tiny_captured import CAPTURED, TARGETS
 from tests.tiny_families import FAMILIES, flux
 
 from diffmem.errors import DiffmemError
@@ -26,7 +27,9 @@ BY_FILE = {
 }  # fmt: skip
 BY_CAPTURE = {**{k: v for k, v in BY_FILE.items() if k not in ("dit", "latent-unet", "pixel-unet")}, **CAPTURED}
 CELLS = ("check", "score", "generate", "LoRA", "measure")
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+ROOT = Path(__file__).parents[2]
+RESULT = ROOT / "benchmarks" / "families" / "result.json"
+PAGE = ROOT / "docs" / "models.md"
 SIZED = {"flux (distilled)", "flux (true guidance)", "sd3", "qwen-image"}
 """Whose classes keep the size of their images at opening, which the tests lower."""
 
@@ -65,8 +68,7 @@ def cells(how, name, maker, folder):
         return first.size == (side, side) and first.tobytes() == again.tobytes()
 
     def adapted():
-        kinds = ["to_query", "to_key", "to_value"] if name == "kandinsky5" else LORA_TARGETS
-        file, _ = random_lora(maker(), folder / "lora", targets=kinds)
+        file, _ = random_lora(maker(), folder / "lora", targets=TARGETS.get(name, LORA_TARGETS))
         other = maker()
         load_lora(other, file)
         tuned = opened(how, name, other)
@@ -94,35 +96,29 @@ def cells(how, name, maker, folder):
     return found
 
 
-def rows_of_the_page():
-    """(how, name) -> the cells that the page promises."""
-    text = PAGE.read_text(encoding="utf-8").split("## What was seen to work")[1]
-    found = {}
-    for line in text.splitlines():
-        parts = [part.strip() for part in line.strip("|").split("|")]
-        if len(parts) == 2 + len(CELLS) and parts[1] in ("file", "capture"):
-            found[parts[1], parts[0].strip("`")] = dict(zip(CELLS, parts[2:], strict=True))
-    return found
+def table_of(rows):
+    """The table of docs/models.md, from rows of result.json."""
+    lines = ["| model | by | " + " | ".join(CELLS) + " |", "|---|---|" + "---|" * len(CELLS)]
+    lines += [f"| `{row['model']}` | {row['by']} | " + " | ".join(row[c] for c in CELLS) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
 
 
 CASES = [("file", name) for name in BY_FILE] + [("capture", name) for name in BY_CAPTURE]
 
 
-def test_the_page_names_every_case():
-    assert set(rows_of_the_page()) == set(CASES)
+def kept():
+    """(how, name) -> the cells of result.json."""
+    rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"]
+    return {(row["by"], row["model"]): {cell: row[cell] for cell in CELLS} for row in rows}
+
+
+def test_the_page_shows_what_was_measured():
+    rows = json.loads(RESULT.read_text(encoding="utf-8"))["rows"]
+    assert [(row["by"], row["model"]) for row in rows] == CASES
+    assert table_of(rows) in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("how", "name"), CASES)
-def test_it_does_what_the_page_says(how, name, tmp_path):
+def test_it_does_what_was_measured(how, name, tmp_path):
     maker = (BY_FILE if how == "file" else BY_CAPTURE)[name]
-    assert cells(how, name, maker, tmp_path) == rows_of_the_page()[how, name]
-
-
-if __name__ == "__main__":  # the table, anew: python -m tests.models.test_matrix
-    import tempfile
-
-    print("| model | by | " + " | ".join(CELLS) + " |\n|---|---|" + "---|" * len(CELLS))
-    for how, name in CASES:
-        with tempfile.TemporaryDirectory() as folder:
-            found = cells(how, name, (BY_FILE if how == "file" else BY_CAPTURE)[name], Path(folder))
-        print(f"| `{name}` | {how} | " + " | ".join(found.values()) + " |", flush=True)
+    assert cells(how, name, maker, tmp_path) == kept()[how, name]

@@ -8,6 +8,7 @@ from tests.tiny import tiny_ddpm, tiny_sd
 from tests.tiny_families import FAMILIES
 
 from diffmem.errors import ModelError, UsageError
+from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
 
 
@@ -162,3 +163,31 @@ def test_a_device_that_is_not_there(saved, device):
         return
     with pytest.raises(UsageError, match="device"):
         Target.from_pretrained(saved, device=device)
+
+
+SAMPLERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler", "CMStochasticIterativeScheduler")
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["from another's config", "its own config"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_without_a_beta_schedule_generate_only(name, kept):
+    """A config keeps the entries of the scheduler that it was made from, of which the class reads none."""
+    import diffusers
+
+    kind = getattr(diffusers, name)
+    pipe = tiny_sd()
+    pipe.scheduler = kind.from_config(pipe.scheduler.config) if kept else kind()
+    target = Target.from_pipeline(pipe)
+    assert target.denoiser is None and f"{name} has no beta schedule" in target.generates_only
+    assert target.generate(["a fox"], [0], 0, Sampling(steps=2))[0].size == (16, 16)
+
+
+def test_a_playground_generates_only(tmp_path):
+    from diffusers import EDMDPMSolverMultistepScheduler
+    from tests.tiny_families import sdxl
+
+    pipe = sdxl()
+    pipe.scheduler = EDMDPMSolverMultistepScheduler()
+    pipe.save_pretrained(tmp_path / "model")
+    target = Target.from_pretrained(tmp_path / "model")
+    assert target.denoiser is None and "no beta schedule" in target.generates_only

@@ -162,7 +162,8 @@ def generate(
     if "generator" in parameters:
         place = torch.device(pipeline._execution_device) if denoiser is None else denoiser.device
         device = "cpu" if place.type != "mps" else place
-        arguments["generator"] = [torch.Generator(device).manual_seed(seed_of(root_seed, *n)) for n in names]
+        seeded = [torch.Generator(device).manual_seed(seed_of(root_seed, *n)) for n in names]
+        arguments["generator"] = seeded if denoiser is not None or len(seeded) > 1 else seeded[0]
     if "latents" not in parameters and "generator" not in parameters:
         raise ModelError(
             f"{type(pipeline).__name__} takes neither `latents` nor `generator`: its images cannot be seeded."
@@ -190,7 +191,14 @@ def generate(
                 raise UsageError(f"{type(pipeline).__name__} has no parameter {name}; leave it out for this model.")
             arguments[name] = value
     with prepared(pipeline, sampling) as pipe, torch.no_grad():
-        return list(pipe(**arguments)[0])  # some call them `images`, some `image`
+        try:
+            return list(pipe(**arguments)[0])  # some call them `images`, some `image`
+        except AttributeError:
+            if denoiser is not None or len(prompts) < 2:
+                raise
+    # Some pipelines take one generator, and no list of them.
+    pairs = zip(prompts, draws, strict=True)
+    return [generate(pipeline, None, [p], [d], root_seed, sampling)[0] for p, d in pairs]
 
 
 def noise_shape(pipeline: Any, denoiser: Denoiser, height: int | None, width: int | None) -> tuple[int, ...]:

@@ -117,7 +117,10 @@ def _load_folder(folder: Path, source: str, dtype: Any, allow_pickle: bool, vari
     try:
         pipeline = kind.from_pretrained(str(folder), **opened, dtype=dtype, trust_remote_code=False)
     except Exception as problem:  # of diffusers, on an index that is of no pipeline or lacks parts
-        raise ModelError(f"The model {source} cannot be opened. The loader says: {first_line(problem)}") from problem
+        said = first_line(problem)
+        if isinstance(problem, NameError):  # what only an optional package would define
+            said = f"{said}; diffusers needs a Python package for it that is not installed (torchvision, perhaps)."
+        raise ModelError(f"The model {source} cannot be opened. The loader says: {said}") from problem
     return pipeline
 
 

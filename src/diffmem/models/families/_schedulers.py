@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from diffmem.errors import ModelError
+from diffmem.errors import GenerateOnly, ModelError
 from diffmem.models.parameterization import Prediction
 from diffmem.models.schedule import DiscreteSchedule, FlowSchedule, Schedule
 
@@ -93,9 +94,11 @@ def discrete_schedule(scheduler: Any) -> Schedule:
     """
     from diffusers import DDIMScheduler
 
-    if "beta_schedule" not in scheduler.config:
-        raise ModelError(
-            f"{type(scheduler).__name__} has no beta schedule in its config, so its noise levels are not known here."
+    # A config may keep the entries of the scheduler that this one was made from; the class does not read them.
+    if "beta_schedule" not in inspect.signature(type(scheduler).__init__).parameters:
+        raise GenerateOnly(
+            f"{type(scheduler).__name__} has no beta schedule, so its noise levels are not known here: the model generates "
+            "only. To score it, give it the scheduler that its network was trained with."
         )
     if (
         scheduler.config.get("timestep_type") == "continuous"

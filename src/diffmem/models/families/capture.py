@@ -28,6 +28,10 @@ class _NeedsMore(ModelError):
     """What a pipeline says to a prompt alone."""
 
 
+class _Lacking(ModelError):
+    """A package without which diffusers cannot run a pipeline."""
+
+
 class Captured(CapturedLatents):
     """A pipeline seen from its calls: their arguments are replayed at any (x_t, t).
 
@@ -57,6 +61,8 @@ class Captured(CapturedLatents):
         self._others: dict[tuple[tuple[str, Any], ...], Captured] = {}
         try:
             self._read()
+        except _Lacking:
+            raise
         except _NeedsMore as problem:
             raise ModelError(
                 f"No family of diffmem knows a {type(pipeline).__name__}, and it does not run on a prompt alone ({problem})."
@@ -90,6 +96,12 @@ class Captured(CapturedLatents):
             self._read_latents(self._run, self.seen.step.sample[:1], "latents" in self._takes)
         except ModelError:
             raise
+        except (NameError, ImportError) as problem:  # diffusers leaves out what optional packages would define
+            lost = getattr(problem, "name", None) or first_line(problem)
+            raise _Lacking(
+                f"diffusers runs a {type(self.pipeline).__name__} with {lost} only, which is not installed here: install the "
+                "Python package that it is from."
+            ) from problem
         except Exception as problem:  # whatever a pipeline says to a prompt alone
             raise _NeedsMore(first_line(problem)) from problem
 

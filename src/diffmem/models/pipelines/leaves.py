@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import torch
 
-Kind = Literal["rows", "list", "whole"]
-"""rows: a tensor whose first dimension is the row. list: one element per row. whole: the same for all rows."""
+Kind = Literal["rows", "columns", "list", "whole"]
+"""rows: a tensor whose first dimension is the row. columns: its second is (HiDream's [layer, row, ...]). list: one element
+per row. whole: the same for all rows."""
 
 
 def leaves(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,7 +47,10 @@ def kind_of(once: Any, twice: Any, rows: int) -> Kind | None:
         if once.shape == twice.shape:
             return "whole"
         grown = once.ndim > 0 and len(once) == rows and len(twice) == 2 * rows
-        return "rows" if grown and once.shape[1:] == twice.shape[1:] else None
+        if grown and once.shape[1:] == twice.shape[1:]:
+            return "rows"
+        wider = once.ndim > 1 and once.shape[1] == rows and twice.shape[1] == 2 * rows
+        return "columns" if wider and once[:, 0].shape == twice[:, 0].shape else None
     if isinstance(once, list) and isinstance(twice, list) and len(once) == rows and len(twice) == 2 * rows:
         return "list"
     return "whole" if type(once) is type(twice) and equal(once, twice) else None
@@ -54,6 +58,8 @@ def kind_of(once: Any, twice: Any, rows: int) -> Kind | None:
 
 def row_of(value: Any, kind: Kind, row: int) -> Any:
     """What one row of a call was given."""
+    if kind == "columns":
+        return value[:, row]
     return value if kind == "whole" else value[row]
 
 
@@ -61,7 +67,9 @@ def joined(rows: Sequence[Any], kind: Kind) -> Any:
     """One argument for several rows, from what each was given; a whole one is the first's."""
     if kind == "list":
         return list(rows)
-    return torch.stack(list(rows)) if kind == "rows" else rows[0]
+    if kind == "whole":
+        return rows[0]
+    return torch.stack(list(rows), dim=1 if kind == "columns" else 0)
 
 
 def equal(a: Any, b: Any, tolerance: float = 1e-5) -> bool:

@@ -147,7 +147,10 @@ def survey(run: Run, takes: Mapping[str, Any], distilled: bool, train_times: flo
             )
         if len({tuple(one[path].shape) for one in shown}) > 1:
             ragged.add(path)
-    batches = _batches(run, guiding, step, conditional, kinds, prompted)
+    # A time that is the same for one prompt and for two was made for the rows of one.
+    told = torch.as_tensor(leaves(step.calls[conditional.call].arguments)[times.name])
+    fixed_rows = kinds[times.name] == "whole" and told.numel() > 1
+    batches = not fixed_rows and _batches(run, guiding, step, conditional, kinds, prompted)
     return Survey(
         x, times, conditional, unconditional, guiding, kinds, tuple(sorted(prompted)), frozenset(ragged), batches,
         step.calls[conditional.call], step,
@@ -270,9 +273,10 @@ def _times(
             "latents; expected its time alone."
         )
     name = changing.pop()
-    given = [torch.as_tensor(row[name]) for row in rows]
-    if any(value.numel() != 1 for value in given):
+    given = [torch.as_tensor(row[name]).reshape(-1) for row in rows]
+    if any(not len(value) or bool((value != value[0]).any()) for value in given):
         raise ModelError(f"The network's time {name} is not one number per row.")
+    given = [value[0] for value in given]  # PRX gives both of its rows' times, whatever the number of prompts
     own, theirs = [step.t for step in steps], [float(value) for value in given]
     slope = (theirs[-1] - theirs[0]) / (own[-1] - own[0])
     usual = [(1.0, 0.0), (1 / total, 0.0), (-1 / total, 1.0), (-1.0, total), (slope, theirs[0] - slope * own[0])]
