@@ -177,9 +177,21 @@ def test_a_prompt_whose_images_are_alike_anyhow_is_doubtful(alike, tmp_path):
     assert status == {"a memorized one": "extracted", "a plain one": "doubtful"}
     assert summary.extractions[0]["prompt"] == "a memorized one"
     assert summary.headline.startswith("1 image extracted from 2 prompts")
-    assert "doubtful: other images of the prompt are as much alike" in summary.headline
+    assert "doubtful: other images of the prompt, or of most prompts, are as much alike" in summary.headline
     assert summary.edges_within["value"] > 0.05 > summary.false_edges["value"]
     assert "of the same prompt that are of no extraction" in summary.edges_in_words()
+
+
+def test_where_most_prompts_images_are_alike_a_set_without_others_is_doubtful_too(alike, tmp_path):
+    """As digits of one class are: the edge joins images of the same prompt anyhow, so a set proves nothing."""
+    plain = [f"a plain one, number {i}" for i in range(12)]
+    summary = extract_images(
+        alike, [*plain, "a memorized one"], Generation(draws=24), out=tmp_path / "run", edge=0.9, smallest=8
+    ).summary
+    assert summary.edges_within["low"] > 0.05
+    assert {row["status"] for row in summary.extractions} == {"doubtful"}
+    assert {row["prompt"] for row in summary.extractions} >= {"a memorized one"}
+    assert summary.headline.startswith("0 images extracted from 13 prompts")
 
 
 def test_with_training_images_an_extraction_that_matches_none_says_so(alike, train, tmp_path, capsys):

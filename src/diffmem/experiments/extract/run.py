@@ -22,6 +22,9 @@ from diffmem.copies.extraction import (
     pairwise,
     share_of_free_pairs,
 )
+from diffmem.copies.extraction import (
+    DOUBTFUL as DOUBTFUL_SHARE,
+)
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet, as_images
 from diffmem.data.png import decode_png
@@ -225,6 +228,10 @@ def _search(
                 bar.advance(1)
         del vectors
     result.edges_within = edges_within(within)
+    if result.edges_within.low is not None and result.edges_within.low > DOUBTFUL_SHARE:
+        # Images of one prompt are alike here whatever the prompt: a set of them says nothing of memorization.
+        for row in found:
+            row["status"] = DOUBTFUL
     found.sort(
         key=lambda row: (
             row["status"] != EXTRACTED,

@@ -99,7 +99,7 @@ def headline(extractions: Sequence[Mapping[str, Any]], prompts: int) -> str:
         return f"{sets} of generated images that are all alike {of}: {', '.join(said)}."
     doubt = (
         f" {prose.count(counts[DOUBTFUL], 'more set')} {'is' if counts[DOUBTFUL] == 1 else 'are'} doubtful: other images of the "
-        "prompt are as much alike."
+        "prompt, or of most prompts, are as much alike."
         if counts[DOUBTFUL]
         else ""
     )
