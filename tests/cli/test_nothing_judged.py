@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import EDMEulerScheduler, ScoreSdeVeScheduler
 from PIL import Image
 from tests.tiny import picture, tiny_sd
 
@@ -73,3 +74,27 @@ def test_an_audit_without_training_images_rests_on_its_scores(tmp_path):
     asked = ["audit", str(tmp_path / "model"), "a fox", "a hen", "--draws", "1", "--images-per-prompt", "1", *SHORT]
     assert main([*asked, "--out", str(tmp_path / "run")]) == 0
     assert main(["show", str(tmp_path / "run"), "--fail-if", "errors>0"]) == 0
+
+
+def test_a_control_that_reads_no_model_judges_nothing(tmp_path, capsys):
+    """Where every score that looks at the model refuses, the share of upper-case letters is no value to judge by."""
+    pipe = tiny_sd()
+    pipe.scheduler = EDMEulerScheduler()
+    pipe.save_pretrained(tmp_path / "edm")
+    assert main(["score", str(tmp_path / "edm"), "a fox", "--out", str(tmp_path / "run"), "--quiet"]) == 3
+    said = capsys.readouterr()
+    assert "text-uppercase" in said.out and "No prompt has a value of any score" in said.err
+    alone = ["score", str(tmp_path / "edm"), "a fox", "--score", "text-uppercase", "--quiet"]
+    assert main([*alone, "--out", str(tmp_path / "alone")]) == 0, "asked for alone it is an answer"
+
+
+def test_images_that_all_failed(tmp_path, capsys):
+    """A sampler that this pipeline cannot use: error rows, exit code 3, and again where nothing is left to do."""
+    pipe = tiny_sd()
+    pipe.scheduler = ScoreSdeVeScheduler()
+    pipe.save_pretrained(tmp_path / "model")
+    command = ["generate", str(tmp_path / "model"), "a fox", "--images-per-prompt", "2", "--out", str(tmp_path / "run")]
+    for errors in (2, 0):
+        assert main([*command, *SHORT]) == 3
+        said = capsys.readouterr()
+        assert f"0 images made, {errors} errors" in said.out and "None of the 2 images could be made" in said.err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -18,6 +18,10 @@ from diffmem.cli.options import (
 )
 from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
+from diffmem.errors import NothingJudged
+
+if TYPE_CHECKING:
+    from diffmem.stages.generate import GenerationResult
 
 MODEL = ModelOptions()
 PROMPTS = PromptOptions()
@@ -87,10 +91,18 @@ def generate(
             {"made": result.made, "failed": result.failed, "nfe": result.nfe, "run": str(out),
              "png": None if png is None else str(png)}
         )  # fmt: skip
-        return 0
+        return _require_images(result)
     say(f"{result.made} images made, {result.failed} errors; the run is {out}")
     if png is not None:
         say(f"{written} PNG files are in {png}")
     else:
         note(f"the images are rows of the run: diffmem match {out} reads them, --png DIR writes them as files")
+    return _require_images(result)
+
+
+def _require_images(result: GenerationResult) -> int:
+    """0 where the run holds an image, made now or before; NothingJudged with the first error where all failed."""
+    rows = result.run.store.read("images", ["status", "error"]).to_pylist()
+    if rows and not any(row["status"] == "ok" for row in rows):
+        raise NothingJudged(f"None of the {len(rows)} images could be made: {rows[0]['error']}")
     return 0

@@ -110,10 +110,18 @@ def score(
         note(
             f"{result.nfe.total:.0f} network evaluations. The numbers are uncalibrated: compare them within one model."
         )
-    if not any(result.values(label) for label in result.labels):
+    looked = [label for label in result.labels if not _reads_no_model(label)]
+    if not any(result.values(label) for label in (looked if looked or result.refused else result.labels)):
         reasons = (*result.refused.values(), *(str(row["problem"]) for row in rows if row.get("problem")))
         raise NothingJudged(f"No prompt has a value of any score: {next(iter(reasons), 'see the rows of the run')}")
     return 0
+
+
+def _reads_no_model(label: str) -> bool:
+    """Whether a score is a control that reads the prompts alone."""
+    from diffmem.scores.spec import parse_score
+
+    return parse_score(label).about.access in ("prompts", "labels")
 
 
 def _decide(

@@ -43,7 +43,7 @@ class GenerationResult:
     Attributes:
         run: the run directory.
         made: images made by this command.
-        failed: of these, images that ended in an error row.
+        failed: images that ended in an error row instead.
         nfe: network evaluations spent, or None where they cannot be known.
         notes: what a reader must know (halved batches, prompts set aside).
     """
@@ -110,6 +110,7 @@ def generate_stage(
     work = [(p, d) for p in mine for d in range(settings.draws)] if work is None else work
     todo = [(p, d) for p, d in work if image_key(target, p, d, settings) not in done]
     result = GenerationResult(run)
+    tried = 0
 
     def make(items: Sequence[tuple[Prompt, int]]) -> list[Image.Image]:
         return target.generate([p.text for p, _ in items], [d for _, d in items], settings.seed, settings.sampling)
@@ -127,14 +128,16 @@ def generate_stage(
             result.failed += 1
         for items, images in batches.run([(p, d) for p, d in todo if p.problem is None], make):
             for row in _rows(target, items, images, settings):
-                result.failed += row["status"] == "error"
+                failed = row["status"] == "error"
+                result.failed += failed
+                result.made += not failed
                 writer.write(row)
-            result.made += len(items)
+            tried += len(items)
             clock.done += len(items)
             bar.advance(len(items))
         clock.done = len(work)
     per_image = target.generation_nfe(settings.sampling)
-    result.nfe = None if per_image is None else per_image * result.made
+    result.nfe = None if per_image is None else per_image * tried
     return result
 
 
