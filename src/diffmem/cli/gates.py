@@ -27,7 +27,8 @@ ALIASES = {
     "verdict": "verdict.state", "copies": "copies.prompts_copied", "copies.rate": "verdict.share",
     "copies.rate.low": "verdict.share.low", "copies.rate.high": "verdict.share.high", "excess": "verdict.excess",
     "excess.low": "verdict.excess.low", "excess.high": "verdict.excess.high", "bound": "verdict.bound",
-    "confirmed": "verdict.confirmed", "errors": "images.errors",
+    "confirmed": "verdict.confirmed", "errors": "images.errors", "precision": "review.precision",
+    "precision.low": "review.precision.low", "precision.high": "review.precision.high", "kappa": "review.kappa",
 }  # fmt: skip
 """Short names of what gates read; docs/gates.md holds the same table."""
 WORDS: dict[str, tuple[str, ...]] = {
@@ -145,9 +146,9 @@ def check_gates(gates: Sequence[Gate], summary: Mapping[str, Any]) -> None:
     values = readable_values(summary)
     verdict = summary.get("verdict") or {}
     for gate in gates:
-        if gate.path not in values:
+        if gate.path not in values and not _is_absent(gate.path, values):
             raise _no_such_name(gate, [*ALIASES, *values])
-        value = values[gate.path]
+        value = values.get(gate.path)
         if value is None:
             raise NothingJudged(
                 f"--fail-if {gate.text!r}: this run has no value for '{gate.name}', so it passes no gate."
@@ -161,6 +162,13 @@ def check_gates(gates: Sequence[Gate], summary: Mapping[str, Any]) -> None:
                 f"--fail-if {gate.text!r} does not hold, but the verdict is unknown, and an unknown passes no gate on copies. "
                 f"{verdict['sentence']}"
             )
+
+
+def _is_absent(path: str, values: Mapping[str, Value | None]) -> bool:
+    """Whether a part of the summary that would hold this value, or its interval, is null in this run."""
+    parts = path.split(".")
+    above = [".".join(parts[:length]) for length in range(1, len(parts))]
+    return any(name in values and values[name] is None for name in (*above, *(f"{name}_interval" for name in above)))
 
 
 def readable_values(summary: Mapping[str, Any]) -> dict[str, Value | None]:

@@ -94,6 +94,7 @@ def print_summary(summary: dict[str, Any], top: int = 5) -> None:
         )
     if summary["copies"] is not None:
         _print_copies(summary["copies"])
+        _print_review(summary.get("review"))
         _print_pairs(summary["galleries"], top)
     if summary["measures"] is not None:
         from diffmem.cli.measures_output import print_measures
@@ -211,6 +212,26 @@ def _print_copies(copies: dict[str, Any]) -> None:
                 f"         {copies['unlabelled']} more are reproduced from some seeds only or unlabelled; "
                 f"{copies['unlabelled_copied']} of them were called copies"
             )
+
+
+def _print_review(review: dict[str, Any] | None) -> None:
+    from diffmem.cli.output import emit_table, plain
+
+    if review is None:
+        return
+    say(f"Review   {plain(review['sentence'])}")
+    for name in ("precision", "recall", "kappa"):
+        value, ends = review[name], review[f"{name}_interval"]
+        text = "–" if value is None else f"{value:.2f}" + (f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else "")
+        note = f", {review[f'{name}_note']}" if f"{name}_note" in review else ""
+        say(f"         {name} {text}{plain(note)}")
+    if review["disagreements"]:
+        rows = [
+            {"prompt_id": row["prompt_id"], "draw": row["draw"], "train_id": row["train_id"],
+             "said": "; ".join(f"{name}: {said}" for name, said in row["said"].items())}
+            for row in review["disagreements"][:20]
+        ]  # fmt: skip
+        emit_table(rows, title=f"Pairs of which reviewers say different things ({len(review['disagreements'])})")
 
 
 def _limit(threshold: dict[str, Any]) -> str:

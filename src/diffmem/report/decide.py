@@ -22,6 +22,7 @@ from diffmem.evaluation.chance import (
 from diffmem.evaluation.planning import fewest_prompts, fewest_references
 from diffmem.report.evidence import Evidence, Gallery
 from diffmem.report.prose import count, percent
+from diffmem.report.review.shape import ReviewDigest
 from diffmem.report.shape import ControlDigest, CopiesDigest, ImageCounts, Verdict
 
 SHARE, POWER = 0.1, 0.8
@@ -31,6 +32,7 @@ KNOWN_COPIES = 10
 _SEEN = {
     "pixel identity": "pixel for pixel at the size that is compared",
     "verification": "laid over each other, the pictures agree beyond every control",
+    "review": "people who looked at the pair call it a copy",
 }
 
 
@@ -45,6 +47,7 @@ class Circumstances:
         gallery: the two-gallery control, if there is one.
         waived: images that are called copies, but whose pairs are accepted.
         control: the positive control, if there is one.
+        review: what reviewers say, if anybody labelled a pair.
     """
 
     check: Mapping[str, Any] | None = None
@@ -53,6 +56,7 @@ class Circumstances:
     gallery: Gallery | None = None
     waived: int = 0
     control: ControlDigest | None = None
+    review: ReviewDigest | None = None
 
 
 @dataclass
@@ -161,6 +165,9 @@ def _confirmed(case: _Case) -> Verdict:
     seen = case.seen
     how = _SEEN[seen.proof or "verification"]
     rest = "" if not seen.called else f" In all, {_called(case)}."
+    review = case.around.review
+    if review is not None:
+        rest += f" Review: {review.sentence}."
     return Verdict(
         state="reproduces", by=seen.proof, **case.values,
         sentence=f"Reproduces {count(seen.confirmed, 'training image')}: confirmed ({how}).{rest}",
@@ -303,6 +310,8 @@ def _called(case: _Case) -> str:
     text += f" of {count(seen.groups, 'training image')}" if seen.called else ""
     if case.around.waived:
         text += f" ({count(case.around.waived, 'more image')} waived)"
+    if case.around.review is not None and case.around.review.refuted:
+        text += f" ({count(case.around.review.refuted, 'more image')} called, which reviewers call no copies)"
     return text + (
         "" if case.chance is not None or case.around.gallery is not None else " at an uncalibrated threshold"
     )

@@ -37,6 +37,7 @@ from diffmem.report.next_steps import next_steps
 from diffmem.report.pairs import Again, choose, galleries
 from diffmem.report.prose import Texts, shorten
 from diffmem.report.rates import RATES, finite, histogram, roc
+from diffmem.report.review.summary import read_reviewed, summarize
 from diffmem.report.shape import (
     CopiesDigest,
     Digest,
@@ -83,10 +84,18 @@ def build_digest(run_path: str | Path, methods: bool = True, waivers: Waivers | 
     fact, matches = judge(folder, match_rows, prompts)
     images = _images(store)
     waived = 0
+    reviewed = None if fact is None or matches is None else read_reviewed(folder, fact, matches)
+    review, refuted = None, set()
+    if fact is not None and matches is not None:
+        if reviewed is not None:
+            review = summarize(folder, fact, matches, reviewed)
+            called = matches.place[matches.copy]
+            matches = matches.reviewed(reviewed.flags(matches, "copy"), reviewed.flags(matches, "no copy"))
+            refuted = {prompts.id_of(int(place)) for place in {*called} - {*matches.place[matches.copy]}}
+        if waivers is not None:
+            matches, waived = without_waived(folder, fact, matches, waivers)
     # Of a waived pair nobody knows on which side of the control it lay.
-    gallery = read_gallery(folder, partial(read_texts, store)) if waivers is None else None
-    if waivers is not None and matches is not None and fact is not None:
-        matches, waived = without_waived(folder, fact, matches, waivers)
+    gallery = read_gallery(folder, partial(read_texts, store), refuted) if waivers is None else None
     matches = None if images is None else matches  # images that are not in this run cannot be shown or counted
     per_prompt = None if matches is None else matches.per_prompt(len(prompts.ids))
     copies, seen = None, None
@@ -127,7 +136,8 @@ def build_digest(run_path: str | Path, methods: bool = True, waivers: Waivers | 
     fit = read_fact(folder, "fit")
     failed = next((made for made in (check, fit) if made is not None and made["passed"] is False), check)
     control = read_control(folder)
-    verdict = decide(copies, seen, Circumstances(failed, unfinished, images, gallery, waived, control))
+    verdict = decide(copies, seen, Circumstances(failed, unfinished, images, gallery, waived, control, review))
+    problem = () if reviewed is None or reviewed.problem is None else (reviewed.problem,)
     verdict = verdict.model_copy(update={"steps": next_steps(verdict, folder, manifest, copies)})
     headline = verdict.sentence if measures is None or prompts.listed else measures.headline
     return Digest(
@@ -146,7 +156,8 @@ def build_digest(run_path: str | Path, methods: bool = True, waivers: Waivers | 
         ) + (() if control is None else (control_check(control),)),
         methods=used_methods(list(scores), copies, measures) if methods else (),
         limits=(*store.damage(), *limits(copies, images, measures, bool(prompts.listed))),
-        notes=notes, against=read_fact(folder, "against"), nothing=_nothing(fact, copies, images, described, measures),
+        notes=(*notes, *problem), review=review, against=read_fact(folder, "against"),
+        nothing=_nothing(fact, copies, images, described, measures),
     )  # fmt: skip
 
 

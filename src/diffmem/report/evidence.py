@@ -21,7 +21,7 @@ MOST = 2000
 """Prompts whose texts are compared with each other; beyond it each counts for itself."""
 LONGEST = 2000
 """Characters of a prompt that are compared."""
-Proof = Literal["pixel identity", "verification"]
+Proof = Literal["pixel identity", "verification", "review"]
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,22 @@ def collect(
     # A prompt whose images copy several training images is one called prompt all the same.
     events = min(len(called), len(pairs))
     identical, proven = confirmed(fact, matches)
+    seen = matches.seen if len(matches.seen) else np.zeros(len(identical), bool)
+    if len(matches.waived):
+        seen = seen & ~matches.waived
     return Evidence(
         len(judged), len(set(cluster.values())) if len(judged) <= MOST else len(judged), len(called), events,
-        len(np.unique(matches.group[matches.copy])), len(np.unique(matches.group[identical | proven])),
-        "pixel identity" if identical.any() else "verification" if proven.any() else None,
+        len(np.unique(matches.group[matches.copy])), len(np.unique(matches.group[identical | proven | seen])),
+        "pixel identity" if identical.any() else "verification" if proven.any() else "review" if seen.any() else None,
     )  # fmt: skip
 
 
-def read_gallery(folder: Path, texts: Callable[[Collection[str]], dict[str, str]]) -> Gallery | None:
+def read_gallery(
+    folder: Path, texts: Callable[[Collection[str]], dict[str, str]], refuted: Collection[str] = ()
+) -> Gallery | None:
     """The two-gallery control of a run, None where it was not made: prompts called on one side alone, as events.
+
+    Prompts whose calls reviewers have `refuted` are not called on the side of the training set.
 
     Both galleries are exchangeable picture by picture if nothing is copied, so calls that share a picture, or near-duplicate
     texts, are one event.
@@ -107,7 +114,9 @@ def read_gallery(folder: Path, texts: Callable[[Collection[str]], dict[str, str]
     fact = read_fact(folder, "gallery")
     if fact is None:
         return None
-    called: dict[str, dict[str, list[str]]] = fact["called"]
+    called: dict[str, dict[str, list[str]]] = {
+        key: sides | {"train": []} if key in refuted else sides for key, sides in fact["called"].items()
+    }
     ids = sorted(called)
     place = {key: i for i, key in enumerate(ids)}
     clusters = np.arange(len(ids))
@@ -139,9 +148,10 @@ def confirmed(fact: dict[str, Any], matches: Matches) -> tuple[NDArray[np.bool_]
     whole = ~np.asarray(matches.rows["background"].to_numpy(), bool)
     identical = (similarity == 1) & whole & of_pixels
     verified = np.asarray(matches.rows["verified"].to_numpy(), np.float64)
-    if len(matches.waived):
-        identical &= ~matches.waived
-        verified = np.where(matches.waived, np.nan, verified)
+    for left_out in (matches.waived, matches.refuted):
+        if len(left_out):
+            identical &= ~left_out
+            verified = np.where(left_out, np.nan, verified)
     evidence, reached = np.full(len(verified), np.nan), np.flatnonzero(verified >= PROVEN)
     evidence[reached] = [_nats(alignment) for alignment in matches.rows["alignment"].take(reached).to_pylist()]
     proven = is_proven(verified, evidence)

@@ -45,6 +45,8 @@ class Matches:
         group: [M] code of the training image's group of near-duplicates.
         threshold: the fact about the threshold.
         waived: [M] accepted, so not called a copy and no confirmed pair; empty: none.
+        seen: [M] reviewers call the pair a copy; empty: none.
+        refuted: [M] reviewers say that the pair is no copy: like waived ones; empty: none.
     """
 
     rows: pa.Table
@@ -54,10 +56,16 @@ class Matches:
     group: NDArray[np.int64]
     threshold: dict[str, Any]
     waived: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    seen: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    refuted: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
 
     def without(self, waived: NDArray[np.bool_]) -> Matches:
         """The matches with some [M] accepted."""
         return replace(self, copy=self.copy & ~waived, waived=waived)
+
+    def reviewed(self, seen: NDArray[np.bool_], refuted: NDArray[np.bool_]) -> Matches:
+        """The matches with what reviewers say: those that they confirm, those that they refute, [M] each."""
+        return replace(self, copy=self.copy & ~refuted, seen=seen, refuted=refuted)
 
     def per_prompt(self, count: int) -> PerPrompt:
         """The matches of each of `count` prompts together."""

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue
 
 from diffmem.report.measures.shape import MeasuresDigest
+from diffmem.report.review.shape import ReviewDigest
 from diffmem.runs.manifest import StageStatus
 from diffmem.runs.provenance import Provenance
 from diffmem.runs.summary import Summary
@@ -239,8 +240,9 @@ class Verdict(_Part):
     Attributes:
         state: `reproduces`: a pair is confirmed, or more prompts are called copies than chance makes. `no-excess`: no more
             than chance, up to `bound`. `unknown`: this run cannot tell; `needs` says what would change it.
-        by: what the state rests on: "pixel identity", "verification" (a confirmed pair), "gallery" (more calls than against
-            images that no training saw), "rate" (more calls than the threshold lets through by chance); null: unknown.
+        by: what the state rests on: "pixel identity", "verification", "review" (a confirmed pair), "gallery" (more calls
+            than against images that no training saw), "rate" (more calls than the threshold lets through by chance); null:
+            unknown.
         sentence: the finding.
         plain: the same for those who read no further.
         needs: what would change `unknown`; null otherwise.
@@ -258,7 +260,7 @@ class Verdict(_Part):
     """
 
     state: Literal["reproduces", "no-excess", "unknown"]
-    by: Literal["pixel identity", "verification", "gallery", "rate"] | None
+    by: Literal["pixel identity", "verification", "review", "gallery", "rate"] | None
     sentence: str
     plain: str
     needs: str | None = None
@@ -404,6 +406,7 @@ class Digest(Summary):
     methods: tuple[Method, ...]
     against: dict[str, str] | None = None
     nothing: str | None = None
+    review: ReviewDigest | None = None
 
     def nothing_judged(self) -> str | None:
         """Where images were to be matched, none could be; else no prompt and no image has a value."""

@@ -185,7 +185,11 @@ class Labels:
 
     def pair_at(self, place: Place) -> bytes | None:
         """The pair at a place of a run, where it was labelled there; None where only a look at the pictures can tell."""
-        return None if place.train is None else self._named.get(place.names)
+        return self.pair_named(*place.names)
+
+    def pair_named(self, image_key: bytes, train_id: str, train: str | None) -> bytes | None:
+        """The same by the three names of a place."""
+        return None if train is None else self._named.get((image_key, train_id, train))
 
 
 def tidy(store: RunStore) -> None:
