@@ -75,7 +75,8 @@ def draw_sample(
 
 
 def _bands(rest: NDArray[np.intp], below: int) -> list[NDArray[np.intp]]:
-    bands, width, start = [], max(1, -(-below // BANDS)), 0
+    bands: list[NDArray[np.intp]] = []
+    width, start = max(1, -(-below // BANDS)), 0
     while start < len(rest) and below:
         last = len(bands) == BANDS - 1 or len(rest) - start < 2 * width
         bands.append(rest[start:] if last else rest[start : start + width])
