@@ -94,7 +94,8 @@ class Samples:
             mirrored = bool(torch.rand(1, generator=random) < 0.5) and self._plan.data.flip
             images.append(image)
             x0.append(self._latents(image, mirrored))
-            times.append(draw_time(self._denoiser, self._plan.optimizer.times, random))
+            levels = self._plan.optimizer.times if changes.noise_levels == "as-planned" else changes.noise_levels
+            times.append(draw_time(self._denoiser, levels, random, changes.zone))
             texts.append(self._captions(image, random) if self._captions is not None else None)
             if changes.embedding_mixing > 0 and self._captions is not None:
                 other = int(torch.randint(self._order.size, (1,), generator=random))

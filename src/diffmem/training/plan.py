@@ -7,7 +7,15 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from diffmem.atomic import read_plain
 from diffmem.errors import DataError, UsageError
@@ -89,6 +97,29 @@ class ChangesPlan(Section):
         None, gt=0, description="leave a sample out of the loss where its score difference exceeds this (Wen et al.)"
     )
     deduplicate: bool = Field(False, description="train on one image of each group of near-duplicates")
+    noise_levels: Literal["as-planned", "u-shaped", "outside-zone"] = Field(
+        "as-planned",
+        description="in place of optimizer.times: u-shaped draws both ends of the schedule most often; outside-zone takes nine "
+        "of ten samples out of the zone",
+    )
+    zone: tuple[float, float] = Field((0.5, 2.0), description="sigma/alpha from, to, for noise_levels = outside-zone")
+
+    @field_validator("zone")
+    @classmethod
+    def _rising(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] < value[1]:
+            raise ValueError("expected two noise levels sigma/alpha above 0, the smaller one first")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the newer keys where they are not set, so that older plans keep their hashes."""
+        values: dict[str, Any] = plain(self)
+        if self.noise_levels == "as-planned":
+            values.pop("noise_levels", None)
+        if self.noise_levels != "outside-zone":
+            values.pop("zone", None)
+        return values
 
 
 class OptimizerPlan(Section):

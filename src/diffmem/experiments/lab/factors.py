@@ -24,8 +24,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "RT": {"token_addition": 0.1},
     "CWR": {"word_repetition": 0.1},
     "dedup": {"deduplicate": True},
+    "u-shaped": {"noise_levels": "u-shaped"},
+    "danger-zone": {"noise_levels": "outside-zone"},
 }
-"""Train-time mitigations by the names of Somepalli et al. (NeurIPS 2023, section 5), at the paper's values."""
+"""Train-time mitigations by the names of Somepalli et al. (NeurIPS 2023, section 5), at the paper's values; the last two draw
+other noise levels than the plan (`diffmem.training.objective.draw_time`)."""
 
 
 @dataclass(frozen=True)
