@@ -228,8 +228,28 @@ class TestTables:
         assert words(tmp_path)[0][1] == ("one", "two")
         assert "another caption than the files before" in said()
 
+    @pytest.mark.parametrize("start", ["{0}/", "/mnt/data/set/", "C:\\\\data\\\\"])
+    def test_absolute_paths_in_metadata(self, tmp_path, start):
+        put(tmp_path, **{"t__a.png": None, "b.png": None})
+        name = (start.format(tmp_path) + "t/a.png").replace("\\\\", "\\")
+        (tmp_path / "metadata.csv").write_text(f"file_name,text\n{name},a fox\n")
+        assert words(tmp_path) == [("b.png", (), None), ("t/a.png", ("a fox",), None)]
+
+    def test_classes_that_are_lists_are_counted_and_numbers_are_whole(self, tmp_path, said):
+        put(tmp_path, **{"a.png": None, "b.png": None})
+        rows = [{"file_name": "a.png", "label": ["x", "y"]}, {"file_name": "b.png", "label": 1.0}]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        assert [label for _, _, label in words(tmp_path)] == [None, "1"]
+        assert "1 class of" in said() and "neither a text nor a whole number" in said()
+
 
 class TestPictures:
+    @pytest.mark.parametrize("place", ["@eaDir__a.jpg__SYNOPHOTO_THUMB_M", "#recycle__a", "lost+found__a"])
+    def test_what_systems_leave_in_folders(self, tmp_path, said, place):
+        put(tmp_path, **{"a.png": None, f"{place}.png": None})
+        assert [key for key, *_ in words(tmp_path)] == ["a.png"]
+        assert place.partition("__")[0] in said()
+
     def test_further_frames_and_pages_are_counted(self, tmp_path, said):
         frames = [picture(i) for i in range(3)]
         for name in ("a.tiff", "b.gif", "c.png"):

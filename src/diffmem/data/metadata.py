@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import posixpath
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from diffmem.data.notes import count, named, printable
+from diffmem.data.picture_names import PictureNames
 from diffmem.data.tables import Table, find_column, parse_csv, parse_jsonl, parse_parquet
 from diffmem.data.text import decode_text
 from diffmem.data.trees import Tree
@@ -75,7 +75,7 @@ def read_metadata(
             rows is of a picture that is there.
     """
     found = Metadata()
-    known = _Names(pictures)
+    known = PictureNames(pictures)
     kinds = {posixpath.splitext(name)[1].lower() for name in tables}
     if len(kinds) > 1:
         raise DataError(
@@ -123,7 +123,13 @@ def _inner(value: Any) -> Any:
 
 def label_of(row: Mapping[str, Any], columns: Iterable[str] = LABEL_COLUMNS) -> str | None:
     """The class that a row names, or None."""
-    return next((str(row[name]) for name in columns if isinstance(row.get(name), (str, int)) and row[name] != ""), None)
+    for name in columns:
+        value = row.get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # a number beside rows without one
+        if isinstance(value, (str, int)) and value != "":
+            return str(value)
+    return None
 
 
 def caption_columns(columns: Sequence[str], asked: str | None = None, name: str = "") -> list[str]:
@@ -152,42 +158,8 @@ def trained_words(entry: Mapping[str, Any]) -> list[str]:
     return [text] if text else []
 
 
-class _Names:
-    """Pictures by name, found also where the name is written otherwise (Unicode form, slashes, ./)."""
-
-    def __init__(self, pictures: Sequence[str]) -> None:
-        self.exact = set(pictures)
-        self.composed = {unicodedata.normalize("NFC", name): name for name in pictures}
-        self.stems: dict[str, list[str]] = {}
-        for name in pictures:
-            self.stems.setdefault(posixpath.splitext(name)[0].lower(), []).append(name)
-
-    def find(self, folder: str, written: str) -> str | None:
-        name = posixpath.normpath(posixpath.join(folder, printable(written).strip().replace("\\", "/")))
-        return name if name in self.exact else self.composed.get(unicodedata.normalize("NFC", name))
-
-    def like(self, folder: str, written: str) -> str | None:
-        """A picture whose name differs in case or suffix only."""
-        name = posixpath.normpath(posixpath.join(folder, printable(written).strip().replace("\\", "/")))
-        alike = self.stems.get(posixpath.splitext(name)[0].lower(), [])
-        return alike[0] if alike else None
-
-    def by_stem(self, key: str) -> str | None:
-        """The picture of sd-scripts' key: its path, absolute or relative, with or without its suffix."""
-        key = printable(key).replace("\\", "/")
-        parts = key.split("/")
-        for start in range(len(parts)):
-            name = "/".join(parts[start:])
-            if name in self.exact:
-                return name
-            alike = self.stems.get(name.lower(), [])
-            if len(alike) == 1:
-                return alike[0]
-        return None
-
-
 def _read_table(
-    tree: Tree, name: str, known: _Names, how: tuple[str | None, str | None, str | None], found: Metadata
+    tree: Tree, name: str, known: PictureNames, how: tuple[str | None, str | None, str | None], found: Metadata
 ) -> None:
     asked, caption_column, encoding = how
     table = _parse(tree, name, encoding)
@@ -209,6 +181,7 @@ def _read_table(
     folder = posixpath.dirname(name)
     missing: list[str] = []
     nameless = 0
+    unread = 0
     before = {picture for picture, words in found.words.items() if words.captions}
     others: list[str] = []
     for row in table.rows:
@@ -227,13 +200,19 @@ def _read_table(
             fresh = [text for text in texts_of(row, columns) if text not in words.captions]
             others += [picture] if fresh and picture in before else []
             words.captions += fresh
-            words.label = words.label or label_of(row, labels)
+            own = label_of(row, labels)
+            unread += own is None and any(row.get(one) not in (None, "") for one in labels)
+            words.label = words.label or own
     if not found.words and table.rows:
         raise DataError(
             f"Of {count(len(table.rows), 'row')} of {where} none is of a picture that is there; named are: {named(missing)}."
         )
     found.tables.append(name)
     found.notes += _another(where, others)
+    if unread:
+        found.notes.append(
+            f"{count(unread, 'class', 'classes')} of {where} not read: neither a text nor a whole number"
+        )
     found.notes += _said(where, table, columns, missing, nameless, files[0])
 
 
@@ -273,7 +252,7 @@ def _differ(row: Mapping[str, Any], one: str, two: str) -> bool:
     return bool(a and b and not set(b) <= set(a))
 
 
-def _read_trained(tree: Tree, name: str, known: _Names, encoding: str | None, found: Metadata) -> None:
+def _read_trained(tree: Tree, name: str, known: PictureNames, encoding: str | None, found: Metadata) -> None:
     entries = json.loads(decode_text(tree.read(name), f"'{name}'", encoding))
     missing, others = [], []
     folder = posixpath.dirname(name)

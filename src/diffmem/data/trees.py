@@ -10,7 +10,10 @@ from pathlib import Path
 from diffmem.data.notes import printable
 from diffmem.errors import DataError
 
-JUNK = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
+JUNK = frozenset(
+    {"thumbs.db", "desktop.ini", "ehthumbs.db", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"}
+)
+"""What macOS, Windows, Linux and Synology leave in folders, in lower case."""
 HIDDEN = "hidden"
 
 
@@ -118,8 +121,8 @@ class JoinedTree(Tree):
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file's or folder's name says that it is not meant to be seen: dot files, macOS and Windows litter."""
-    return name.startswith(".") or name == "__MACOSX" or name.lower() in JUNK
+    """Whether a file's or folder's name says that it is not meant to be seen: dot files, and what systems leave behind."""
+    return name.startswith(".") or name.lower() in JUNK
 
 
 def safe_member(name: str) -> str | None:
