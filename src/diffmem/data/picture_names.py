@@ -23,6 +23,7 @@ class PictureNames:
             self.stems.setdefault(posixpath.splitext(name)[0].lower(), []).append(name)
 
     def find(self, folder: str, written: str) -> str | None:
+        """The picture that a row of a table in this folder names; None where it is not there."""
         written = printable(written).strip().replace("\\", "/")
         name = posixpath.normpath(posixpath.join(folder, written))
         if name in self.exact:
