@@ -191,3 +191,16 @@ def test_a_playground_generates_only(tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     target = Target.from_pretrained(tmp_path / "model")
     assert target.denoiser is None and "no beta schedule" in target.generates_only
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "laplace"])
+def test_beta_schedules_that_ddpm_alone_has(name):
+    from diffusers import DDPMScheduler
+
+    pipe = tiny_ddpm()
+    pipe.scheduler = DDPMScheduler(num_train_timesteps=200, beta_schedule=name)
+    target = Target.from_pipeline(pipe)
+    truth = pipe.scheduler.alphas_cumprod
+    for t in (0, 50, 199):
+        assert target.denoiser.schedule.at(t)[0] ** 2 == pytest.approx(float(truth[t]), rel=1e-5)
+    assert target.check(sampling=Sampling(steps=2)).passed

@@ -109,7 +109,16 @@ def discrete_schedule(scheduler: Any) -> Schedule:
             "'continuous', as EDM-style models are trained); no schedule of diffmem has such times. Wrap the network with "
             "Target.from_callable, with `generate` for its images."
         )
-    ddim = DDIMScheduler.from_config(scheduler.config)
+    try:
+        ddim = DDIMScheduler.from_config(scheduler.config)
+    except NotImplementedError:  # a beta schedule that DDIM does not know (sigmoid, laplace): the scheduler's own betas
+        betas = getattr(scheduler, "betas", None)
+        if betas is None:
+            raise GenerateOnly(
+                f"{type(scheduler).__name__} keeps no betas of its schedule {scheduler.config['beta_schedule']!r}, so its "
+                "noise levels are not known here: the model generates only."
+            ) from None
+        ddim = DDIMScheduler.from_config(scheduler.config, trained_betas=betas.tolist(), rescale_betas_zero_snr=False)
     levels = ddim.alphas_cumprod.double()
     if (
         not bool(torch.isfinite(levels).all())
