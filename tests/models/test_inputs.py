@@ -92,6 +92,18 @@ def test_sd3_may_be_opened_without_its_largest_encoder():
     assert Target.from_pipeline(pipe).check("a fox", Sampling(steps=2)).passed
 
 
+def test_kontext_without_a_picture_is_a_flux_at_any_size():
+    pipe = rebuilt("FluxKontextPipeline", FAMILIES["flux"]())
+    pipe.default_sample_size = 8
+    pipe.set_progress_bar_config(disable=True)
+    target = Target.from_pipeline(pipe)
+    assert target.denoiser.family == "flux"
+    for size in ({}, {"height": 16, "width": 32}):
+        settings = Sampling(steps=2, **size)
+        assert target.check("a fox", settings).passed
+        assert target.generate(["a fox"], [0], 0, settings)[0].size == (size.get("width", 16), 16)
+
+
 ONLY = {
     "pag": "StableDiffusionPAGPipeline",
     "sag": "StableDiffusionSAGPipeline",

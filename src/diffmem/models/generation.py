@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -159,6 +160,9 @@ def generate(
         seen = denoiser.under(sampling.height, sampling.width, sampling.guidance)
         noise = torch.stack([gaussian(seen.sample_shape, root_seed, *n) for n in names])
         arguments["latents"] = seen.initial_latents(noise.to(denoiser.device, denoiser.dtype))
+        if "max_area" in parameters:  # Kontext moves every size to this area, and fails on noise of the size asked for
+            factor = getattr(pipeline, "vae_scale_factor", 1)
+            arguments["max_area"] = math.prod(seen.sample_shape[-2:]) * factor**2
     if "generator" in parameters:
         place = torch.device(pipeline._execution_device) if denoiser is None else denoiser.device
         device = "cpu" if place.type != "mps" else place
