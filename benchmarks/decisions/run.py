@@ -22,10 +22,11 @@ from diffmem.evaluation.sequential import calibrate_sequential
 from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.models.target import Target
 from diffmem.runs.provenance import provenance
+from diffmem.scores import DEFAULT_SCORE
 from diffmem.stages.score.score import score
 from diffmem.testbeds import digits
 
-SCORES = ("score-difference", "alignment", "anisotropy-paper")
+SCORES = (DEFAULT_SCORE, "score-difference", "alignment", "anisotropy-paper")
 
 
 def main():
