@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from diffmem.experiments.mitigate.run import mitigate
     from diffmem.experiments.monitor.run import monitor
     from diffmem.experiments.robustness.run import robustness
+    from diffmem.experiments.seal.run import seal, verify
     from diffmem.models.generation import Sampling
     from diffmem.models.target import Target
     from diffmem.serving.guard import guard
@@ -77,7 +78,9 @@ _VERBS = {
     "match": "diffmem.stages.match.folders:match_images",
     "monitor": "diffmem.experiments.monitor.run:monitor",
     "robustness": "diffmem.experiments.robustness.run",
+    "seal": "diffmem.experiments.seal.run",
     "train": "diffmem.training.loop",
+    "verify": "diffmem.experiments.seal.run",
 }
 
 _ROOMS = {

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from diffmem.errors import DataError, IncompleteRun
 
@@ -28,6 +28,22 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         DataError: there is something else than a file of this name (a device, a pipe), which is never replaced.
         IncompleteRun: the disk is full or a quota is used up; the temporary file is gone.
     """
+    with _renamed(path) as descriptor:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+
+@contextmanager
+def atomic_stream(path: Path) -> Iterator[IO[bytes]]:
+    """A new file to write and read, whose name appears when the block ends without an error; errors as of `write_atomic`."""
+    with _renamed(path) as descriptor, os.fdopen(os.dup(descriptor), "w+b") as stream:
+        yield stream
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[int]:
+    """The descriptor of a file that takes the place of `path` at the end."""
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "a device, pipe or socket"
         raise DataError(f"'{path}' is {kind}; give the name of a file.")
@@ -36,9 +52,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _create_locked(temporary)
         try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            yield descriptor
             os.fsync(descriptor)
             os.replace(temporary, path)  # noqa: PTH105 - beside os.write and os.fsync
         except BaseException:
@@ -52,8 +66,8 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         if error.errno not in _FULL:
             raise
         raise IncompleteRun(
-            f"The disk of {path.parent} is full or its quota is used up: {path.name} ({len(data):,} bytes) was not "
-            "written. Everything written before is kept; free some space and run the same command again."
+            f"The disk of {path.parent} is full or its quota is used up: {path.name} was not written. Everything written "
+            "before is kept; free some space and run the same command again."
         ) from error
 
 
@@ -123,7 +137,7 @@ def locked(path: Path) -> Iterator[None]:
 def _create_locked(path: Path) -> int:
     """Create a file and lock it; again if a sweep took it for abandoned between the two."""
     while True:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         _lock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return descriptor

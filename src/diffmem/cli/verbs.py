@@ -85,6 +85,13 @@ VERBS = {
         "report", 0, "Write the report of a run: one HTML file, offline.",
         "runs/audit", "runs/audit --out for-the-client.html --redact blur",
     ),
+    "seal": _verb(
+        "seal", 0, "Write a run into one file that shows every later edit.", "runs/audit", "runs/audit --out audit.sealed"
+    ),
+    "verify": _verb(
+        "verify", 0, "Say whether a sealed run is as it was sealed, and make images of it again.",
+        "runs/audit.sealed", "runs/audit.sealed --model ./my-model --replays 5",
+    ),
     "waive": _verb(
         "waive", 0, "Accept the pairs that a run calls copies, so that gates fail on new ones only.",
         "runs/audit --out waivers.json --owner anna --expires 2027-06-30",

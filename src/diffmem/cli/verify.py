@@ -1,0 +1,61 @@
+"""diffmem verify: whether a sealed run is as it was sealed, and whether its images can be made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from diffmem.cli.options import ModelOptions
+from diffmem.cli.output import plain, say
+from diffmem.errors import CheckFailed
+
+MODEL = ModelOptions()
+
+
+def verify(
+    bundle: Path,
+    *,
+    expect: Annotated[str | None, Parameter(help="the seal that was kept elsewhere")] = None,
+    model: Annotated[str | None, Parameter(help="the model of the run: images are made again and compared")] = None,
+    replays: Annotated[int, Parameter(help="images to make again, chosen by the seal, copies first")] = 3,
+    target: ModelOptions = MODEL,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Say whether a sealed run is as it was sealed; with the model, make some of its images again.
+
+    Nothing in the file is run or unpacked. It ends with 1 where anything was changed, added, removed, renamed or moved.
+
+    Args:
+        bundle: the file that `diffmem seal` wrote.
+    """
+    from diffmem.cli.output import emit_json, note
+    from diffmem.experiments.seal.run import verify as verify_bundle
+
+    opened = None if model is None else target.open(model)
+    found = verify_bundle(bundle, expected=expect, target=opened, replays=replays)
+    protocol = found.checked.protocol or {}
+    if json:
+        emit_json(
+            {"intact": not found.problems, "seal": found.checked.seal, "expected": found.expected,
+             "files": len(found.checked.links), "problems": list(found.problems), "verb": protocol.get("verb"),
+             "sealed": protocol.get("sealed"), "headline": protocol.get("headline"),
+             "replays": [vars(one) for one in found.replays]}
+        )  # fmt: skip
+    else:
+        for problem in found.problems:
+            say(f"Problem  {plain(problem)}")
+        if not found.problems:
+            say(f"Intact   {len(found.checked.links):,} files, as they were sealed at {plain(str(protocol['sealed']))}")
+            say(f"Finding  {plain(str(protocol['headline']))}")
+            say(f"Seal     {found.checked.seal}" + ("" if expect is None else ", as expected"))
+        for one in found.replays:
+            say(f"Replay   {plain(one.prompt_id)}, draw {one.draw}: {plain(one.text)}")
+        if expect is None and not found.problems:
+            note(
+                "the file agrees with its own seal; that it is the one that was sealed shows the seal kept elsewhere (--expect)"
+            )
+    if found.problems:
+        raise CheckFailed(f"{bundle} is not as it was sealed: {found.problems[0]}")
+    return 0
