@@ -23,6 +23,11 @@ def compare(
         bool,
         Parameter(negative="", help="compare although seeds, sampling, images per prompt or training images differ"),
     ] = False,
+    out: Annotated[Path | None, Parameter(help="write the comparison as a page, one HTML file")] = None,
+    redact: Annotated[
+        Literal["none", "blur", "hash"], Parameter(help="pictures on the page: as they are, blurred, or left out")
+    ] = "blur",
+    hash_prompts: Annotated[bool, Parameter(negative="", help="show hashes instead of prompts on the page")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Paired differences of two runs on the same prompts, AFTER minus BEFORE: copies, and the AUROC of their common scores.
@@ -31,7 +36,7 @@ def compare(
         before: a run directory, for example of the base model.
         after: another, for example of the fine-tune, made with the same prompts and settings.
     """
-    from diffmem.cli.output import emit_table, note
+    from diffmem.cli.output import emit_table, note, say
     from diffmem.experiments.evaluate.compare import compare as compare_pairs
 
     found = compare_pairs(before, after, labels, fpr, seed, despite_settings=despite_settings)
@@ -41,6 +46,10 @@ def compare(
         note(f"unlike settings: {text}")
     for what, reason in found.missing.items():
         note(f"{what} cannot be compared: {reason}")
+    if not json:
+        say(found.headline)
     if found.rows or json:
         emit_table(found.rows, json=json, title=f"{after} minus {before}, 95 % intervals")
+    if out is not None:
+        note(f"the page is {found.report(out, redact, hash_prompts=hash_prompts)}")
     return 0

@@ -83,7 +83,7 @@ VERBS = {
     "show": _verb("show", 0, "Print what a run found.", "runs/audit", 'runs/audit --fail-if verdict==reproduces'),
     "report": _verb(
         "report", 0, "Write the report of a run: one HTML file, offline.",
-        "runs/audit", "runs/audit --out for-the-client.html --redact blur",
+        "runs/audit", "runs/audit --annex --out annex.html",
     ),
     "seal": _verb(
         "seal", 0, "Write a run into one file that shows every later edit.", "runs/audit", "runs/audit --out audit.sealed"
@@ -123,7 +123,8 @@ VERBS = {
         "runs/audit", "runs/audit --labels measured --fpr 0.05",
     ),
     "compare": _verb(
-        "compare", 2, "Compare two runs on the same prompts, paired.", "runs/base runs/tuned", "runs/base runs/tuned --json"
+        "compare", 2, "Compare two runs on the same prompts, paired.", "runs/base runs/tuned",
+        "runs/base runs/tuned --out comparison.html",
     ),
     "bench": _verb(
         "bench", 2, "Measure the methods on models with known memorization.", "--suite digits", "--suite digits-images"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -124,18 +125,18 @@ def _page(
         title=f"Memorization report: {prose.shorten(digest.model.name or run_name, 80)}",
         kicker=f"Memorization report · {digest.created[:10]}", headline=digest.headline, limits=[*digest.limits, *digest.notes],
         d=digest, whole=whole, pictures=pictures, measured=measured, redact=redact, hashed=hash_prompts,
-        statistic=statistic, plan=_flat(digest.plan), run_name=run_name,
+        statistic=statistic, plan=flat(digest.plan), run_name=run_name,
         histogram_chart=histogram_chart, roc_chart=roc_chart, scale_chart=scale_chart, interval_chart=interval_chart,
         strip_chart=strip_chart, curve_chart=curve_chart, scatter_chart=scatter_chart, kinds=kinds,
     )  # fmt: skip
 
 
-def _flat(plan: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
+def flat(plan: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
     """A nested plan as (dotted name, value), without what was left to its default (null)."""
     found: list[tuple[str, str]] = []
     for key, value in plan.items():
         if isinstance(value, dict):
-            found += _flat(value, f"{before}{key}.")
+            found += flat(value, f"{before}{key}.")
         elif value is not None:
             words = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             found.append((before + key, words))

@@ -7,17 +7,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from diffmem.atomic import read_json
-from diffmem.copies.index import CopyIndex
-from diffmem.data.png import decode_png
 from diffmem.errors import DataError
+from diffmem.experiments._pictures import generated, open_index, training
 from diffmem.experiments._run import Verb, open_run
 from diffmem.experiments.against.summary import BASE, TUNED, AgainstSummary, Leak
 from diffmem.report import prose
 from diffmem.report.html import FILE
 from diffmem.report.page import write_page
-from diffmem.report.redaction import Embedded, Redaction, embed
-from diffmem.runs.facts import read_fact
-from diffmem.runs.store import RunStore
+from diffmem.report.redaction import Embedded, Redaction
 from diffmem.runs.summary import ArmPlace
 
 PAGE = "comparison.html"
@@ -68,45 +65,14 @@ def recognise(folder: Path) -> AgainstSummary | None:
 def _pictures(folder: Path, comparison: AgainstSummary, redact: Redaction) -> list[Shown]:
     leaks = comparison.leaks[:SHOWN]
     wanted = {(leak.prompt_id, leak.draw) for leak in leaks}
-    made = [_generated(folder / name, wanted, redact) for name in (TUNED, BASE)]
-    index = _index(folder / TUNED)
+    made = [generated(folder / name, wanted, redact) for name in (TUNED, BASE)]
+    index = open_index(folder / TUNED)
     shown = []
     for leak in leaks:
         key = (leak.prompt_id, leak.draw)
-        shown.append(Shown(leak, (made[0].get(key), made[1].get(key), _training(index, leak, redact))))
+        own = training(index, leak.train_ids[0], redact) if leak.train_ids else None
+        shown.append(Shown(leak, (made[0].get(key), made[1].get(key), own)))
     return shown
-
-
-def _generated(
-    run: Path, wanted: set[tuple[str, int | None]], redact: Redaction
-) -> dict[tuple[str, int | None], Embedded | None]:
-    found: dict[tuple[str, int | None], Embedded | None] = {}
-    for table in RunStore(run).stream("images", ["prompt_id", "draw", "png"]):
-        for row in table.to_pylist():
-            key = (row["prompt_id"], row["draw"])
-            if key in wanted and row["png"] is not None:
-                found[key] = embed(decode_png(row["png"]), redact)
-    return found
-
-
-def _index(run: Path) -> CopyIndex | None:
-    fact = read_fact(run, "copies")
-    if fact is None or fact["threshold"] is None:
-        return None
-    try:
-        return CopyIndex.load(run / "index" / fact["descriptor"]["name"])
-    except DataError:
-        return None
-
-
-def _training(index: CopyIndex | None, leak: Leak, redact: Redaction) -> Embedded | None:
-    if index is None or not leak.train_ids:
-        return None
-    try:
-        image = index.image(leak.train_ids[0]).image
-    except DataError:
-        return None
-    return None if image is None else embed(image, redact)
 
 
 VERB = Verb("against", AgainstSummary, write, recognise)

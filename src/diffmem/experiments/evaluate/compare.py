@@ -14,6 +14,7 @@ from diffmem.evaluation.paired import compare_paired, mean_difference
 from diffmem.experiments._run import Run, folder_of
 from diffmem.experiments.evaluate.labels import measured_labels
 from diffmem.experiments.evaluate.runs import Labels, labels_of, prompt_groups, read_scores
+from diffmem.report.redaction import Redaction
 from diffmem.runs.facts import read_fact
 from diffmem.runs.identity import ABSENT, plan_differences
 from diffmem.runs.manifest import read_manifest
@@ -34,12 +35,29 @@ class Comparison:
         missing: what could not be compared -> why.
         models: names of the model before and after.
         unlike: settings that differ, where the runs were compared despite them.
+        folders: of the run before and after.
+        prompts: id -> text of the prompts that both hold.
     """
 
     rows: list[dict[str, Any]]
     missing: dict[str, str]
     models: tuple[str, str]
     unlike: list[str]
+    folders: tuple[Path, Path]
+    prompts: dict[str, str]
+
+    @property
+    def headline(self) -> str:
+        """One sentence: how the share of copies changed, with its interval."""
+        from diffmem.experiments.compare.page import headline
+
+        return headline(self.rows, self.missing, SHARE)
+
+    def report(self, out: str | Path, redact: Redaction = "blur", *, hash_prompts: bool = False) -> Path:
+        """Write the comparison as one HTML file that needs no network; pictures are blurred unless asked otherwise."""
+        from diffmem.experiments.compare.page import write_comparison
+
+        return write_comparison(self, Path(out), redact, hash_prompts)
 
 
 def compare(
@@ -70,7 +88,9 @@ def compare(
             f"{'; '.join(unlike)}. Make both alike, or compare them with --despite-settings."
         )
     rows, missing = paired_rows(first, second, first, labels, rate, seed)
-    return Comparison(rows, missing, (_model(first), _model(second)), unlike)
+    one, two = read_scores(first).prompts, read_scores(second).prompts
+    texts = {key: row["text"] for key, row in one.items() if two.get(key, {}).get("text") == row["text"]}
+    return Comparison(rows, missing, (_model(first), _model(second)), unlike, (first, second), texts)
 
 
 def compare_runs(
