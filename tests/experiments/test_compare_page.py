@@ -38,7 +38,7 @@ def test_the_page_counts_what_was_planted(runs, tmp_path):
     assert tiles(page) == {"After only": 19, "Both": 1, "Before only": 1, "Neither": 99}
     assert "The run after copies more: 1.7\u00a0% of the images were called copies before, 16.7\u00a0% after" in page
     assert page.count("<figure") == 21
-    assert page.index("after only: 0 of 1 image called copies before, 1 of 1 image after") < page.index("before only:")
+    assert page.index("after only: 0 of 1 images called copies before, 1 of 1 after") < page.index("before only:")
     assert EVIL not in page and "&lt;script&gt;" in page
     assert "Pictures are blurred on this page" in page
     assert page.count("no-excess") >= 1 and page.count("reproduces") >= 1, "the verdict of either run"

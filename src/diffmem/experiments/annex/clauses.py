@@ -68,5 +68,9 @@ CLAUSES = (
 
 
 def table(figures: Mapping[str, tuple[str, ...]]) -> list[tuple[Clause, list[str]]]:
-    """Each clause with the sentences of its figures; a figure that this audit does not have says so."""
-    return [(clause, [text for name in clause.figures for text in figures[name]]) for clause in CLAUSES]
+    """Each clause with what its figures say first (all of the matcher's and of membership); one that is lacking says so."""
+    whole = ("matcher", "membership")
+    return [
+        (clause, [text for name in clause.figures for text in figures[name][: None if name in whole else 1]])
+        for clause in CLAUSES
+    ]

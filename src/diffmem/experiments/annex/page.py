@@ -21,6 +21,17 @@ from diffmem.runs.manifest import read_manifest
 PAGE = "annex.html"
 _PAIRS = 20
 NOT_TESTED = "not tested"
+STYLE = """
+.clauses ul { margin: 0; padding-left: 1.1rem; }
+.clauses td { vertical-align: top; }
+@media (max-width: 700px) {
+  .clauses thead { display: none; }
+  .clauses tr, .clauses td { display: block; }
+  .clauses td { border-bottom: 0; }
+  .clauses tr { border-bottom: 1px solid var(--line); padding-bottom: .6rem; }
+  .clauses td:last-child::before { content: "Limit: "; font-weight: 600; }
+}
+"""
 
 
 def write_annex(
@@ -51,7 +62,8 @@ def write_annex(
     return write_page(
         file, files(__package__) / "page.html", title=f"Annex: {digest.model.name or opened.path.name}",
         kicker=f"Annex to the audit of {digest.created[:10]}: evidence, not compliance", headline=digest.verdict.sentence,
-        limits=[*digest.limits, *digest.notes], d=digest, figures=found, clauses=table(found), tested=tested, untested=untested,
+        limits=[*digest.limits, *digest.notes], style=STYLE, d=digest,
+        figures=found, clauses=table(found), tested=tested, untested=untested,
         threats=_threats(digest), settings=flat(digest.plan), pairs=_pairs(digest, hash_prompts),
         commands=[] if hash_prompts else [" ".join(command) for command in digest.commands],
         safeguards=[] if tried is None else _safeguard_rows(tried), hidden=hash_prompts,

@@ -14,7 +14,7 @@ from diffmem.experiments._pictures import generated, open_index, training
 from diffmem.experiments._run import open_run
 from diffmem.report import prose
 from diffmem.report.page import write_page
-from diffmem.report.prose import count, percent
+from diffmem.report.prose import percent
 from diffmem.report.redaction import Embedded, Redaction
 from diffmem.stages.match.stage import called
 
@@ -143,9 +143,7 @@ def _shown(
         one = prompts[key]
         own = training(indexes[one.side], one.train_id, redact)
         text = f"sha256:{prose.text_hash(texts[key])}" if hashed else texts[key]
-        ratios = [
-            f"{copies} of {count(images, 'image')}" for copies, images in zip(one.copies, one.images, strict=True)
-        ]
+        ratios = [f"{copies} of {images}" for copies, images in zip(one.copies, one.images, strict=True)]
         place = (key, one.draw)
         shown.append(
             Shown(text, one.where, ratios[0], ratios[1], one.train_id, (made[0].get(place), made[1].get(place), own))
