@@ -72,11 +72,14 @@ def match(
     Args:
         images: generated images: a folder, a file, or the folder of a run.
     """
-    from diffmem.cli.output import emit_json, emit_table, note, percent
+    from dataclasses import asdict
+
+    from diffmem.cli.output import emit_json, emit_table, note, percent, say
     from diffmem.copies.approximate import choose_search
     from diffmem.copies.copying_metrics import copying_metrics
     from diffmem.data.images import load_images
     from diffmem.evaluation.text_alignment import parse_alignment
+    from diffmem.experiments._verdict import of_matches
     from diffmem.report.copying import copying_rows
     from diffmem.runs.images import images_of
     from diffmem.stages.match.folders import match_images
@@ -104,12 +107,18 @@ def match(
         from diffmem.experiments.match.page import keep
 
         page = keep(out, listed, index, found, measured).report(redact)
+    verdict = of_matches(found.rows, asdict(found.threshold), index.metric.kind == "tiled-rms")
     called = sum(row["copy"] is True for row in found.rows)
     undecided = sum(row["copy"] is None for row in found.rows)
     if json:
-        extra = {} if measured is None else {"metrics": measured.as_dict()}
+        extra = {"verdict": verdict.model_dump(mode="json")} | (
+            {} if measured is None else {"metrics": measured.as_dict()}
+        )
         emit_json(found.as_dict() | extra)
         return _conclude(called, undecided, found)
+    say(f"Verdict  {verdict.state.upper()}")
+    for text in (verdict.sentence, verdict.plain, verdict.needs or ""):
+        say(f"         {text}" if text else "")
     shown = [{key: value for key, value in row.items() if key != "alignment"} for row in found.rows[:top]]
     emit_table(shown, title=f"{called} of {len(found.rows)} images are called copies; most alike first")
     if undecided:

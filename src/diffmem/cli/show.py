@@ -51,7 +51,14 @@ def print_run(summary: Summary) -> None:
     """A summary for people, on stdout: what was found, its tables, its limits."""
     from diffmem.cli.output import emit_table, plain
 
-    say(f"Finding  {plain(summary.headline)}")
+    verdict = getattr(summary, "verdict", None)
+    if verdict is not None:
+        say(f"Verdict  {verdict.state.upper()}")
+        for text in dict.fromkeys((verdict.sentence, verdict.plain, verdict.needs or "")):
+            if text:
+                say(f"         {plain(text)}")
+    if verdict is None or verdict.sentence != summary.headline:
+        say(f"Finding  {plain(summary.headline)}")
     for table in summary.tables():
         say("")
         emit_table(table.rows, table.columns, title=table.title)

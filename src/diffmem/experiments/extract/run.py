@@ -35,8 +35,9 @@ from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments._arm import Arm, Options, Reference
 from diffmem.experiments._experiment import Experiment, Results, run_experiment
 from diffmem.experiments._run import Run
+from diffmem.experiments._verdict import of_extractions
 from diffmem.experiments.extract.proof import Circumstances, prove
-from diffmem.experiments.extract.summary import DOUBTFUL, EXTRACTED, ExtractSummary, headline
+from diffmem.experiments.extract.summary import DOUBTFUL, EXTRACTED, MATCHED, ExtractSummary, headline
 from diffmem.models.target import Target
 from diffmem.runs.directory import RunDirectory
 from diffmem.runs.progress import Progress
@@ -164,8 +165,12 @@ class ExtractExperiment(Experiment[ExtractSummary]):
             threshold = calibrate(index, None, FPR, 1, None)
         prove(run, rows, Circumstances(self.target, self.settings, maker, found.edge, index, threshold))
         notes = [*made.before, *made.generation.notes, *found.notes, *_of_threshold(threshold)]
+        sound = [row for row in rows if row.get("status") != DOUBTFUL]
+        matched = sum(row.get("status") == MATCHED for row in sound)
+        verdict = of_extractions(len(sound), matched, found.prompts, None if threshold is None else asdict(threshold))
         return ExtractSummary(
-            headline=headline(rows, found.prompts), arms=arms, notes=tuple(dict.fromkeys(notes)), model=self.target.name,
+            verdict=verdict, headline=headline(rows, found.prompts), arms=arms,
+            notes=tuple(dict.fromkeys(notes)), model=self.target.name,
             extractions=tuple(rows), prompts=found.prompts, edge=found.edge, smallest=self.smallest, descriptor=maker.name,
             false_edges=asdict(found.false_edges), edges_within=asdict(found.edges_within),
             train_images=None if index is None else len(index),

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from diffmem.experiments._verdict import FoundVerdict
 from diffmem.report import prose
 from diffmem.runs.summary import Row, ShownTable, Summary
 
@@ -37,6 +38,7 @@ class ExtractSummary(Summary):
         descriptor: how images were compared.
         false_edges: how often images of different prompts were joined: value, low, high, n, note.
         edges_within: how often images of the same prompt that are not of one extraction were joined; None in runs of 0.1.0.
+        verdict: whether training images are reproduced; None in runs of 0.1.0.
         train_images: training images that extractions were held against; None without a training set.
     """
 
@@ -51,6 +53,7 @@ class ExtractSummary(Summary):
     false_edges: Row
     edges_within: Row | None = None
     train_images: int | None = None
+    verdict: FoundVerdict | None = None
 
     def nothing_judged(self) -> str | None:
         """No generated image could be compared with another."""

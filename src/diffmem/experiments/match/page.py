@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffmem.data.images import ImageSet
 from diffmem.data.png import png_bytes
 from diffmem.errors import DataError
 from diffmem.experiments._run import Run, Verb, open_run
+from diffmem.experiments._verdict import of_matches
 from diffmem.experiments.match.summary import MatchSummary, headline
 from diffmem.experiments.match.view import PAGE, MatchedPair, MatchView, write_match_page
 from diffmem.report.copying import copying_rows
@@ -40,7 +42,8 @@ def keep(folder: Path, images: ImageSet, index: CopyIndex, found: FolderMatches,
         found: the matches.
         metrics: of the same images and index.
     """
-    content = found.as_dict() | {"metrics": metrics.as_dict()}
+    verdict = of_matches(found.rows, asdict(found.threshold), index.metric.kind == "tiled-rms")
+    content = found.as_dict() | {"verdict": verdict.model_dump(mode="json"), "metrics": metrics.as_dict()}
     write_atomic(folder / ROWS, json.dumps(content, indent=1, allow_nan=False).encode())
     nearest: dict[str, int] = {}
     for number, row in enumerate(found.rows):  # most alike first
@@ -54,7 +57,7 @@ def keep(folder: Path, images: ImageSet, index: CopyIndex, found: FolderMatches,
                 write_atomic(folder / PICTURES / f"{number:06d}-{name}.png", png_bytes(picture))
     values = json.loads(json.dumps(content, allow_nan=False))
     summary = MatchSummary(
-        headline=headline(found.rows), images=images.name, matches=tuple(values["matches"]),
+        headline=verdict.sentence, verdict=verdict, images=images.name, matches=tuple(values["matches"]),
         set_aside=tuple(values["set_aside"]), threshold=values["threshold"], search=values["search"],
         metrics=values["metrics"], pairs=pairs, limits=tuple(_limits(found, metrics)),
     )  # fmt: skip
@@ -82,7 +85,9 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
         ("Set aside", f"{len(summary.set_aside):,}"),
     ]
     pairs = [_pair(folder, number, rows[number], redact) for number in summary.pairs]
-    view = MatchView(facts, summary.headline, metrics.similarity, copying_rows(metrics), pairs, summary.limits)
+    view = MatchView(
+        facts, summary.headline, metrics.similarity, copying_rows(metrics), pairs, summary.limits, summary.verdict
+    )
     return write_match_page(folder / PAGE if out is None else out, view)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from diffmem.experiments._verdict import FoundVerdict
 from diffmem.report import prose
 from diffmem.runs.summary import Row, ShownTable, Summary
 
@@ -23,6 +24,7 @@ class MatchSummary(Summary):
         threshold: how "copy" was decided; `value` is the statistic as people read it.
         search: "method" (exact or faiss) and "recall_at_1" of an approximate one.
         metrics: the copying metrics of the whole set, see `diffmem.copies.copying_metrics.CopyingMetrics`.
+        verdict: whether training images are reproduced, with chance counted; None in runs of 0.1.0.
         pairs: numbers in `matches` of the pairs whose pictures lie in `pairs/` of the folder.
     """
 
@@ -35,6 +37,7 @@ class MatchSummary(Summary):
     search: Row
     metrics: Row
     pairs: tuple[int, ...] = ()
+    verdict: FoundVerdict | None = None
 
     def nothing_judged(self) -> str | None:
         """No image could be compared, or the statistic is undefined for all."""

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from diffmem.copies.similarity import Similarities
+from diffmem.experiments._verdict import FoundVerdict
 from diffmem.report import prose
 from diffmem.report.charts import _svg, _text, ticks
 from diffmem.report.page import write_page
@@ -46,6 +47,7 @@ class MatchView:
         figures: as `copying_rows` gives them.
         pairs: most similar first, each training image once.
         limits: what the numbers cannot show.
+        verdict: None in runs of 0.1.0.
     """
 
     facts: Sequence[tuple[str, str]]
@@ -54,6 +56,7 @@ class MatchView:
     figures: Sequence[Mapping[str, Any]]
     pairs: Sequence[MatchedPair]
     limits: Sequence[str]
+    verdict: FoundVerdict | None = None
 
 
 def write_match_page(path: Path, view: MatchView) -> Path:
