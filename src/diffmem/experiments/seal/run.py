@@ -105,11 +105,11 @@ def _files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
             relative = file.relative_to(folder).as_posix()
             if name.endswith(_OF_WRITERS):
                 continue  # locks and remains of writers that were stopped
-            why = _reason(file, relative)
-            if why is None:
+            reason = _reason(file, relative)
+            if reason is None:
                 files[RUN + relative] = file
             else:
-                left_out[relative] = why
+                left_out[relative] = reason
     return files, left_out
 
 
