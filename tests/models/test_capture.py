@@ -347,6 +347,18 @@ def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
         Target.from_pipeline(pipe)
 
 
+def test_a_network_of_lists_of_lists_is_refused_by_its_argument():
+    """Z-Image Omni gives its network the pictures beside the latents, as a list of lists."""
+    from diffusers import ZImageOmniPipeline
+
+    parts = FAMILIES["z-image"]().components
+    pipe = finished(ZImageOmniPipeline(**parts, siglip=None, siglip_processor=None))
+    pipe.default_sample_size = 8
+    target = Target.from_pipeline(pipe)
+    assert target.denoiser is None
+    assert "first argument x holds list in place of the noisy latents" in target.generates_only
+
+
 def test_a_row_may_be_the_second_dimension():
     """HiDream gives its network the layers of a language model as [layer, row, token, width]."""
     from diffmem.models.pipelines.leaves import joined, kind_of, row_of

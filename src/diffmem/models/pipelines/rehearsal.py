@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from diffmem.errors import ModelError
 from diffmem.models.families._inputs import unwrapped
 
 Answer = Callable[["NetworkCall"], Any]
@@ -63,7 +64,13 @@ class Rehearsal:
 
 def same_as_x(call: NetworkCall) -> Any:
     """Zeros in the shape of the network's first argument."""
-    first = next(iter(call.arguments.values()))
+    name, first = next(iter(call.arguments.items()))
+    rows = first if isinstance(first, list) else [first]
+    if not rows or not all(isinstance(row, torch.Tensor) for row in rows):
+        kinds = sorted({type(row).__name__ for row in rows}) or ["nothing"]
+        raise ModelError(
+            f"The network's first argument {name} holds {' and '.join(kinds)} in place of the noisy latents: it needs more."
+        )
     return [torch.zeros_like(row) for row in first] if isinstance(first, list) else torch.zeros_like(first)
 
 
