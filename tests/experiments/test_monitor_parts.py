@@ -13,7 +13,7 @@ from PIL import Image
 from diffmem.data.images import load_images
 from diffmem.errors import UsageError
 from diffmem.experiments._run import open_run
-from diffmem.experiments.monitor.checkpoints import find_checkpoints
+from diffmem.experiments.monitor.checkpoints import Checkpoint, find_checkpoints
 from diffmem.experiments.monitor.look import Watched
 from diffmem.experiments.monitor.opening import Opening
 from diffmem.experiments.monitor.parts import autoencoder_row, differing, parts_of
@@ -95,6 +95,12 @@ def test_each_lora_of_a_stack_is_left_out_in_turn(saved, tmp_path):
     alone = Target.from_pretrained(saved / "base", device="cpu", lora=f"{style}:0.5").pipeline
     assert np.abs(images_of(found["the LoRA cat-000010"]().pipeline) - images_of(alone)).max() <= 1
     assert np.abs(images_of(found["unet"]().pipeline) - images_of(tiny_sd())).max() <= 1
+
+
+def test_the_base_may_be_a_bundled_model_by_its_name():
+    base = Checkpoint("testbed:digits", 0, "base", "testbed:digits")
+    opened = Opening("testbed:digits", device="cpu").open(base)
+    assert opened.need_denoiser().conditional and opened.name == "testbed:digits"
 
 
 def test_without_a_base_there_is_no_part_to_put_back(saved, tmp_path):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from diffmem.training.data import TrainingSet
-    from diffmem.training.loop import MakeWatch, Watch
+    from diffmem.training.loop import Watch
     from diffmem.training.plan import TrainPlan
 
 
@@ -55,12 +55,13 @@ def train(
     folder = need(out, "--out", "training needs a folder")
     from diffmem.training.loop import train as run
 
-    watch = _monitor(settings.data.images, folder, heldout, quiet or json) if monitor else None
+    watch = _Watching(settings.data.images, folder, heldout, quiet or json) if monitor else None
     if heldout is not None and not monitor:
         raise UsageError("--heldout belongs to --monitor: the training itself sees none of these images.")
     result = run(settings, folder, device=device, silent=quiet or json, watch=watch)
     if not result.main:
         return 0
+    result.notes += [] if watch is None else watch.note()
     losses = result.log["loss"]
     summary = {
         "saved": str(result.saved), "steps": result.log["steps"], "images": result.log["images"],
@@ -75,13 +76,20 @@ def train(
     return 0
 
 
-def _monitor(images: str, folder: Path, heldout: Path | None, silent: bool) -> MakeWatch:
+class _Watching:
     """Makes the monitor once the training has read its data; it writes its page after every look."""
 
-    def make(data: TrainingSet, captions: Mapping[str, str | None]) -> Watch:
+    def __init__(self, images: str, folder: Path, heldout: Path | None, silent: bool) -> None:
+        self._images, self._folder, self._heldout, self._silent = images, folder, heldout, silent
+        self.skipped: list[int] = []
+
+    def __call__(self, data: TrainingSet, captions: Mapping[str, str | None]) -> Watch:
         from diffmem.experiments.monitor.loop import Monitor
 
-        monitor = Monitor(images, folder / "monitor", heldout=heldout, captions=captions, silent=silent)
+        monitor = Monitor(
+            self._images, self._folder / "monitor", heldout=self._heldout, captions=captions, silent=self._silent
+        )
+        self.skipped = monitor.skipped
 
         def watch(step: int, pipeline: Any) -> None:
             if monitor(step, pipeline) is not None:
@@ -89,7 +97,15 @@ def _monitor(images: str, folder: Path, heldout: Path | None, silent: bool) -> M
 
         return watch
 
-    return make
+    def note(self) -> list[str]:
+        """What was left out because it would have cost too much of the training's time."""
+        if not self.skipped:
+            return []
+        steps = ", ".join(map(str, self.skipped[:8])) + (", ..." if len(self.skipped) > 8 else "")
+        return [
+            f"{len(self.skipped)} looks of the monitor were left out, for they would have cost more than 5 % of the training's "
+            f"time (steps {steps}); diffmem monitor measures what is saved"
+        ]
 
 
 def _print_estimate(settings: TrainPlan, data: TrainingSet, device: str | None, json: bool) -> None:

@@ -71,7 +71,9 @@ class Opening:
     def _opened(self, checkpoint: Checkpoint, without: str | None) -> Target:
         loras = [one for one in self.loras if one != without]
         source = checkpoint.source
-        if checkpoint.kind == "function" or (checkpoint.kind == "base" and is_function(source)):
+        if checkpoint.kind == "function" or (
+            checkpoint.kind == "base" and bundled_path(source) is None and is_function(source)
+        ):
             options = {"device": self.device, "dtype": self.dtype}
             return open_function(source, {key: value for key, value in options.items() if value is not None})
         if checkpoint.kind == "components":
