@@ -92,6 +92,10 @@ VERBS = {
         "verify", 0, "Say whether a sealed run is as it was sealed, and make images of it again.",
         "runs/audit.sealed", "runs/audit.sealed --model ./my-model --replays 5",
     ),
+    "review": _verb(
+        "review", 0, "Label pairs by eye: what is a copy, and how far the matcher can be trusted.",
+        "runs/audit --reviewer anna", "runs/audit --csv labels.csv",
+    ),
     "waive": _verb(
         "waive", 0, "Accept the pairs that a run calls copies, so that gates fail on new ones only.",
         "runs/audit --out waivers.json --owner anna --expires 2027-06-30",

@@ -26,7 +26,8 @@ def write_page(path: Path, template: Traversable, **context: Any) -> Path:
 
 def render_page(
     template: Traversable, *, title: str, kicker: str, headline: str, limits: Sequence[str], style: str = "",
-    script: str = "", filters: Mapping[str, Callable[..., Any]] | None = None, **context: Any,
+    script: str = "", images: str = "data:", connect: str = "",
+    filters: Mapping[str, Callable[..., Any]] | None = None, **context: Any,
 ) -> str:  # fmt: skip
     """Render a template that extends `frame.html`.
 
@@ -38,6 +39,8 @@ def render_page(
         limits: what the numbers cannot show.
         style: rules beside those of every page.
         script: the only one that may run, named by its hash; none by default.
+        images: where pictures may come from; by default they lie in the page.
+        connect: what its script may ask; nothing by default.
         filters: beside those of every page.
         context: what the template shows.
     """
@@ -49,8 +52,9 @@ def render_page(
         "visible": prose.visible, "number": prose.number, "shorten": prose.shorten, "percent": prose.percent,
         **(filters or {}),
     }  # fmt: skip
-    policy = f"default-src 'none'; img-src data:; style-src {_content_hash(rules)}; "
+    policy = f"default-src 'none'; img-src {images}; style-src {_content_hash(rules)}; "
     policy += f"script-src {_content_hash(script)}; " if script else ""
+    policy += f"connect-src {connect}; " if connect else ""
     policy += "base-uri 'none'; form-action 'none'"
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         title=title, kicker=kicker, headline=headline, limits=limits, style=Markup(rules), script=Markup(script),

@@ -113,6 +113,22 @@ class RunStore:
             if mask.any() and (table := self._load(path, wanted)) is not None:
                 yield table.filter(mask).select(wanted)
 
+    def parts_of(self, stage: str) -> dict[bytes, Path]:
+        """Key -> the part that holds its row; see `read` for which row it is."""
+        names = [name for name in ("key", "status") if name in schema_of(stage).names]
+        parts = list(self._parts(stage, names))
+        if not parts:
+            return {}
+        whole = pa.concat_tables([table for _, table in parts])
+        wins = _winners(whole)
+        paths = [path for path, table in parts for _ in range(table.num_rows)]
+        return {key: paths[place] for place, key in enumerate(whole["key"].to_pylist()) if wins[place]}
+
+    def read_part(self, stage: str, path: Path, columns: Sequence[str]) -> pa.Table:
+        """All rows of one part; none where it is damaged."""
+        table = self._load(path, list(columns))
+        return schema_of(stage).empty_table().select(list(columns)) if table is None else table
+
     def damaged(self) -> list[str]:
         """The parts ("stage/name") that are damaged and whose rows nothing has computed again; reads every part."""
         for stage in SCHEMAS:

@@ -1,0 +1,100 @@
+"""diffmem review: people label the pairs of a run in a browser, or from a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from diffmem.cli.output import say
+from diffmem.cli.verbs import RARE
+from diffmem.errors import UsageError
+
+if TYPE_CHECKING:
+    from diffmem.experiments.review.session import Session
+
+
+def review(
+    run: Path,
+    *,
+    reviewer: Annotated[str | None, Parameter(help="whose labels these are")] = None,
+    sample: Annotated[
+        int | None,
+        Parameter(help="images below the threshold that are drawn at random; default: those drawn before, else 200"),
+    ] = None,
+    seed: Annotated[int | None, Parameter(group=RARE, help="of the draw")] = None,
+    port: Annotated[int, Parameter(group=RARE, help="of the page; 0 takes a free one")] = 0,
+    open_page: Annotated[bool, Parameter(name="--open", negative="", help="open the page in the browser too")] = False,
+    csv: Annotated[Path | None, Parameter(help="write the labels of all reviewers to this file, and end")] = None,
+    add: Annotated[Path | None, Parameter(help="add the labels of a file that --csv wrote, and end")] = None,
+) -> int:
+    """Label the pairs of a run, every called copy and a random sample of the others, on a page in the browser.
+
+    The page is served to this machine alone, at an address with a random token, until Ctrl-C. Each label is in the run before
+    the next picture is shown; diffmem show and report count it.
+
+    Args:
+        run: the folder of a run whose images were matched.
+    """
+    if csv is not None or add is not None:
+        for name, value in (("--reviewer", reviewer), ("--sample", sample), ("--seed", seed)):
+            if value is not None:
+                raise UsageError(f"{name} belongs to the page, which --csv and --add do not open; leave it out.")
+        return _exchange(run, csv, add)
+    from diffmem.experiments.review.session import Session
+
+    if reviewer is None:
+        raise UsageError("--reviewer is missing: every label names who gave it.")
+    return _serve(Session(run, reviewer, sample, seed), port, open_page)
+
+
+def _exchange(run: Path, csv: Path | None, add: Path | None) -> int:
+    from diffmem.cli.output import note
+    from diffmem.errors import DataError
+    from diffmem.experiments.review.session import folder_to_review, reattach
+    from diffmem.report.review.csv_file import import_labels, write_labels
+    from diffmem.report.review.labels import read_labels
+    from diffmem.runs.store import RunStore
+
+    folder = folder_to_review(run)
+    if add is not None:
+        found = import_labels(RunStore(folder), add)
+        say(f"{found.added} labels added, {found.known} known already, {found.empty} rows without a category left out")
+        for text in found.problems[:20]:
+            note(f"left out: {text}")
+        if len(found.problems) > 20:
+            note(f"left out: {len(found.problems) - 20} more rows")
+        reattach(folder)
+        if found.problems and not found.added and not found.known:
+            raise DataError(f"No row of '{add}' is a label.")
+    if csv is not None:
+        say(f"{csv}: {write_labels(csv, read_labels(folder).current)} labels")
+    return 0
+
+
+def _serve(session: Session, port: int, open_page: bool) -> int:
+    from diffmem.experiments.review.server import ReviewServer
+
+    if not 0 <= port < 65536:
+        raise UsageError(f"--port is {port}; expected 0 (a free one) to 65535.")
+    server = ReviewServer(session, port)
+    try:
+        say(
+            f"{len(session)} pairs, {session.done} labelled by {session.reviewer}; Ctrl-C ends the review, nothing is lost"
+        )
+        say(server.address)
+        sys.stdout.flush()  # whoever waits for the address in a pipe has it now
+        if open_page:
+            import webbrowser
+
+            webbrowser.open(server.address)
+        server.serve_forever(0.1)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
+        session.close()
+    say(f"{session.done} of {len(session)} pairs are labelled by {session.reviewer}; diffmem show {session.folder}")
+    return 0
