@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -27,6 +27,13 @@ def review(
     seed: Annotated[int | None, Parameter(group=RARE, help="of the draw")] = None,
     port: Annotated[int, Parameter(group=RARE, help="of the page; 0 takes a free one")] = 0,
     open_page: Annotated[bool, Parameter(name="--open", negative="", help="open the page in the browser too")] = False,
+    set_threshold: Annotated[
+        float | Literal["calibrated"] | None,
+        Parameter(
+            help="set the lowest threshold of a copy whose precision is shown to be at least this, or that of the calibration, "
+            "and end"
+        ),
+    ] = None,
     csv: Annotated[Path | None, Parameter(help="write the labels of all reviewers to this file, and end")] = None,
     add: Annotated[Path | None, Parameter(help="add the labels of a file that --csv wrote, and end")] = None,
 ) -> int:
@@ -38,11 +45,14 @@ def review(
     Args:
         run: the folder of a run whose images were matched.
     """
-    if csv is not None or add is not None:
+    if csv is not None or add is not None or set_threshold is not None:
         for name, value in (("--reviewer", reviewer), ("--sample", sample), ("--seed", seed)):
             if value is not None:
-                raise UsageError(f"{name} belongs to the page, which --csv and --add do not open; leave it out.")
-        return _exchange(run, csv, add)
+                raise UsageError(f"{name} belongs to the page, which --csv, --add and --set-threshold do not open.")
+        _exchange(run, csv, add)
+        if set_threshold is not None:
+            say(_set_threshold(run, set_threshold))
+        return 0
     from diffmem.experiments.review.session import Session
 
     if reviewer is None:
@@ -50,7 +60,21 @@ def review(
     return _serve(Session(run, reviewer, sample, seed), port, open_page)
 
 
-def _exchange(run: Path, csv: Path | None, add: Path | None) -> int:
+def _set_threshold(run: Path, target: float | Literal["calibrated"]) -> str:
+    from diffmem.experiments.review.session import folder_to_review, judged
+    from diffmem.report.review.summary import read_reviewed
+    from diffmem.report.review.threshold import reset_threshold, set_threshold
+
+    folder = folder_to_review(run)
+    if isinstance(target, str):
+        return reset_threshold(folder)
+    if not 0 < target < 1:
+        raise UsageError(f"--set-threshold is {target}; expected a precision between 0 and 1, or 'calibrated'.")
+    fact, matches = judged(folder)
+    return set_threshold(folder, fact, matches, read_reviewed(folder, fact, matches), target)
+
+
+def _exchange(run: Path, csv: Path | None, add: Path | None) -> None:
     from diffmem.cli.output import note
     from diffmem.errors import DataError
     from diffmem.experiments.review.session import folder_to_review, reattach
@@ -71,7 +95,6 @@ def _exchange(run: Path, csv: Path | None, add: Path | None) -> int:
             raise DataError(f"No row of '{add}' is a label.")
     if csv is not None:
         say(f"{csv}: {write_labels(csv, read_labels(folder).current)} labels")
-    return 0
 
 
 def _serve(session: Session, port: int, open_page: bool) -> int:

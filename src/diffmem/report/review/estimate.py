@@ -21,6 +21,7 @@ class Unit:
         called: whether the rule calls it a copy today.
         said: the share of reviewers who say that it is one; None: all say that they cannot tell.
         labelled: whether anybody said anything.
+        image_key: of the image.
     """
 
     stratum: str
@@ -29,6 +30,7 @@ class Unit:
     called: bool
     said: float | None = None
     labelled: bool = False
+    image_key: bytes = b""
 
 
 @dataclass(frozen=True)

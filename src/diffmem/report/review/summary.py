@@ -95,15 +95,9 @@ def units_of(folder: Path, matches: Matches, reviewed: Reviewed) -> list[Unit] |
     for row in read_sample(folder, fact["sample"]):
         number = place[row["image_key"]]
         labels = reviewed.by_pair.get(reviewed.pair.get(number, b""), ())
+        called, said = bool(matches.copy[number]), said_of(labels)
         units.append(
-            Unit(
-                row["stratum"],
-                row["stratum_size"],
-                row["place"],
-                bool(matches.copy[number]),
-                said_of(labels),
-                bool(labels),
-            )
+            Unit(row["stratum"], row["stratum_size"], row["place"], called, said, bool(labels), row["image_key"])
         )
     return units
 

@@ -33,6 +33,8 @@ from diffmem.runs.store import RunStore
 BATCH = 256
 AGREEMENT = "seed-agreement"
 """The score that says how much the images of one prompt agree."""
+REVIEWED = "threshold_before_review"
+"""Where the fact on copies keeps the threshold of the calibration when people have set another (`diffmem review`)."""
 
 
 class Matching(BaseModel):
@@ -134,11 +136,18 @@ def match_stage(
     """
     result = MatchResult()
     result.threshold = calibrate(index, heldout, settings.false_positives, images_per_prompt, settings.statistic)
-    write_fact(
-        run.path, "copies",
-        {"threshold": asdict(result.threshold), "descriptor": index.about | {"images": len(index)},
-         "problems": index.problems, "index": index.fingerprint, "train": index.images_fingerprint},
-    )  # fmt: skip
+    before = read_fact(run.path, "copies") or {}
+    fact = {"threshold": asdict(result.threshold), "descriptor": index.about | {"images": len(index)},
+            "problems": index.problems, "index": index.fingerprint, "train": index.images_fingerprint}  # fmt: skip
+    if REVIEWED in before and before["index"] == index.fingerprint and before[REVIEWED] == _as_json(fact["threshold"]):
+        fact |= {
+            "threshold": before["threshold"],
+            REVIEWED: before[REVIEWED],
+        }  # people have set it, for this calibration
+        result.threshold = CopyThreshold(**before["threshold"])
+    elif REVIEWED in before:
+        result.notes.append("The threshold that was set by review is gone: it was set for another calibration.")
+    write_fact(run.path, "copies", fact)
     done = run.store.finished("matches")
     total = sum(table.num_rows for table in asked_rows(run.path, "images", ["key"]))
     with (
@@ -158,6 +167,10 @@ def match_stage(
             clock.done += len(rows)
             bar.advance(len(rows))
     return result
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 def called(run: Path) -> dict[bytes, tuple[dict[str, Any], bool]]:
