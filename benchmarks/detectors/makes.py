@@ -142,6 +142,15 @@ def pixart(channels: int, size: int, seed: int) -> Any:
     )  # fmt: skip
 
 
+def pixart_v(channels: int, size: int, seed: int) -> Any:
+    """The same, predicting v."""
+    from diffusers import DDIMScheduler
+
+    pipe = pixart(channels, size, seed)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    return pipe
+
+
 def vocabulary() -> list[str]:
     """Every word of a caption."""
     said = {w for phrase in PHRASINGS for w in phrase.replace(",", " ").replace("{}", " ").split()}
@@ -162,7 +171,7 @@ MAKES = {
     "digits16-unet-1": _digits16(1),
     "digits16-unet-2": _digits16(2),
     "digits8-pixart": Make("digits", 8, pixart, Recipe(3500), train_text=False),
-    "shapes16-unet": Make("shapes", 16, unet, Recipe(1400, batch=32), guidance=3.0),
+    "shapes8-pixart-v": Make("shapes", 8, pixart_v, Recipe(2500), train_text=False),
 }
 
 
@@ -253,7 +262,7 @@ def train(pipe: Any, how: Make, pictures: np.ndarray, texts: list[list[str]], co
         noise = torch.randn(x0.shape, generator=random)
         t = denoiser.schedule.training_times(torch.rand(len(rows), generator=random, dtype=torch.float64))
         alpha, sigma = (part.float()[:, None, None, None] for part in denoiser.schedule.alpha_sigma(t))
-        wanted = noise - x0 if denoiser.prediction == "flow" else noise
+        wanted = {"epsilon": noise, "v": alpha * noise - sigma * x0, "flow": noise - x0}[denoiser.prediction]
         output = denoiser.forward(alpha * x0 + sigma * noise, t.float(), condition(rows))
         return torch.nn.functional.mse_loss(output, wanted)
 

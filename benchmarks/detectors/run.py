@@ -20,9 +20,11 @@ import pyarrow.parquet as pq
 
 from diffmem.bench.planted import NEGATIVES, caption_groups, rows_of, scored, sides
 from diffmem.evaluation.roc import auroc
+from diffmem.models.target import Target
 from diffmem.runs.provenance import provenance
 from diffmem.scores import DEFAULT_SCORE
-from diffmem.scores.spec import parse_score
+from diffmem.scores.spec import parse_score, parse_scores
+from diffmem.stages.score.rows import Scoring, planned_nfe
 from diffmem.testbeds import digits, photos
 from diffmem.testbeds.digits.shipped import variant
 
@@ -31,9 +33,9 @@ LEVELS = {f"norm {r}": f"score-difference:over=ratio,ratio={r}" for r in (0.05, 
 LEVELS["norm 0.2"] = DEFAULT_SCORE
 LEVELS["norm first"] = "score-difference"
 SCORES = (
-    *LEVELS.values(), "score-difference:over=steps,steps=20,k=5", "score-difference:over=trajectory,steps=20", "alignment",
-    "anisotropy", "anisotropy-paper", "sharpness", "sharpness:at=ratio", "bright-ending:steps=20", "curvature-gap",
-    "attention-entropy", "score-evolution:steps=20", "flipd:steps=20", "text-uppercase", "text-ngram",
+    *LEVELS.values(), "score-difference:over=steps,steps=10,k=3", "score-difference:over=trajectory,steps=10", "alignment",
+    "anisotropy", "anisotropy-paper", "sharpness", "sharpness:at=ratio", "bright-ending:steps=10", "curvature-gap",
+    "attention-entropy", "score-evolution:steps=10", "flipd:stop=-2,steps=10", "text-uppercase", "text-ngram",
 )  # fmt: skip
 TIERS = NEGATIVES[:-1]
 
@@ -51,10 +53,10 @@ def models(folder: Path | None) -> dict[str, tuple[Path, list[dict]]]:
     return found
 
 
-def measured(name: str, model: Path, truth: list[dict], draws: int) -> dict:
+def measured(name: str, model: Path, truth: list[dict], draws: int, runs: Path | None) -> dict:
     """The entry of one model: rows per score and tier, and the worst tier of every candidate for the default."""
     started = time.perf_counter()
-    result = scored(model, truth, name, SCORES, draws, 0, True)
+    result = scored(model, truth, name, SCORES, draws, 0, True, None if runs is None else runs / name)
     means = {spec: {i: v.mean() for i, v in result.values(parse_score(spec).label).items()} for spec in SCORES}
     levels = {short: means[spec] for short, spec in LEVELS.items()}
     candidates = levels | {
@@ -66,7 +68,9 @@ def measured(name: str, model: Path, truth: list[dict], draws: int) -> dict:
     candidates |= {spec: means[spec] for spec in SCORES if spec not in LEVELS.values() and means[spec]}
     return {
         "rows": rows_of(truth, result), "refused": result.refused, "seconds": round(time.perf_counter() - started, 1),
-        "nfe_together": result.nfe.total / (draws * len(truth)),
+        "nfe_together": planned_nfe(
+            parse_scores(SCORES), Target.from_pretrained(model).denoiser, len(truth), Scoring(draws=draws)
+        ) / (draws * len(truth)),
         "nfe_each_alone": sum(result.nfe_per_prompt_seed.get(parse_score(s).label, 0.0) for s in SCORES),
         "candidates": {what: areas(truth, values) for what, values in candidates.items()},
         "paired": paired(truth, means),
@@ -128,6 +132,47 @@ def chosen_without(entries: dict[str, dict]) -> dict[str, dict]:
     return found
 
 
+def page(report: dict) -> str:
+    """The tables of docs/detectors.md, Markdown: AUROC in the worst tier and TPR at 1 % per score and model."""
+    entries = report["models"]
+    costs, cells = {}, {}
+    for name, entry in entries.items():
+        for row in entry["rows"]:
+            costs.setdefault(row["score"], row["nfe_per_prompt_seed"])
+            if row["auroc"] is not None:
+                cells.setdefault((row["score"], name), {})[row["negatives"]] = row
+    worst = {
+        key: min((t for t in tiers if t != "all"), key=lambda t: tiers[t]["auroc"]) for key, tiers in cells.items()
+    }
+    floor = {s: min(cells[s, n][worst[s, n]]["auroc"] for n in entries if (s, n) in cells) for s in costs}
+    lines = [f"| score | NFE | {' | '.join(entries)} | worst |", "|---" * (len(entries) + 3) + "|"]
+    for score in sorted(costs, key=lambda s: -floor[s]):
+        values = []
+        for name in entries:
+            if (score, name) not in cells:
+                values.append("refused")
+                continue
+            row, all_of = cells[score, name][worst[score, name]], cells[score, name]["all"]
+            interval = f" ({said(row['auroc_low'])}-{said(row['auroc_high'])})" if row["auroc_low"] is not None else ""
+            values.append(f"{said(row['auroc'])}{interval}; {said(all_of['tpr_at_1fpr'], 2)}")
+        lines.append(f"| `{score}` | {costs[score]:.0f} | {' | '.join(values)} | {said(floor[score])} |")
+    lines += [
+        "",
+        "| left out | chosen on the others | its worst tier here | the default's | `anisotropy`'s | best of all here |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in report["default"].items():
+        if name != "all":
+            figures = ("worst_tier_here", "default_worst_tier", "before_worst_tier", "best_single_here")
+            lines.append(f"| {name} | {found['chosen']} | {' | '.join(said(found[f]) for f in figures)} |")
+    return "\n".join(lines)
+
+
+def said(value: float | None, digits: int = 3) -> str:
+    """A share without the zero before the point."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("0.", ".", 1) if value < 1 else f"{value:.{digits}f}"
+
+
 def main() -> None:
     """Measure what is not measured yet and write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -135,12 +180,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--runs", type=Path, help="where rows are kept, so that a call that was stopped goes on")
+    parser.add_argument("--page", action="store_true", help="print the tables of docs/detectors.md and stop")
     options = parser.parse_args()
     report = json.loads(options.out.read_text()) if options.out.exists() else {"models": {}}
-    for name, (model, truth) in models(options.folder).items():
+    if options.page:
+        print(page(report))
+        return
+    # the makes first: they are smaller
+    for name, (model, truth) in reversed(models(options.folder).items()):
         if name in report["models"] or (options.only and name not in options.only):
             continue
-        report["models"][name] = measured(name, model, truth, options.draws)
+        report["models"][name] = measured(name, model, truth, options.draws, options.runs)
         print(name, report["models"][name]["seconds"], "s", flush=True)
         write(report, options)
     write(report, options)
@@ -149,7 +200,7 @@ def main() -> None:
 def write(report: dict, options: argparse.Namespace) -> None:
     """The file, with the choice of the default over all models in it."""
     report |= {"draws": options.draws, "seed": 0, "provenance": provenance().model_dump()}
-    report["default"] = chosen_without(report["models"])
+    report["default"] = chosen_without(report["models"]) if len(report["models"]) > 1 else {}
     options.out.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 

@@ -138,7 +138,7 @@ def methods_page() -> str:
     parts = [
         "# Methods\n",
         "This page is made by `diffmem methods --page` from the methods themselves. Higher is meant to say more memorized; "
-        "whether it does on the models tried stands under each method as its sign (benchmarks/detectors). "
+        "whether it does on the models tried stands under each method as its sign ([detectors compared](detectors.md)). "
         f"`{DEFAULT_SCORE}` ranks, calibrates and guards by default.\n",
         markdown_table(all_methods()) + "\n",
     ]

@@ -75,7 +75,7 @@ class BrightEnding(DenoiserScore):
         cost="2 per step + 1 - the shared first",
         fails_when="the attention to the end token is even: then it is the norm along the trajectory, at the same cost",
         unit="norm of the network's output",
-        sign="see benchmarks/detectors",
+        sign="higher on every planted model tried, like the norm along the trajectory (docs/detectors.md)",
     )
 
     def __init__(self, parameters: BrightEndingParameters | None = None) -> None:
@@ -124,7 +124,7 @@ class AttentionEntropy(DenoiserScore):
         cost="1",
         fails_when="the number of tokens differs: longer prompts have more places to spread over",
         unit="nats",
-        sign="see benchmarks/detectors",
+        sign="not kept: at chance or lower on most planted models tried (docs/detectors.md)",
     )
 
     def __init__(self, parameters: AttentionEntropyParameters | None = None) -> None:

@@ -80,7 +80,7 @@ class Sharpness(DenoiserScore):
         cost="3 + shared",
         fails_when="the norm that it multiplies already tells; at the first step generic captions pull sharply, too",
         unit="norm of the network's output",
-        sign="see benchmarks/detectors",
+        sign="higher on every planted model tried at low noise (at=ratio); at the first step hardly on some (docs/detectors.md)",
     )
 
     def __init__(self, parameters: SharpnessParameters | None = None) -> None:
@@ -129,7 +129,7 @@ class CurvatureGap(DenoiserScore):
         cost="1 + 2 per probe + shared",
         fails_when="few probes: off-diagonal elements enter as noise of the same size for prompts that steer strongly",
         unit="derivative of the network's output",
-        sign="see benchmarks/detectors",
+        sign="higher on every planted model tried (docs/detectors.md)",
     )
 
     def __init__(self, parameters: CurvatureGapParameters | None = None) -> None:
@@ -184,7 +184,7 @@ class Flipd(DenoiserScore):
         cost="2 per step and per probe, less the shared first",
         fails_when="plain pictures have few dimensions, memorized or not; on pure noise it inverts",
         unit="dimensions",
-        sign="see benchmarks/detectors",
+        sign="not kept: lower on every planted model tried, the prompt adds dimensions there (docs/detectors.md)",
     )
 
     def __init__(self, parameters: FlipdParameters | None = None) -> None:

@@ -34,7 +34,7 @@ class ScoreEvolution(DenoiserScore):
         cost="2 per stop up to k + 1, less the shared first",
         fails_when="the sampler's steps are short, or the trajectory has already settled",
         unit="squared norm of the network's output",
-        sign="see benchmarks/detectors",
+        sign="higher on every planted model tried, weakly on some (docs/detectors.md)",
     )
 
     def __init__(self, parameters: ScoreEvolutionParameters | None = None) -> None:
