@@ -43,6 +43,13 @@ def test_the_default_is_no_worse_in_its_worst_tier_than_what_ranked_before(repor
     assert min(f["default_worst_tier"] for f in left_out.values()) > 0.9
 
 
+def test_no_score_is_ahead_of_the_default_beyond_chance(report):
+    for name, entry in report["models"].items():
+        assert len(entry["paired"]) > 15
+        ahead = [score for score, gap in entry["paired"].items() if gap["low"] > 0]
+        assert not ahead, f"{name}: {ahead}; say so in docs/detectors.md and think again about the default"
+
+
 def test_the_choice_leaves_the_model_out(bench):
     entries = {
         "a": {
