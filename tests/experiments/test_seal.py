@@ -140,6 +140,11 @@ def test_what_was_edited_is_named(small, tmp_path):
         return " ".join(check_bundle(path).problems)
 
     assert problems(files) == ""
+    flipped = content.replace(b'{"row": 3}', b'{"row": 4}')
+    path.write_bytes(flipped)
+    assert check_bundle(path).problems[1:] == ("'run/3.json' was changed",), (
+        "named although the archive's own sum is wrong"
+    )
     assert "'run/2.json' was changed" in problems(files | {"run/2.json": b"{}"})
     assert "'run/9.json' was added" in problems({"run/9.json": b"{}", **files})
     assert "'run/1.json' was removed" in problems({k: v for k, v in files.items() if k != "run/1.json"})
