@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,20 @@ def test_labels_are_found_after_the_training_set_was_indexed_under_another_name(
     with served(folder) as server:
         assert server.session.attached == 0 and server.session.done == 1
     assert len(read_labels(folder).current) == 1
+
+
+def test_a_run_of_0_1_0_is_reviewed_and_its_labels_are_found_again(tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(Path(__file__).parents[2] / "fixtures" / "runs_0_1_0" / "audit", folder)
+    with served(folder) as server:
+        count = len(server.session)
+        for number in range(count):
+            server.session.label(number, "unrelated", "")
+    with served(folder) as server:
+        assert server.session.done == count > 9
+    found = build_digest(folder, methods=False)
+    assert all(stratum.used == stratum.drawn for stratum in found.review.strata)
+    assert found.verdict.by != "review" and found.copies.images_copied == 0
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -14,7 +14,12 @@ from diffmem.report.review.labels import Label, Labels, Place
 
 def place_of(row: Mapping[str, Any], fact: Mapping[str, Any]) -> Place:
     """Where the pair of a row of `matches` lies; `fact` is that on copies."""
-    return Place(bytes(row["image_key"]), row["prompt_id"], row["draw"], row["train_id"], fact.get("train"))
+    return Place(bytes(row["image_key"]), row["prompt_id"], row["draw"], row["train_id"], train_of(fact))
+
+
+def train_of(fact: Mapping[str, Any]) -> str | None:
+    """Fingerprint of the training images of a run; of runs of 0.1.0 that of their index, which covers them."""
+    return fact.get("train") or fact.get("index")
 
 
 def find_pairs(

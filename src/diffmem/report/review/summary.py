@@ -19,7 +19,7 @@ from diffmem.report.prose import count
 from diffmem.report.review import shape
 from diffmem.report.review.estimate import Unit, agreements, precision, recall, said_of, strata_of
 from diffmem.report.review.labels import Decision, Label, Labels, decide, read_labels
-from diffmem.report.review.places import find_pairs
+from diffmem.report.review.places import find_pairs, train_of
 from diffmem.report.review.sample import FACT, frame_of, read_sample
 from diffmem.runs.facts import read_fact
 
@@ -59,7 +59,7 @@ def read_reviewed(folder: Path, fact: dict[str, Any], matches: Matches) -> Revie
     labels = read_labels(folder)
     if not labels.current:
         return None
-    train = fact.get("train")
+    train = train_of(fact)
     names = zip(matches.rows["image_key"].to_pylist(), matches.rows["train_id"].to_pylist(), strict=True)
     pair = {
         number: found
