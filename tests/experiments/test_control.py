@@ -97,16 +97,16 @@ def test_an_index_with_more_images_finds_both_and_stays_as_it_is(index, known):
 
 def test_the_budget_is_a_quarter_at_most_and_too_small_audits_are_told_how_many_images_it_takes():
     target = Target.from_pipeline(tiny_sd(), name="tiny")
-    for images in (600, 2000, 100_000):
+    for images in (1100, 2000, 100_000):
         settings = Generation(draws=4, sampling=Sampling(steps=50, guidance=7.5))
         allowed = budget(target, images, settings)
         assert 1 <= allowed.images <= 4 and allowed.share <= 0.25
         assert allowed.steps >= FEWEST * PLANTED // BATCH
         own = target.generation_nfe(settings.sampling)
         assert math.isclose(allowed.evaluations, allowed.share * images * own)
-    with pytest.raises(UsageError, match=r"make 512 images or more"):
-        budget(target, 511, Generation(sampling=Sampling(steps=50, guidance=7.5)))
-    assert budget(target, 512, Generation(sampling=Sampling(steps=50, guidance=7.5))).images == 1
+    with pytest.raises(UsageError, match=r"make 1,040 images or more"):
+        budget(target, 1039, Generation(sampling=Sampling(steps=50, guidance=7.5)))
+    assert budget(target, 1040, Generation(sampling=Sampling(steps=50, guidance=7.5))).images == 1
 
 
 @pytest.mark.parametrize("generates_only", [True, False])

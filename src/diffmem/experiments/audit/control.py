@@ -35,8 +35,8 @@ PLANTED = CONTROLS = 40
 SHARE = 0.25
 """Of the evaluations that the audit's own images take, the most that the control may take."""
 BATCH = 8
-FEWEST, MOST = 40, 400
-"""Times that each planted picture is seen: with fewer a LoRA holds on to nothing, more add little."""
+FEWEST, MOST = 150, 400
+"""Times that each planted picture is seen: after 40 to 90 a copy of testbed:digits gave back 3 or 4 of 40, after 150 half."""
 COMPARED = 1000
 """Training images that planted pictures keep their distance from."""
 _LAYERS = (
