@@ -29,7 +29,7 @@ images = "{data}"
 [optimizer]
 steps = {steps}
 batch = 32
-rate = 1e-3
+lr = 1e-3
 schedule = "cosine"
 warm_up = 50
 weight_decay = 0.0

@@ -29,7 +29,7 @@ captions = "{captions}"
 [optimizer]
 steps = {steps}
 batch = 64
-rate = 2e-3
+lr = 2e-3
 schedule = "cosine"
 """
 

@@ -31,7 +31,7 @@ images = "pictures"
 [optimizer]
 steps = 300
 batch = 24
-rate = 6e-3
+lr = 6e-3
 schedule = "cosine"
 """
 

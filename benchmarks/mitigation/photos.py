@@ -53,7 +53,7 @@ def main():
         dm.Target.from_pretrained(inputs.model, name="testbed:photos"), prompts, METHODS, inputs.train,
         out=options.work / "run", heldout=inputs.held_out, alignment=photos_alignment(),
         reference=PromptList(tuple(Prompt(r["id"], r["caption"]) for r in ordinary[40:]), "photos"),
-        settings=dm.Generation(draws=options.draws, seed=1, batch=48, sampling=dm.Sampling(steps=12, guidance=2.0)),
+        settings=dm.Generation(images_per_prompt=options.draws, seed=1, batch=48, sampling=dm.Sampling(steps=12, guidance=2.0)),
         matching=Matching(statistic="ratio"), silent=False,
     )  # fmt: skip
     found = [{key: row.get(key) for key in KEPT} for row in result.summary.rows]

@@ -79,7 +79,7 @@ def main():
     result = mitigate(
         target, captions(options.captions), tried, index, pictures=inputs.train, out=options.work / "run",
         heldout=inputs.held_out,
-        settings=Generation(draws=options.draws, seed=1, batch=60, sampling=SAMPLING), alignment=digits_alignment(),
+        settings=Generation(images_per_prompt=options.draws, seed=1, batch=60, sampling=SAMPLING), alignment=digits_alignment(),
         silent=False,
     )  # fmt: skip
     print(result.report())

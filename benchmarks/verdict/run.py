@@ -135,7 +135,7 @@ def plan(count):
     for detect, seeds, references in itertools.product((0.01, 0.02, 0.05, 0.1), (1.0, 0.5), (None, 1000)):
         made = plan_audit(detect, 0.8, seeds, references=references)
         k = made.images_per_prompt
-        chance = Chance.of_rate(made.references, 1 - (1 - made.rate) ** (1 / k), k)
+        chance = Chance.of_rate(made.references, 1 - (1 - made.fpr) ** (1 / k), k)
         needed, hits, false = fewest_calls(made.prompts, chance), 0, 0
         for _ in range(count):
             ordered = np.sort(random.random(made.references))

@@ -135,12 +135,12 @@ def test_perfect_separation_is_not_certainty():
 def test_few_negatives_are_not_measurable_or_say_how_little_they_know():
     values, labels, _ = Simulation(150, 0.99).draw(np.random.default_rng(0))
     few = np.concatenate([np.flatnonzero(labels), np.flatnonzero(~labels)[:99]])
-    found = tpr_interval(values[few], labels[few], rate=0.01)
+    found = tpr_interval(values[few], labels[few], fpr=0.01)
     assert (found.value, found.low, found.high) == (None, None, None)
     assert found.reason == "Not measurable: 99 negatives; a rate of 0.01 takes at least 100."
-    found = tpr_interval(values, labels, rate=0.01)
+    found = tpr_interval(values, labels, fpr=0.01)
     assert found.value > 0.5 and found.low < 0.05 < found.value <= found.high  # 150 < 368 negatives
-    assert tpr_interval(values, labels, rate=0.1).low > 0.5
+    assert tpr_interval(values, labels, fpr=0.1).low > 0.5
 
 
 @pytest.mark.parametrize(

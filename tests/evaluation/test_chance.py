@@ -104,7 +104,7 @@ def test_events_that_share_anything_are_one():
 def test_a_plan_has_its_power_and_no_prompt_too_many(detect, seeds):
     plan = plan_audit(detect, seeds=seeds)
     assert 0.8 <= plan.power <= 0.83
-    per_image = 1 - (1 - plan.rate) ** (1 / plan.images_per_prompt)
+    per_image = 1 - (1 - plan.fpr) ** (1 / plan.images_per_prompt)
     chance = Chance.of_rate(plan.references, per_image, plan.images_per_prompt)
     hit = 1 - (1 - seeds) ** plan.images_per_prompt
     assert plan.power == power(plan.prompts, detect, hit, chance)
@@ -114,6 +114,6 @@ def test_a_plan_has_its_power_and_no_prompt_too_many(detect, seeds):
 
 def test_impossible_plans_say_so():
     with pytest.raises(UsageError, match="300 held-out images"):
-        plan_audit(0.01, references=300, rate=0.01)
+        plan_audit(0.01, references=300, fpr=0.01)
     with pytest.raises(UsageError, match="--detect"):
         plan_audit(0)

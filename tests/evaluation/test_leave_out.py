@@ -66,10 +66,10 @@ def test_coverage_from_five_clusters_on(clusters):
 def test_an_interval_holds_its_own_figure():
     """TPR 0 % came with an interval from .03 % on."""
     values = np.r_[np.zeros(40), np.ones(200)]
-    found = tpr_interval(values, np.arange(240) < 40, rate=0.05)
+    found = tpr_interval(values, np.arange(240) < 40, fpr=0.05)
     assert (found.value, found.low) == (0.0, 0.0)
     assert found.high < 0.2
-    every = tpr_interval(-values, np.arange(240) < 40, rate=0.05)
+    every = tpr_interval(-values, np.arange(240) < 40, fpr=0.05)
     assert (every.value, every.high) == (1.0, 1.0)
 
 
@@ -90,5 +90,5 @@ def test_too_few_clusters_are_said_to_be():
     lopsided = np.r_[np.zeros(496, int), 1 + np.arange(4), 10 + np.arange(30)]
     found = auroc_interval(np.random.default_rng(3).normal(size=530), np.arange(530) < 500, lopsided)
     assert "5 (worth 1.0" in found.reason
-    assert tpr_interval(values, labels, groups, rate=0.05).low is None
+    assert tpr_interval(values, labels, groups, fpr=0.05).low is None
     assert mean_difference([1.0, 2.0], [0.0, 0.0], [0, 0]) == (1.5, None, None)

@@ -9,9 +9,9 @@ from diffmem.evaluation.sequential import SequentialRule, calibrate_sequential
 from diffmem.evaluation.simulation import Simulation
 
 
-def rule_of(values, false_alarms=0.05, early_misses=0.05, **options):
+def rule_of(values, fpr=0.05, early_misses=0.05, **options):
     setting = Setting(score="s", version="1", draws=np.shape(values)[1], noise="common", model="m")
-    return calibrate_sequential(values, false_alarms, early_misses, setting, "simulated", "-", **options)
+    return calibrate_sequential(values, fpr, early_misses, setting, "simulated", "-", **options)
 
 
 def prompts(simulation, random, reference=400):
@@ -19,24 +19,24 @@ def prompts(simulation, random, reference=400):
     return values[~labels][:reference], values[~labels][reference:], values[labels]
 
 
-@pytest.mark.parametrize(("false_alarms", "draws"), [(0.01, 4), (0.05, 4), (0.05, 8)])
-def test_error_rates_and_saving(false_alarms, draws):
+@pytest.mark.parametrize(("fpr", "draws"), [(0.01, 4), (0.05, 4), (0.05, 8)])
+def test_error_rates_and_saving(fpr, draws):
     random = np.random.default_rng(0)
     simulation = Simulation(700, 0.99, draws=draws, own_noise=1.0)
     alarms, missed, saved, agreement = [], [], [], []
     for i in range(150):
         known, negatives, positives = prompts(simulation, random)
-        rule = rule_of(known, false_alarms, seed=i, date="-")
+        rule = rule_of(known, fpr, seed=i, date="-")
         decided = rule.decide(negatives)
         alarms.append(decided.flagged.mean())
         final = negatives.mean(1) >= rule.upper[-1]
         missed.append((~decided.flagged & (decided.draws < draws) & final).mean())
         saved.append(decided.saved)
-        full = calibrate_threshold(known.mean(1), false_alarms, Setting(score="s", version="1", draws=draws, noise="-",
+        full = calibrate_threshold(known.mean(1), fpr, Setting(score="s", version="1", draws=draws, noise="-",
                                    model="m"), "-", "-", date="-")  # fmt: skip
         agreement.append((rule.decide(positives).flagged == full.flags(positives.mean(1))).mean())
-    assert np.mean(alarms) <= false_alarms + 3 * np.std(alarms) / np.sqrt(150)
-    assert np.mean(alarms) > 0.5 * false_alarms  # the bound is used, not wasted
+    assert np.mean(alarms) <= fpr + 3 * np.std(alarms) / np.sqrt(150)
+    assert np.mean(alarms) > 0.5 * fpr  # the bound is used, not wasted
     assert np.mean(missed) <= 0.05 * 1.1
     assert np.mean(saved) > 0.4
     assert np.mean(agreement) > 0.85

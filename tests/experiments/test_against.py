@@ -87,7 +87,7 @@ def planted(tmp_path_factory):
 def audited(planted):
     root, lora, train, held, prompts = planted
     return audit_lora(
-        digits.model_path("text"), lora, prompts, train, out=root / "out", heldout=held, images=2, draws=2,
+        digits.model_path("text"), lora, prompts, train, out=root / "out", heldout=held, images_per_prompt=2, draws=2,
         sampling=Sampling(steps=10, guidance=2.0),
     )  # fmt: skip
 
@@ -132,7 +132,7 @@ def test_files_and_links(audited):
 def test_again_does_nothing_and_says_the_same(audited, planted):
     root, lora, train, held, prompts = planted
     again = audit_lora(
-        digits.model_path("text"), lora, prompts, train, out=root / "out", heldout=held, images=2, draws=2,
+        digits.model_path("text"), lora, prompts, train, out=root / "out", heldout=held, images_per_prompt=2, draws=2,
         sampling=Sampling(steps=10, guidance=2.0),
     )  # fmt: skip
     for name in ("lora", "base"):
@@ -174,7 +174,7 @@ def test_a_lora_that_changes_nothing_is_refused(tmp_path):
     save_file({k: 0 * v if "lora_B" in k or ".up." in k else v for k, v in load_file(lora).items()}, lora)
     with pytest.raises(ModelError, match="changes nothing"):
         audit_lora(
-            tmp_path / "m", lora, ["a"], out=tmp_path / "o", images=1, draws=1, scores=["score-difference"],
+            tmp_path / "m", lora, ["a"], out=tmp_path / "o", images_per_prompt=1, draws=1, scores=["score-difference"],
             sampling=Sampling(steps=2),
         )  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_without_a_training_set_scores_are_compared(tmp_path):
     tiny_sd().save_pretrained(tmp_path / "m")
     lora, _ = random_lora(tiny_sd(), tmp_path / "noise")
     run = audit_lora(
-        tmp_path / "m", lora, ["a fox", "seven ships"], out=tmp_path / "o", images=1, draws=2,
+        tmp_path / "m", lora, ["a fox", "seven ships"], out=tmp_path / "o", images_per_prompt=1, draws=2,
         scores=["score-difference"], sampling=Sampling(steps=2),
     )  # fmt: skip
     assert run.summary.prompts is None
@@ -228,6 +228,8 @@ def test_a_threshold_that_is_not_calibrated_is_said(tmp_path):
 
 
 def test_out_must_not_be_a_run(tmp_path):
-    audit(Target.from_pipeline(tiny_sd()), ["a"], out=tmp_path, images=1, draws=1, sampling=Sampling(steps=1))
+    audit(
+        Target.from_pipeline(tiny_sd()), ["a"], out=tmp_path, images_per_prompt=1, draws=1, sampling=Sampling(steps=1)
+    )
     with pytest.raises(UsageError, match="hold two"):
         audit_lora(tmp_path, "x", ["a"], out=tmp_path)

@@ -46,7 +46,7 @@ def test_copies_are_found_and_others_are_not(train, tmp_path):
     texts = [*memorized, *(f"new {i}" for i in range(40))]
     prompts = load_prompts(texts)
     prompts = type(prompts)(tuple(type(p)(p.id, p.text, p.text in memorized) for p in prompts), "memory")
-    run = audit(copier(memorized), prompts, train, out=tmp_path / "run", scores=["text-uppercase"], images=2)
+    run = audit(copier(memorized), prompts, train, out=tmp_path / "run", scores=["text-uppercase"], images_per_prompt=2)
     copies = run.summary.as_dict()["copies"]
     assert (copies["planted"], copies["found"], copies["negatives"]) == (10, 10, 40)
     assert copies["false"] <= 2
@@ -68,7 +68,7 @@ def test_agreement_is_of_the_images_that_were_asked_for_last(tmp_path):
 
     def agreement(out, images):
         target = Target.from_callable(generate=make, name="s")
-        run = audit(target, ["a", "b"], out=tmp_path / out, scores=["text-uppercase"], images=images)
+        run = audit(target, ["a", "b"], out=tmp_path / out, scores=["text-uppercase"], images_per_prompt=images)
         (found,) = [e for e in run.summary.as_dict()["scores"] if e["score"] == "seed-agreement"] or [None]
         return None if found is None else {one["prompt_id"]: one["value"] for one in found["top"]}
 
@@ -88,7 +88,7 @@ def test_degenerate_images_are_set_aside_and_counted(train, tmp_path):
     black = Image.new("RGB", (16, 16))
     target = Target.from_callable(generate=lambda p, s: [black if "nsfw" in t else picture(1) for t in p], name="s")
     summary = audit(
-        target, ["nsfw one", "fine"], train, out=tmp_path / "r", scores=["text-uppercase"], images=2
+        target, ["nsfw one", "fine"], train, out=tmp_path / "r", scores=["text-uppercase"], images_per_prompt=2
     ).summary.as_dict()
     assert summary["images"] == {"made": 4, "errors": 0, "degenerate": 2, "uncounted": 0}
     assert summary["copies"]["images_matched"] == 2
@@ -96,7 +96,9 @@ def test_degenerate_images_are_set_aside_and_counted(train, tmp_path):
 
 def test_without_a_training_set_it_says_what_cannot_be_known(tmp_path):
     target = Target.from_pipeline(tiny_sd())
-    summary = audit(target, ["a", "b"], out=tmp_path / "r", scores=SCORES, images=2, sampling=FAST).summary.as_dict()
+    summary = audit(
+        target, ["a", "b"], out=tmp_path / "r", scores=SCORES, images_per_prompt=2, sampling=FAST
+    ).summary.as_dict()
     assert summary["copies"] is None
     assert summary["check"]["passed"]
     assert {e["score"] for e in summary["scores"]} == {*SCORES, "seed-agreement"}
@@ -117,7 +119,7 @@ def test_a_model_that_cannot_generate_is_scored_all_the_same(tmp_path):
 def test_an_unconditional_model_is_generated_from_and_matched(train, tmp_path):
     target = Target.from_pipeline(tiny_ddpm())
     summary = audit(
-        target, ["one", "two"], train, out=tmp_path / "r", scores=SCORES, images=2, sampling=FAST
+        target, ["one", "two"], train, out=tmp_path / "r", scores=SCORES, images_per_prompt=2, sampling=FAST
     ).summary.as_dict()
     assert summary["images"]["made"] == 4
     assert summary["copies"]["images_matched"] == 4
@@ -126,17 +128,25 @@ def test_an_unconditional_model_is_generated_from_and_matched(train, tmp_path):
 def test_the_same_audit_again_does_nothing_and_more_images_only_add(train, tmp_path):
     target = Target.from_pipeline(tiny_sd())
     arguments = {"scores": SCORES, "sampling": FAST, "out": tmp_path / "r"}
-    audit(target, ["a", "b"], train, images=2, **arguments)
+    audit(target, ["a", "b"], train, images_per_prompt=2, **arguments)
     before = {r["key"]: r for r in RunStore(tmp_path / "r").read("images").to_pylist()}
-    again = audit(target, ["a", "b"], train, images=2, **arguments)
+    again = audit(target, ["a", "b"], train, images_per_prompt=2, **arguments)
     assert again.results["audit"].made.before.nfe.total == again.results["audit"].made.generation.made == 0
     assert again.results["audit"].made.matching.matched == 0
-    more = audit(target, ["a", "b"], train, images=3, **arguments)
+    more = audit(target, ["a", "b"], train, images_per_prompt=3, **arguments)
     assert more.results["audit"].made.generation.made == more.results["audit"].made.matching.matched == 2
     after = {r["key"]: r for r in RunStore(tmp_path / "r").read("images").to_pylist()}
     assert before.items() <= after.items()
     with pytest.raises(IncompatibleRun, match="steps"):
-        audit(target, ["a", "b"], train, images=2, scores=SCORES, sampling=Sampling(steps=3), out=tmp_path / "r")
+        audit(
+            target,
+            ["a", "b"],
+            train,
+            images_per_prompt=2,
+            scores=SCORES,
+            sampling=Sampling(steps=3),
+            out=tmp_path / "r",
+        )
 
 
 def test_heldout_without_train_is_refused(train):
@@ -146,7 +156,7 @@ def test_heldout_without_train_is_refused(train):
 
 def test_recorded_seeds_make_the_image_again(tmp_path):
     target = Target.from_pipeline(tiny_sd())
-    run = generate(target, ["a fox"], Generation(draws=2, sampling=FAST), out=tmp_path / "r").run
+    run = generate(target, ["a fox"], Generation(images_per_prompt=2, sampling=FAST), out=tmp_path / "r").run
     row = run.store.read("images").to_pylist()[1]
     noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(row["seed"]))
     assert torch.equal(noise, gaussian((4, 8, 8), 0, "generation", "a fox", 1))
@@ -164,7 +174,7 @@ def test_an_image_that_fails_is_an_error_row_and_the_others_go_on(tmp_path):
         return [picture(1) for _ in prompts]
 
     target = Target.from_callable(generate=make, name="s")
-    result = generate(target, ["good", "bad", "fine", " "], Generation(draws=2), out=tmp_path / "r")
+    result = generate(target, ["good", "bad", "fine", " "], Generation(images_per_prompt=2), out=tmp_path / "r")
     rows = result.run.store.read("images").to_pylist()
     texts = {p["prompt_id"]: p["text"] for p in result.run.store.read("prompts").to_pylist()}
     errors = {(texts[r["prompt_id"]], r["error"]) for r in rows if r["status"] == "error"}

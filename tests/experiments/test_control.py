@@ -62,7 +62,7 @@ def remembers(known, count):
 
 
 def test_what_is_remembered_is_found_and_a_blind_matcher_is_told_by_it(known, index, tmp_path):
-    settings = Generation(draws=2)
+    settings = Generation(images_per_prompt=2)
     found = look_for(remembers(known, 23), known, tmp_path / "sees", index, CopyRule("similarity", 0.95), settings)
     assert (found["planted"], found["found"], found["given_back"], found["found_of_given_back"]) == (40, 23, 23, 23)
     assert (found["controls"], found["controls_found"], found["images_per_prompt"]) == (40, 0, 2)
@@ -98,7 +98,7 @@ def test_an_index_with_more_images_finds_both_and_stays_as_it_is(index, known):
 def test_the_budget_is_a_quarter_at_most_and_too_small_audits_are_told_how_many_images_it_takes():
     target = Target.from_pipeline(tiny_sd(), name="tiny")
     for images in (1100, 2000, 100_000):
-        settings = Generation(draws=4, sampling=Sampling(steps=50, guidance=7.5))
+        settings = Generation(images_per_prompt=4, sampling=Sampling(steps=50, guidance=7.5))
         allowed = budget(target, images, settings)
         assert 1 <= allowed.images <= 4 and allowed.share <= 0.25
         assert allowed.steps >= FEWEST * PLANTED // BATCH
@@ -138,7 +138,7 @@ def test_a_control_of_a_real_pipeline_leaves_it_as_it_was_and_is_not_made_twice(
     target = Target.from_pipeline(tiny_sd(), name="tiny")
     before = pipeline_fingerprint(target.pipeline)
     write_fact(tmp_path, "copies", {"threshold": {"statistic": "similarity", "value": 0.95}})
-    settings, allowed = Generation(draws=2, sampling=Sampling(steps=1)), Budget(1, 3, 0, 0.2)
+    settings, allowed = Generation(images_per_prompt=2, sampling=Sampling(steps=1)), Budget(1, 3, 0, 0.2)
     arguments = (target, tmp_path, as_images(TRAIN), index, allowed, settings, True)
     run_control(*arguments)
     fact = read_fact(tmp_path, "control")

@@ -65,7 +65,7 @@ def test_repeats_go_even_if_the_model_does_not_hold_on_to_them():
 @given(st.integers(20, 300), st.floats(0.01, 0.3), st.integers(0, 10**6))
 def test_the_limit_flags_few_held_out_images(count, rate, seed):
     held = np.random.default_rng(seed).normal(size=count)
-    limit, _ = limit_of(Rule(false_positives=rate), [], held)
+    limit, _ = limit_of(Rule(fpr=rate), [], held)
     assert (held > limit).mean() <= rate
     # It is the smallest value of the reference that does so by the conformal rule, (n + 1)(1 - rate) rounded up.
     assert (held >= limit).sum() >= min(count, int(np.floor((count + 1) * rate)))

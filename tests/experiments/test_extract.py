@@ -42,7 +42,7 @@ def train(tmp_path):
 
 
 def test_the_repeated_image_is_extracted_and_proved(model, train, tmp_path):
-    settings = Generation(draws=40)
+    settings = Generation(images_per_prompt=40)
     found = extract_images(
         model, ["a memorized one", "a fox", "a hen"], settings, train, out=tmp_path / "run", edge=0.95, smallest=8
     )
@@ -64,7 +64,8 @@ def test_the_repeated_image_is_extracted_and_proved(model, train, tmp_path):
 def test_the_proof_stands_alone(model, train, tmp_path):
     """A reader with the proof and the model has everything: which image, how near to which, by which measure."""
     found = extract_images(
-        model, ["a memorized one", "a hen"], Generation(draws=20, seed=3), train, out=tmp_path / "run", edge=0.95, smallest=8
+        model, ["a memorized one", "a hen"], Generation(images_per_prompt=20, seed=3), train,
+        out=tmp_path / "run", edge=0.95, smallest=8
     )  # fmt: skip
     folder = tmp_path / "run" / "extracted" / "0001"
     proof = json.loads((folder / "proof.json").read_text())
@@ -86,7 +87,8 @@ def test_the_proof_stands_alone(model, train, tmp_path):
     assert np.array_equal(np.asarray(remake(proof, model)), np.asarray(decode_png(own)))
     shutil.rmtree(train)
     seen = extract_images(
-        model, ["a memorized one", "a hen"], Generation(draws=20, seed=3), out=tmp_path / "run", edge=0.9999, smallest=20
+        model, ["a memorized one", "a hen"], Generation(images_per_prompt=20, seed=3),
+        out=tmp_path / "run", edge=0.9999, smallest=20
     )  # fmt: skip
     assert not seen.summary.extractions and not (tmp_path / "run" / "extracted").exists()
 
@@ -94,7 +96,9 @@ def test_the_proof_stands_alone(model, train, tmp_path):
 def test_the_image_of_a_pipeline_is_made_again_from_its_proof(tmp_path):
     tiny_sd().save_pretrained(tmp_path / "model")
     target = Target.from_pretrained(tmp_path / "model")
-    settings = Generation(draws=4, seed=5, sampling=Sampling(steps=2, guidance=3.0, scheduler="euler-ancestral"))
+    settings = Generation(
+        images_per_prompt=4, seed=5, sampling=Sampling(steps=2, guidance=3.0, scheduler="euler-ancestral")
+    )
     found = extract_images(target, ["a fox", "a hen"], settings, out=tmp_path / "run", edge=0.0, smallest=3)
     for row in found.summary.extractions:
         folder = tmp_path / "run" / "extracted" / f"{row['rank']:04d}"
@@ -118,7 +122,7 @@ def seeds_of(run, prompt):
 
 def test_too_few_images_for_a_clique(model):
     with pytest.raises(UsageError, match="cannot hold a clique of 10"):
-        extract_images(model, ["a fox"], Generation(draws=9))
+        extract_images(model, ["a fox"], Generation(images_per_prompt=9))
 
 
 def test_typed(tmp_path, capsys):
@@ -171,7 +175,12 @@ def alike():
 
 def test_a_prompt_whose_images_are_alike_anyhow_is_doubtful(alike, tmp_path):
     summary = extract_images(
-        alike, ["a plain one", "a memorized one"], Generation(draws=40), out=tmp_path / "run", edge=0.9, smallest=8
+        alike,
+        ["a plain one", "a memorized one"],
+        Generation(images_per_prompt=40),
+        out=tmp_path / "run",
+        edge=0.9,
+        smallest=8,
     ).summary
     status = {row["prompt"]: row["status"] for row in summary.extractions}
     assert status == {"a memorized one": "extracted", "a plain one": "doubtful"}
@@ -186,7 +195,7 @@ def test_where_most_prompts_images_are_alike_a_set_without_others_is_doubtful_to
     """As digits of one class are: the edge joins images of the same prompt anyhow, so a set proves nothing."""
     plain = [f"a plain one, number {i}" for i in range(12)]
     summary = extract_images(
-        alike, [*plain, "a memorized one"], Generation(draws=24), out=tmp_path / "run", edge=0.9, smallest=8
+        alike, [*plain, "a memorized one"], Generation(images_per_prompt=24), out=tmp_path / "run", edge=0.9, smallest=8
     ).summary
     assert summary.edges_within["low"] > 0.05
     assert {row["status"] for row in summary.extractions} == {"doubtful"}
@@ -198,7 +207,7 @@ def test_with_training_images_an_extraction_that_matches_none_says_so(alike, tra
     summary = extract_images(
         alike,
         ["a plain one", "a memorized one"],
-        Generation(draws=40),
+        Generation(images_per_prompt=40),
         train,
         out=tmp_path / "run",
         edge=0.9,

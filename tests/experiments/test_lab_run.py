@@ -26,7 +26,7 @@ def small(**changes):
     sections = {
         "train": {
             "model": {"base": "testbed:digits"}, "data": {"images": "testbed:digits", "limit": 12},
-            "optimizer": {"steps": 2, "batch": 4, "rate": 1e-3},
+            "optimizer": {"steps": 2, "batch": 4, "lr": 1e-3},
         },
         "generate": {"images": 14, "sampling": {"steps": 2, "guidance": 2.0}},
         "measure": {"text_alignment": "digits", "false_positives": 0.1},
@@ -95,9 +95,9 @@ def test_stopped_and_sharded_labs_give_the_rows_of_a_whole_one(lab, tmp_path, mo
 
     monkeypatch.setattr(_arm, "generate_stage", stopping)
     with pytest.raises(KeyboardInterrupt):
-        run_lab(small(), tmp_path, part=(0, 2), device="cpu")
+        run_lab(small(), tmp_path, shard=(0, 2), device="cpu")
     monkeypatch.undo()
-    part = run_lab(small(), tmp_path, part=(0, 2), device="cpu")
+    part = run_lab(small(), tmp_path, shard=(0, 2), device="cpu")
     assert 0 < part.summary.missing < 6
     rest = run_lab(small(), tmp_path, device="cpu")
     assert rest.summary.missing == 0
@@ -138,7 +138,7 @@ def test_a_full_disk_stops_the_lab_and_keeps_what_is_done(tmp_path, monkeypatch)
 def test_a_folder_of_another_lab_is_refused(lab):
     folder, _ = lab
     with pytest.raises(IncompatibleRun, match="settings outside of the grid"):
-        run_lab(small(generate={"images": 5}), folder, device="cpu")
+        run_lab(small(generate={"images_per_cell": 5}), folder, device="cpu")
 
 
 def test_page_loads_nothing_and_shows_every_cell(lab):
@@ -156,7 +156,7 @@ def test_command(tmp_path, capsys):
     file = tmp_path / "plan.toml"
     file.write_text(
         '[train.model]\nbase = "testbed:digits"\n[train.data]\nimages = "testbed:digits"\nlimit = 8\n'
-        "[train.optimizer]\nsteps = 1\nbatch = 2\n[generate]\nimages = 6\nsampling = {steps = 1, guidance = 2.0}\n"
+        "[train.optimizer]\nsteps = 1\nbatch = 2\n[generate]\nimages_per_cell = 6\nsampling = {steps = 1, guidance = 2.0}\n"
     )
     assert main(["lab", str(file), "--dry-run", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 1

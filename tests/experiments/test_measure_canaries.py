@@ -50,7 +50,7 @@ def model(drawn, memory):
 
 def test_memory_rises_with_the_count_and_controls_stay_at_chance(registered, tmp_path):
     folder, drawn = registered
-    settings = Generation(draws=8)
+    settings = Generation(images_per_prompt=8)
     result = measure_canaries(model(drawn, 1), folder, settings, out=tmp_path / "run", scores=())
     (found,) = result.summary.measures
     rows = {row["count"]: row for row in found["rows"]}
@@ -72,7 +72,7 @@ def test_memory_rises_with_the_count_and_controls_stay_at_chance(registered, tmp
 
 def test_without_memory_nothing_stands_out(registered):
     folder, drawn = registered
-    (found,) = measure_canaries(model(drawn, 0), folder, Generation(draws=6), scores=()).summary.measures
+    (found,) = measure_canaries(model(drawn, 0), folder, Generation(images_per_prompt=6), scores=()).summary.measures
     assert found["trend"]["low"] < 0 < found["trend"]["high"] or abs(found["trend"]["value"]) < 0.3
     assert all(row["p_stronger_than_controls"] > 0.01 for row in found["rows"] if row["count"])
     assert sum(row["detected"] for row in found["rows"] if row["count"]) <= 4

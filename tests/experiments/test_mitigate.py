@@ -29,7 +29,7 @@ from diffmem.stages.match.stage import Matching
 from diffmem.testbeds import digits
 from diffmem.testbeds.alignment import digits_alignment
 
-SETTINGS = Generation(draws=2, seed=1, batch=16, sampling=Sampling(steps=10, guidance=2.0))
+SETTINGS = Generation(images_per_prompt=2, seed=1, batch=16, sampling=Sampling(steps=10, guidance=2.0))
 METHODS = ("random-tokens", "embedding-noise:strength=0", "rewrite", "random-numbers:count=6")
 
 
@@ -190,7 +190,7 @@ def test_published_sweeps_are_sound():
 
 
 def test_mitigation_that_needs_the_training_images_is_given_them(target, inputs, tmp_path):
-    short = Generation(draws=1, seed=1, sampling=Sampling(steps=2, guidance=2.0))
+    short = Generation(images_per_prompt=1, seed=1, sampling=Sampling(steps=2, guidance=2.0))
     result = mitigate(target, captions(2), ["amg"], inputs.train, out=tmp_path / "a", settings=short)
     assert [row["status"] for row in result.summary.rows] == ["ok", "ok"]
     # An index holds no pictures: the row says what to do.

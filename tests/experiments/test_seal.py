@@ -22,7 +22,7 @@ from diffmem.runs.bundle import CHAIN, PROTOCOL, check_bundle, write_bundle
 from diffmem.stages.generate import Generation, generate
 from tests.tiny import picture, tiny_sd
 
-SETTINGS = Generation(draws=2, seed=5, sampling=Sampling(steps=2))
+SETTINGS = Generation(images_per_prompt=2, seed=5, sampling=Sampling(steps=2))
 
 
 @pytest.fixture(scope="module")

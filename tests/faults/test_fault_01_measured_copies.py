@@ -31,7 +31,7 @@ def labelled_as_copied(prompts: list[str], images: int, answer, tmp_path) -> set
         return pictures
 
     target._generator = generate
-    result = audit(target, prompts, load_images(train), out=tmp_path / "run", images=images, draws=1,
+    result = audit(target, prompts, load_images(train), out=tmp_path / "run", images_per_prompt=images, draws=1,
                    scores=["text-uppercase"], measure=["toy"], measure_images=100)  # fmt: skip
     rows = result.table("targets").to_pylist()
     return {row["image_id"] for row in rows if row["group"] == "copied"}

@@ -25,7 +25,7 @@ def test_fault_04_evaluate_run_takes_text():
 
 def test_fault_04_mitigate_takes_a_list_of_prompts(tmp_path):
     train = save(tmp_path / "train", {f"{i}": noise_picture(i).convert("RGB") for i in range(5)})
-    settings = dm.Generation(draws=1, sampling=dm.Sampling(steps=1))
+    settings = dm.Generation(images_per_prompt=1, sampling=dm.Sampling(steps=1))
     target = dm.Target.from_pipeline(tiny_sd())
     made = dm.mitigate(target, ["a fox"], ["random-tokens:count=1"], train, out=tmp_path / "run", settings=settings)
     assert [row["status"] for row in made.summary.rows] == ["ok", "ok"]

@@ -16,7 +16,7 @@ images = "pictures"
 [optimizer]
 steps = {steps}
 batch = 4
-rate = 1e-3
+lr = 1e-3
 [duplication]
 regime = "dup_both"
 share = 0.3

@@ -260,14 +260,14 @@ limit = 12
 [train.optimizer]
 steps = 2
 batch = 4
-rate = 1e-3
+lr = 1e-3
 [generate]
-images = 8
+images_per_cell = 8
 sampling = { steps = 4, guidance = 2.0 }
 [measure]
 descriptor = "l2-tiled"
 text_alignment = "digits"
-false_positives = 0.1
+fpr = 0.1
 [grid]
 duplication = ["nodup", "dup_both"]
 mitigation = ["none", "random-tokens:count=2"]

@@ -211,10 +211,10 @@ class TestChecksOfATarget:
     def test_an_audit_stops_at_a_wrong_declaration(self, images, tmp_path):
         target = declared(ideal("flow", "flow"), prediction="x0", schedule="flow", steps=2)
         with pytest.raises(CheckFailed, match="as flow"):
-            audit(target, ["a"], images, out=tmp_path / "run", images=1)
+            audit(target, ["a"], images, out=tmp_path / "run", images_per_prompt=1)
 
     def test_an_audit_says_what_the_check_found(self, images, tmp_path):
         target = declared(ideal("flow", "flow"), prediction="flow", schedule=FlowSchedule(1.0), steps=2)
-        run = audit(target, ["a"], images, out=tmp_path / "run", images=1)
+        run = audit(target, ["a"], images, out=tmp_path / "run", images_per_prompt=1)
         states = {check.check: check.state for check in run.summary.checks}
         assert states["the model is what it was declared to be"] == "passed"

@@ -18,7 +18,7 @@ NUMBER = {"a fox": 0, "a hen": 1000}
 
 def made(folder):
     target = answering(lambda prompt, seed: noise_picture(NUMBER[prompt] + seed % 1000))
-    dm.generate(target, PROMPTS, dm.experiments.Generation(draws=3), out=folder)
+    dm.generate(target, PROMPTS, dm.experiments.Generation(images_per_prompt=3), out=folder)
     return folder
 
 

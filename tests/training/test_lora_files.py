@@ -21,7 +21,7 @@ def test_what_is_loaded_is_what_was_trained(tmp_path, targets, encoder, alpha):
     tiny_sd().save_pretrained(tmp_path / "base")
     trained = Target.from_pretrained(tmp_path / "base")
     model = {"method": "lora", "lora_rank": 2, "lora_alpha": alpha, "lora_targets": targets, "text_encoder": encoder}
-    plan = plan_of(steps=2, batch=2, model=model, optimizer={"rate": 0.05})
+    plan = plan_of(steps=2, batch=2, model=model, optimizer={"lr": 0.05})
     result = train(plan, tmp_path / "run", data=pictures(2), target=trained, device="cpu")
     loaded = Target.from_pretrained(tmp_path / "base", lora=result.saved)
     base = Target.from_pretrained(tmp_path / "base")

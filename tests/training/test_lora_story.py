@@ -24,7 +24,7 @@ images = "pictures"
 [optimizer]
 steps = {steps}
 batch = 8
-rate = 1e-2
+lr = 1e-2
 schedule = "cosine"
 """
 

@@ -29,7 +29,7 @@ captions = "fixed"
 [optimizer]
 steps = 3
 batch = 4
-rate = 1e-2
+lr = 1e-2
 """
 
 

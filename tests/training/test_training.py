@@ -40,7 +40,7 @@ def pictures(count=6, size=16, captions=True):
 
 
 def plan_of(steps=4, batch=4, model=None, data=None, **sections):
-    optimizer = {"steps": steps, "batch": batch, "rate": 1e-3, **sections.pop("optimizer", {})}
+    optimizer = {"steps": steps, "batch": batch, "lr": 1e-3, **sections.pop("optimizer", {})}
     values = {
         "model": {"base": "given", **(model or {})}, "data": {"images": "given", **(data or {})},
         "optimizer": optimizer, **sections,
@@ -145,7 +145,7 @@ def test_memory_that_runs_out_halves_the_micro_batch(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_loss_falls_on_few_pictures(tmp_path, prediction):
-    plan = plan_of(steps=120, batch=8, data={"captions": "none"}, model={"method": "scratch"}, optimizer={"rate": 3e-3})
+    plan = plan_of(steps=120, batch=8, data={"captions": "none"}, model={"method": "scratch"}, optimizer={"lr": 3e-3})
     target = Target.from_pipeline(tiny_ddpm(prediction))
     result = train(plan, tmp_path / "run", data=pictures(2, 8, False), target=target, device="cpu")
     losses = result.log["loss"]
@@ -156,7 +156,7 @@ def test_the_loss_falls_on_few_pictures(tmp_path, prediction):
     torch.testing.assert_close(one, again.denoiser.predict(x, t, again.denoiser.null()))
     assert again.fingerprint == target.fingerprint
     card = (tmp_path / "run" / "README.md").read_text()
-    assert "2 images" in card and "optimizer.rate" in card and "0.003" in card
+    assert "2 images" in card and "optimizer.lr" in card and "0.003" in card
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "pixart"])
@@ -173,7 +173,7 @@ def test_every_text_family_trains(tmp_path, family):
 def test_a_lora_moves_the_adapter_only_and_loads_again(tmp_path):
     target = Target.from_pipeline(tiny_sd())
     base = Target.from_pipeline(tiny_sd())
-    plan = plan_of(steps=5, model={"method": "lora", "lora_rank": 2}, optimizer={"rate": 0.05})
+    plan = plan_of(steps=5, model={"method": "lora", "lora_rank": 2}, optimizer={"lr": 0.05})
     result = train(plan, tmp_path / "run", data=pictures(), target=target, device="cpu")
     base.pipeline.save_pretrained(tmp_path / "base")
     loaded = Target.from_pretrained(tmp_path / "base", lora=result.saved)

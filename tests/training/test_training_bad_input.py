@@ -110,7 +110,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_named(place, capsys):
     [
         ("stepps = 3", "unknown key 'optimizer.stepps'. Did you mean 'steps'?"),
         ("[optimiser]\nrate = 1", "unknown key 'optimiser'. Did you mean 'optimizer'?"),
-        ("rate = -1", "optimizer.rate = -1: Input should be greater than 0"),
+        ("lr = -1", "optimizer.lr = -1: Input should be greater than 0"),
         ("rate = ", "is no TOML"),
     ],
 )

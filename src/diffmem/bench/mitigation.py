@@ -93,7 +93,7 @@ def mitigation_suite(
         index = Reference.of(inputs.train, None, Matching()).index_in(place)
         run = mitigate(
             target, chosen, tried, index, pictures=inputs.train, out=place, heldout=inputs.held_out,
-            settings=Generation(draws=draws, seed=seed, batch=2 * prompts, sampling=SAMPLING),
+            settings=Generation(images_per_prompt=draws, seed=seed, batch=2 * prompts, sampling=SAMPLING),
             matching=Matching(), alignment=digits_alignment(), silent=silent,
         )  # fmt: skip
         halves = (range(draws // 2), range(draws // 2, draws)) if draws > 1 else (range(1), range(1))

@@ -126,7 +126,7 @@ def audit(
         opened = target.open(model, how, check=False)
         listed = prompts_or_samples(opened, given, samples)
         scoring = Scoring(draws=draws, seed=work.seed, noise=noise, micro_batch=micro_batch)
-        making = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=how)
+        making = Generation(images_per_prompt=images_per_prompt, seed=work.seed, batch=batch, sampling=how)
         cost = add(
             estimate_scoring(opened, wanted, len(listed), scoring), estimate_generation(opened, len(listed), making)
         )
@@ -144,10 +144,11 @@ def audit(
         print_estimate(add(cost, cost) if against_base else cost, work.json)
         return 0
     settings: dict[str, Any] = {
-        "heldout": heldout, "out": folder, "scores": wanted, "draws": draws, "images": images_per_prompt, "seed": work.seed,
+        "heldout": heldout, "out": folder, "scores": wanted, "draws": draws, "images_per_prompt": images_per_prompt,
+        "seed": work.seed,
         "noise": noise, "sampling": how, "descriptor": copies.descriptor,
         "descriptor_options": copies.options(target.allow_pickle),
-        "matching": Matching(statistic=statistic, false_positives=fpr), "micro_batch": micro_batch,
+        "matching": Matching(statistic=statistic, fpr=fpr), "micro_batch": micro_batch,
         "batch": batch, "retry_errors": work.retry_errors, "redact": redact, "silent": work.quiet or work.json,
         "measure": asked, "measure_images": measure_images,
     }  # fmt: skip

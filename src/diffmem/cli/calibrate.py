@@ -81,7 +81,7 @@ def calibrate(
         raise UsageError("--steps and --guidance belong to --regime generation: before it they play no part.")
     else:
         found = calibrate_score(
-            chosen, listed, score or DEFAULT_SCORE, rate=fpr, draws=4 if draws is None else draws, seed=work.seed,
+            chosen, listed, score or DEFAULT_SCORE, fpr=fpr, draws=4 if draws is None else draws, seed=work.seed,
             noise=noise or "bank", out=run, silent=work.quiet or work.json,
         )  # fmt: skip
     write_atomic(file.absolute(), json.dumps(found.as_dict(), indent=1, allow_nan=False).encode())

@@ -132,7 +132,9 @@ def measure(
     known = read_registration(
         need(registration, "--registration", "give the canaries.json that was made before training")
     )
-    settings = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling())
+    settings = Generation(
+        images_per_prompt=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling()
+    )
     folder = None if work.dry_run else need(out, "--out", "measuring needs a run directory")
     source = str(Path(model) / "model") if (Path(model) / "model" / "model_index.json").exists() else model
     opened = target.open(source, settings.sampling, check=not work.dry_run)

@@ -57,7 +57,7 @@ def curate(
     made = run_curation(
         load_images(images, captions=captions), need(run, "--run", "curation reads what diffmem measure found"),
         need(out, "--out", "the proposal needs a folder"), score=score,
-        rule=Rule(false_positives=fpr, share=share, alter=alter, recaption=recaption),
+        rule=Rule(fpr=fpr, share=share, alter=alter, recaption=recaption),
         descriptor=copies.descriptor, descriptor_options=copies.options(), cut=cut, write=write, format=format,
         model=None if model is None else opening.open(model), seed=seed, silent=quiet or json,
     )  # fmt: skip

@@ -65,7 +65,7 @@ def demo(
     torch.set_num_threads(1)
     target = Target.from_pretrained(inputs.model, name=f"testbed:{testbed}")
     result = audit(
-        target, listed, inputs.train, heldout=inputs.held_out, out=out, images=images_per_prompt, seed=seed,
+        target, listed, inputs.train, heldout=inputs.held_out, out=out, images_per_prompt=images_per_prompt, seed=seed,
         sampling=Sampling(steps=STEPS[testbed], guidance=2.0), matching=Matching(statistic=STATISTIC[testbed]),
         silent=silent, batch=64,
     )  # fmt: skip

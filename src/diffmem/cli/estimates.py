@@ -29,7 +29,7 @@ def estimate_generation(target: Target, prompts: int, settings: Generation) -> E
     """NFE, images and time of a generation run; the time leaves out decoding."""
     from diffmem.runs.timing import seconds_per_nfe
 
-    images = prompts * settings.draws
+    images = prompts * settings.images_per_prompt
     per_image = target.generation_nfe(settings.sampling)
     if per_image is None:
         return Estimate(prompts, 0, images, None, ["the cost of this model's images cannot be known beforehand"])

@@ -66,7 +66,9 @@ def extract(
     if samples is not None and images_per_prompt is not None:
         raise UsageError("--samples is the number of images of a model without prompts; leave --images-per-prompt out.")
     images_per_prompt = images_per_prompt or samples or 100
-    settings = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling())
+    settings = Generation(
+        images_per_prompt=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling()
+    )
     folder = None if work.dry_run else need(out, "--out", "the extraction needs a run directory")
     opened = target.open(model, settings.sampling, check=not work.dry_run)
     # Cliques are looked for within a prompt: all samples are one.

@@ -68,7 +68,9 @@ def generate(
     shard = parse_shard(work.shard)
     given = prompts.load_or_none(typed, samples)
     images_per_prompt = images_per_prompt or (4 if samples is None else 1)
-    settings = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling())
+    settings = Generation(
+        images_per_prompt=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling()
+    )
     opened = target.open(model, settings.sampling, check=not work.dry_run)
     if not work.dry_run:
         say_unchecked(opened)

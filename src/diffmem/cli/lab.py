@@ -53,7 +53,7 @@ def lab(
         emit_table(listed, json=json, title=f"{len(cells)} cells, {trainings} trainings")
         return 0
     folder = need(out, "--out", "a lab needs a folder")
-    run = run_lab(settings, folder, part=parse_shard(shard), device=device, silent=quiet or json)
+    run = run_lab(settings, folder, shard=parse_shard(shard), device=device, silent=quiet or json)
     page = run.report(redact)
     if json:
         summary: Any = run.summary

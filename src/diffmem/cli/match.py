@@ -93,7 +93,7 @@ def match(
     judge = None if text_alignment is None else parse_alignment(text_alignment)
     index = open_or_build_index(train, copies, allow_pickle, quiet or json)
     index.use_search(search)
-    settings = Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=fpr)
+    settings = Matching(descriptor=copies.descriptor, statistic=statistic, fpr=fpr)
     held = None if heldout is None else load_images(heldout)
     listed = images_of(images)
     found = match_images(listed, index, settings, held, quiet or json)

@@ -94,7 +94,9 @@ def mitigate(
     listed = prompts.load(typed, train)
     bystanders = None if others is None else load_prompts(others)
     ordinary = None if reference is None else load_prompts(reference)
-    settings = Generation(draws=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling())
+    settings = Generation(
+        images_per_prompt=images_per_prompt, seed=work.seed, batch=batch, sampling=sampling.sampling()
+    )
     judge = None if text_alignment is None else parse_alignment(text_alignment)
     if work.dry_run:
         total = len(listed) + len(bystanders or ())
@@ -109,7 +111,7 @@ def mitigate(
     opened = target.open(model, settings.sampling)
     run = compare_mitigations(
         opened, listed, made, index, out=folder, others=bystanders, reference=ordinary, heldout=heldout, settings=settings,
-        matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=fpr),
+        matching=Matching(descriptor=copies.descriptor, statistic=statistic, fpr=fpr),
         alignment=judge, pictures=None if index_files.exists(train) else train, retry_errors=work.retry_errors, silent=silent,
     )  # fmt: skip
     page = run.report(redact)

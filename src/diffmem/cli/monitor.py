@@ -119,7 +119,7 @@ def monitor(
             raise UsageError(f"{option} is not for checkpoints: they are opened as they lie there.")
     run = watch_training(
         list(checkpoints), images_of, plan, out=folder, heldout=heldout, prompts=given, opening=opening,
-        matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=fpr),
+        matching=Matching(descriptor=copies.descriptor, statistic=statistic, fpr=fpr),
         descriptor_options=copies.options(target.allow_pickle),
         alignment=None if text_alignment is None else parse_alignment(text_alignment), step_pattern=step_pattern,
         parts=which_part,

@@ -61,7 +61,7 @@ def plan(
     say(f"Prompts            {found.prompts:,} distinct ones")
     say(f"Images per prompt  {found.images_per_prompt:,}")
     say(f"Images             {found.images:,}" + ("" if seconds is None else f", about {duration(seconds)}"))
-    say(f"Held-out images    {found.references:,}, at --fpr {found.rate:g}")
+    say(f"Held-out images    {found.references:,}, at --fpr {found.fpr:g}")
     say(
         f"\nIf {percent(share)} of the prompts reproduce a training image, {percent(found.power)} of such audits say so. If none "
         f"does, at most {percent(LEVEL)} of them say so all the same; no call at all leaves up to {percent(found.bound)} of such "
@@ -69,7 +69,7 @@ def plan(
     )
     say(
         f"\n  diffmem audit MODEL --prompts PROMPTS --train TRAIN --heldout HELDOUT --out RUN "
-        f"--images-per-prompt {found.images_per_prompt} --fpr {found.rate:g}"
+        f"--images-per-prompt {found.images_per_prompt} --fpr {found.fpr:g}"
     )
     if seconds is None:
         note("how long it takes: give a run of this model (--cost-of RUN), or --seconds-per-image")

@@ -97,7 +97,7 @@ def robustness(
     opened = target.open(model, plan.sampling, check=not work.dry_run)
     if work.dry_run:
         conditions = conditions_of(listed, plan, opened.need_denoiser().schedule, others)
-        count = sum(c.draws * sum(len(texts) for texts in c.texts) for c in conditions) * (1 + len(methods))
+        count = sum(c.images_per_prompt * sum(len(texts) for texts in c.texts) for c in conditions) * (1 + len(methods))
         emit_table(
             [{"conditions": len(conditions), "prompts": len(listed), "images": count}], json=work.json,
             title="without the mitigations' own evaluations",
@@ -105,7 +105,7 @@ def robustness(
         return 0
     run = try_mitigations(
         opened, listed, mitigations, index, plan, out=out, heldout=heldout, paraphrase=others, pictures=pictures,
-        matching=Matching(descriptor=copies.descriptor, statistic=statistic, false_positives=fpr),
+        matching=Matching(descriptor=copies.descriptor, statistic=statistic, fpr=fpr),
         alignment=judge, retry_errors=work.retry_errors, silent=silent,
     )  # fmt: skip
     summary: Any = run.summary
@@ -134,7 +134,8 @@ def _plan(
 
     try:
         return RobustnessPlan(
-            sampling=sampling.sampling(), worst_of=worst_of, guidance=scales, samplers=samplers, draws=images_per_prompt,
+            sampling=sampling.sampling(), worst_of=worst_of, guidance=scales, samplers=samplers,
+            images_per_prompt=images_per_prompt,
             adversarial=None if steps == 0 else AdversarialParameters(steps=steps), seed=work.seed, batch=batch,
         )  # fmt: skip
     except ValidationError as problem:

@@ -63,7 +63,7 @@ class CopyThreshold(CopyRule):
 def calibrate(
     index: CopyIndex,
     heldout: NDArray[Any] | ImageSet | None = None,
-    false_positives: float = 0.01,
+    fpr: float = 0.01,
     images_per_prompt: int = 1,
     statistic: Statistic | None = None,
     groups: DuplicateGroups | None = None,
@@ -82,7 +82,7 @@ def calibrate(
             a training image or as each other are left out, and degenerate ones. With descriptors that hold pixels, "the
             same picture" means near-duplicates that agree in their details: were smooth pictures left out because they are
             like each other, the rate would not hold for them. With `aligned` also pictures that share a part for certain.
-        false_positives: α, per prompt, above 0 and below 1.
+        fpr: α, per prompt, above 0 and below 1.
         images_per_prompt: how many images of a prompt are judged; one copy among them flags the prompt.
         statistic: `similarity`, `ratio` or `normalised`; by default the descriptor's own.
         groups: near-duplicate groups and templates of the training set; by default `index.duplicates()`.
@@ -94,9 +94,9 @@ def calibrate(
         UsageError: arguments out of range.
     """
     statistic = index.about["statistic"] if statistic is None else statistic
-    if not 0 < false_positives < 1 or images_per_prompt < 1 or statistic not in STATISTICS:
+    if not 0 < fpr < 1 or images_per_prompt < 1 or statistic not in STATISTICS:
         raise UsageError(
-            f"false_positives = {false_positives}, images_per_prompt = {images_per_prompt}, statistic = '{statistic}'; "
+            f"fpr = {fpr}, images_per_prompt = {images_per_prompt}, statistic = '{statistic}'; "
             f"expected a rate between 0 and 1, at least 1 image, and one of {', '.join(STATISTICS)}."
         )
     if statistic == "verified" and index.verifier is None:
@@ -104,7 +104,7 @@ def calibrate(
             f"The statistic 'verified' needs the descriptor aligned; the index was made by {index.about['name']}."
         )
     groups = index.duplicates() if groups is None else groups
-    per_image = 1 - (1 - false_positives) ** (1 / images_per_prompt)
+    per_image = 1 - (1 - fpr) ** (1 / images_per_prompt)
     notes: list[str] = []
     if statistic in RELATIVE and groups.count < 2:
         notes.append(
@@ -123,7 +123,7 @@ def calibrate(
         notes += said
     for reference, values in references:
         if _measurable(len(values), per_image):
-            return _threshold(reference, values, statistic, false_positives, per_image, images_per_prompt, notes)
+            return _threshold(reference, values, statistic, fpr, per_image, images_per_prompt, notes)
         notes.append(
             f"{len(values)} {reference} images are too few: a rate of {per_image:.3g} per image takes at least "
             f"{math.ceil(1 / per_image - 1e-9) - 1}; the lowest that they can state is {1 / (len(values) + 1):.2g} per image."
@@ -134,7 +134,7 @@ def calibrate(
         "images (--heldout), or fewer images per prompt, or a higher rate."
     )
     return CopyThreshold(
-        statistic, value, false_positives, per_image, images_per_prompt, None, 0, None, None, False, " ".join(notes)
+        statistic, value, fpr, per_image, images_per_prompt, None, 0, None, None, False, " ".join(notes)
     )
 
 

@@ -75,23 +75,21 @@ class Rule:
     """When an image is held on to, and what is done then.
 
     Attributes:
-        false_positives: an image is held on to if its evidence exceeds that of all but this share of held-out images.
+        fpr: an image is held on to if its evidence exceeds that of all but this share of held-out images.
         share: without (enough) held-out images: the share of images with the highest evidence.
         alter: what is done with a held image that has no duplicates; `least`: the smallest change that brings its evidence
             down to the limit.
         recaption: the caption that a held image with a caption of its own gets; None alters the image instead.
     """
 
-    false_positives: float = 0.01
+    fpr: float = 0.01
     share: float = 0.02
     alter: Literal["drop", "crop", "flip", "blur", "colour", "mix", "least"] = "crop"
     recaption: str | None = None
 
     def __post_init__(self) -> None:
-        if not (0 < self.false_positives < 1 and 0 < self.share < 1):
-            raise UsageError(
-                f"The rates are {self.false_positives} and {self.share}; expected numbers between 0 and 1."
-            )
+        if not (0 < self.fpr < 1 and 0 < self.share < 1):
+            raise UsageError(f"The rates are {self.fpr} and {self.share}; expected numbers between 0 and 1.")
         if self.alter not in ALTERATIONS:
             raise UsageError(f"There is no alteration {self.alter!r}; it can be {', '.join(ALTERATIONS)}.")
 
@@ -104,12 +102,12 @@ def limit_of(rule: Rule, evidence: Sequence[float], heldout: Sequence[float]) ->
     """
     if len(heldout) >= LEAST_REFERENCE:
         ordered = np.sort(np.asarray(heldout, np.float64))
-        place = int(np.ceil((len(ordered) + 1) * (1 - rule.false_positives)))
+        place = int(np.ceil((len(ordered) + 1) * (1 - rule.fpr)))
         resolved = place <= len(ordered)
         text = (
-            f"above all but {100 * rule.false_positives:.3g} % of {len(ordered)} held-out images"
+            f"above all but {100 * rule.fpr:.3g} % of {len(ordered)} held-out images"
             if resolved
-            else f"above all {len(ordered)} held-out images (too few for a rate of {100 * rule.false_positives:.3g} %; about "
+            else f"above all {len(ordered)} held-out images (too few for a rate of {100 * rule.fpr:.3g} %; about "
             f"{100 / (len(ordered) + 1):.3g} %)"
         )
         return float(ordered[min(place, len(ordered)) - 1]), text

@@ -129,7 +129,7 @@ def tpr_interval(
     values: ArrayLike,
     labels: ArrayLike,
     groups: ArrayLike | None = None,
-    rate: float = 0.01,
+    fpr: float = 0.01,
     level: float = 0.95,
     seed: int = 0,
     replicates: int = REPLICATES,
@@ -144,7 +144,7 @@ def tpr_interval(
         values: [P, n] or [P], as in `auroc_interval`.
         labels: [P] true where memorized.
         groups: [P] near-duplicate groups, or None.
-        rate: false-positive rate in (0, 1).
+        fpr: false-positive rate in (0, 1).
         level: coverage in (0, 1).
         seed: root seed of the resampling.
         replicates: at least 100.
@@ -155,23 +155,23 @@ def tpr_interval(
     Raises:
         UsageError: arguments out of range, or fewer than two clusters with either label.
     """
-    sample = checked(values, labels, groups, level, replicates, rate).rising()
-    reason = not_measurable(sample, rate)
+    sample = checked(values, labels, groups, level, replicates, fpr).rising()
+    reason = not_measurable(sample, fpr)
     if reason is not None:
         return interval(sample, level, replicates, None, None, None, reason)
     positives, negatives = sample.means()
-    value = _tpr(positives, negatives, rate)
+    value = _tpr(positives, negatives, fpr)
     few = too_few(sample)
     if few is not None:
         return interval(sample, level, 0, value, None, None, few)
-    drawn = draw_variance(sample.draws, lambda kept: _tpr(*kept_means(sample, kept), rate))
+    drawn = draw_variance(sample.draws, lambda kept: _tpr(*kept_means(sample, kept), fpr))
     # The choice of the noises moves every replicate, on the logit scale, which keeps it within 0 and 1.
     inside = min(max(value, 0.5 / len(positives)), 1 - 0.5 / len(positives))
     reach = math.sqrt(drawn) / (inside * (1 - inside))
 
     def block(size: int, random: np.random.Generator) -> Floats:
         weights = tail_weights(sample, size, random)
-        found = np.clip(tail_tpr(positives, negatives, rate, weights), 1e-9, 1 - 1e-9)
+        found = np.clip(tail_tpr(positives, negatives, fpr, weights), 1e-9, 1 - 1e-9)
         return np.asarray(1 / (1 + (1 - found) / found * np.exp(-reach * weights.normal)), np.float64)
 
     replicated = in_blocks(sample, replicates, seed, "tail", block)
@@ -183,23 +183,23 @@ def tpr_interval(
 
 
 def checked(
-    values: ArrayLike, labels: ArrayLike, groups: ArrayLike | None, level: float, replicates: int, rate: float = 0.5
+    values: ArrayLike, labels: ArrayLike, groups: ArrayLike | None, level: float, replicates: int, fpr: float = 0.5
 ) -> Sample:
     """The sample behind an interval; UsageError if an argument is out of range."""
-    if not 0 < level < 1 or replicates < 100 or not 0 < rate < 1:
+    if not 0 < level < 1 or replicates < 100 or not 0 < fpr < 1:
         raise UsageError(
-            f"level = {level}, rate = {rate}, replicates = {replicates}; expected level and rate between 0 and 1 and at "
+            f"level = {level}, fpr = {fpr}, replicates = {replicates}; expected level and fpr between 0 and 1 and at "
             "least 100 replicates."
         )
     return sample_of(values, labels, groups)
 
 
-def not_measurable(sample: Sample, rate: float) -> str | None:
+def not_measurable(sample: Sample, fpr: float) -> str | None:
     """Why the negatives cannot resolve a false-positive rate, None if they can (negatives * rate >= 1)."""
     count = len(sample.negatives)
-    if count * rate >= 1 - 1e-9:
+    if count * fpr >= 1 - 1e-9:
         return None
-    return f"Not measurable: {count} negatives; a rate of {rate:.3g} takes at least {math.ceil(1 / rate - 1e-9)}."
+    return f"Not measurable: {count} negatives; a rate of {fpr:.3g} takes at least {math.ceil(1 / fpr - 1e-9)}."
 
 
 def too_few(sample: Sample) -> str | None:
@@ -267,8 +267,8 @@ def _auroc(positives: Floats, negatives: Floats) -> float:
     return value
 
 
-def _tpr(positives: Floats, negatives: Floats, rate: float) -> float:
-    return float(tpr_at_fpr(positives, negatives, rate).tpr or 0.0)
+def _tpr(positives: Floats, negatives: Floats, fpr: float) -> float:
+    return float(tpr_at_fpr(positives, negatives, fpr).tpr or 0.0)
 
 
 def _expit(value: float) -> float:

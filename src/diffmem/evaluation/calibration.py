@@ -97,7 +97,7 @@ class ScoreThreshold(Calibrated):
 
 def calibrate_threshold(
     values: Floats,
-    rate: float,
+    fpr: float,
     setting: Setting,
     reference: str,
     reference_fingerprint: str,
@@ -111,7 +111,7 @@ def calibrate_threshold(
 
     Args:
         values: scores of n reference prompts, [n], finite.
-        rate: nominal false-positive rate in (0, 1).
+        fpr: nominal false-positive rate in (0, 1).
         setting: what the scores were made with.
         reference: name of the list.
         reference_fingerprint: its content hash.
@@ -127,25 +127,25 @@ def calibrate_threshold(
     Source: Papadopoulos et al., ECML 2002; Lei et al., JASA 2018 (split conformal prediction).
     """
     values = np.asarray(values, np.float64)
-    if not 0 < rate < 1 or values.ndim != 1 or not np.isfinite(values).all():
+    if not 0 < fpr < 1 or values.ndim != 1 or not np.isfinite(values).all():
         raise UsageError(
-            f"rate = {rate}, scores of shape {values.shape}; expected a rate between 0 and 1 and one finite score per "
+            f"fpr = {fpr}, scores of shape {values.shape}; expected a rate between 0 and 1 and one finite score per "
             "reference prompt (leave out the prompts that have none, and say how many)."
         )
     n = len(values)
     clusters = Clusters.of(np.arange(n) if groups is None else groups)
     if len(clusters.member) != n:
         raise UsageError(f"There are {n} reference scores and {len(clusters.member)} group numbers; expected as many.")
-    allowed = math.floor((n + 1) * rate + 1e-9)
+    allowed = math.floor((n + 1) * fpr + 1e-9)
     about = {
         **setting.model_dump(),
-        "nominal_fpr": rate, "reference": reference, "reference_fingerprint": reference_fingerprint,
+        "nominal_fpr": fpr, "reference": reference, "reference_fingerprint": reference_fingerprint,
         "n_reference": n, "n_effective": clusters.effective,
         "date": date or now(),
     }  # fmt: skip
     if allowed < 1:
-        needed = math.ceil(1 / rate - 1e-9) - 1
-        note = f"Not measurable: {n} reference prompts; a rate of {rate:.3g} takes at least {needed}."
+        needed = math.ceil(1 / fpr - 1e-9) - 1
+        note = f"Not measurable: {n} reference prompts; a rate of {fpr:.3g} takes at least {needed}."
         return ScoreThreshold(**about, value=None, realised_fpr=None, realised_low=None, realised_high=None, note=note)
     # n + 1 - floor((n + 1) rate) = ceil((n + 1)(1 - rate)), in the form that rounding cannot push over an integer.
     value = float(np.nextafter(np.sort(values)[n - allowed], np.inf))

@@ -62,7 +62,7 @@ def compare_paired(
     labels: ArrayLike,
     groups: ArrayLike | None = None,
     statistic: Literal["auroc", "tpr"] = "auroc",
-    rate: float = 0.01,
+    fpr: float = 0.01,
     level: float = 0.95,
     seed: int = 0,
     replicates: int = REPLICATES,
@@ -78,7 +78,7 @@ def compare_paired(
         labels: [P] true where memorized.
         groups: [P] near-duplicate groups, or None.
         statistic: "auroc" or "tpr" (at the false-positive rate `rate`).
-        rate: in (0, 1).
+        fpr: in (0, 1).
         level: coverage of the interval, in (0, 1).
         seed: root seed of the resampling.
         replicates: at least 100.
@@ -93,7 +93,7 @@ def compare_paired(
     """
     if statistic not in ("auroc", "tpr"):
         raise UsageError(f"There is no comparison of '{statistic}'; expected 'auroc' or 'tpr'.")
-    one, two = (checked(v, labels, groups, level, replicates, rate) for v in (first, second))
+    one, two = (checked(v, labels, groups, level, replicates, fpr) for v in (first, second))
     if one.draws != two.draws and min(one.draws, two.draws) != 1:
         raise UsageError(
             f"One score has {one.draws} draws, the other {two.draws}; compare them on the same draws, or one that has "
@@ -101,10 +101,10 @@ def compare_paired(
         )
     if statistic == "auroc":
         return _compare_auroc(one, two, level, seed, replicates)
-    reason = not_measurable(one, rate)
+    reason = not_measurable(one, fpr)
     if reason is not None:
         return _comparison(one, level, replicates, None, None, None, None, None, reason)
-    return _compare_tpr(one, two, rate, level, seed, replicates)
+    return _compare_tpr(one, two, fpr, level, seed, replicates)
 
 
 def mean_difference(
@@ -160,13 +160,13 @@ def _compare_auroc(one: Sample, two: Sample, level: float, seed: int, replicates
     return _tested(one, level, len(replicated), a, b, spread, degrees)
 
 
-def _compare_tpr(one: Sample, two: Sample, rate: float, level: float, seed: int, replicates: int) -> Comparison:
+def _compare_tpr(one: Sample, two: Sample, fpr: float, level: float, seed: int, replicates: int) -> Comparison:
     def value(positives: Floats, negatives: Floats) -> float:
-        return float(tpr_at_fpr(positives, negatives, rate).tpr or 0.0)
+        return float(tpr_at_fpr(positives, negatives, fpr).tpr or 0.0)
 
     def block(size: int, random: np.random.Generator) -> Floats:
         weights = resampled_weights(one, size, random)
-        return tail_tpr(*one.means(), rate, weights) - tail_tpr(*two.means(), rate, weights)
+        return tail_tpr(*one.means(), fpr, weights) - tail_tpr(*two.means(), fpr, weights)
 
     replicated = in_blocks(one, replicates, seed, "clusters", block)
     draws = max(one.draws, two.draws)

@@ -22,7 +22,7 @@ class Plan:
         images_per_prompt: seeds of each.
         images: in all.
         references: held-out images for the threshold.
-        rate: nominal false-positive rate per prompt (--fpr).
+        fpr: nominal false-positive rate per prompt (--fpr).
         power: that it has.
         bound: share not excluded (95 %) if no prompt is called.
     """
@@ -31,7 +31,7 @@ class Plan:
     images_per_prompt: int
     images: int
     references: int
-    rate: float
+    fpr: float
     power: float
     bound: float
 
@@ -55,11 +55,11 @@ def fewest_references(prompts: int, share: float, hit: float, chance: Chance, wa
 
     The references grow by a tenth at a time, the nominal rate stays.
     """
-    rate = chance.exceeding / (chance.references + 1)
+    fpr = chance.exceeding / (chance.references + 1)
     n = chance.references
     while n < MOST_REFERENCES:
         n = max(n + 1, round(1.1 * n))
-        if power(prompts, share, hit, Chance.of_rate(n, rate, chance.images)) >= wanted:
+        if power(prompts, share, hit, Chance.of_rate(n, fpr, chance.images)) >= wanted:
             return n
     return None
 
@@ -71,7 +71,7 @@ def plan_audit(
     recall: float = 1.0,
     references: int | None = None,
     images: int | None = None,
-    rate: float | None = None,
+    fpr: float | None = None,
     prompts: int | None = None,
     level: float = LEVEL,
 ) -> Plan:
@@ -87,7 +87,7 @@ def plan_audit(
         recall: probability that the matcher calls a copy one, in (0, 1].
         references: held-out images that there are; None: as many as it takes.
         images: images per prompt; None: chosen.
-        rate: nominal false-positive rate per prompt; None: chosen.
+        fpr: nominal false-positive rate per prompt; None: chosen.
         prompts: distinct ones that there are, at most; None: any number.
         level: probability at most of saying `reproduces` where nothing is.
 
@@ -103,7 +103,7 @@ def plan_audit(
     most = MOST_PROMPTS if prompts is None else prompts
     found: list[Plan] = []
     for size in sizes:
-        for nominal in RATES if rate is None else (rate,):
+        for nominal in RATES if fpr is None else (fpr,):
             for k in IMAGES if images is None else (images,):
                 best = min((plan.images for plan in found), default=None)
                 made = _try(detect, wanted, 1 - (1 - seeds * recall) ** k, size, nominal, k, level, best, recall)

@@ -45,24 +45,24 @@ class OperatingPoint:
     measurable: bool
 
 
-def tpr_at_fpr(positives: np.ndarray, negatives: np.ndarray, rate: float) -> OperatingPoint:
+def tpr_at_fpr(positives: np.ndarray, negatives: np.ndarray, fpr: float) -> OperatingPoint:
     """TPR at the smallest threshold whose FPR is at most `rate`; flag = score >= threshold, ties counted.
 
     Args:
         positives: [P].
         negatives: [N], at least one.
-        rate: nominal false-positive rate in (0, 1).
+        fpr: nominal false-positive rate in (0, 1).
 
     Returns:
         The operating point; "not measurable" if N * rate < 1 (the realised rate can then only be 0).
     """
-    allowed = int(np.floor(rate * len(negatives) + 1e-9))
+    allowed = int(np.floor(fpr * len(negatives) + 1e-9))
     ordered = np.sort(negatives)[::-1]
     # All values above the (allowed + 1)-th largest negative keep the rate; the smallest such threshold lies just above it.
     limit = ordered[allowed] if allowed < len(ordered) else -np.inf
     threshold = float(np.nextafter(limit, np.inf))
     tpr = float((positives >= threshold).mean()) if len(positives) else None
-    return OperatingPoint(threshold, rate, float((negatives >= threshold).mean()), tpr, len(negatives) * rate >= 1)
+    return OperatingPoint(threshold, fpr, float((negatives >= threshold).mean()), tpr, len(negatives) * fpr >= 1)
 
 
 def roc_curve(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +15,7 @@ from diffmem.errors import UsageError
 from diffmem.evaluation.calibration import Calibrated, Setting, now
 from diffmem.evaluation.clusters import Floats, Integers
 from diffmem.randomness import seed_of
+from diffmem.renamed import RenamedFields
 
 Verdict = Literal["flag", "pass", "undecided"]
 # Boundaries fall with the share k / n of the draws as (k / n)^-SHAPE: between Pocock's (0) and O'Brien-Fleming's (1/2).
@@ -36,20 +38,22 @@ class Decisions:
     saved: float
 
 
-class SequentialRule(Calibrated):
+class SequentialRule(RenamedFields, Calibrated):
     """After draw k a prompt is flagged if its running mean is at least upper[k - 1], passed if it is below lower[k - 1].
 
     Attributes:
         upper, lower: [n] boundaries of the running mean; equal after the last draw, where everything is decided.
-        false_alarms: bound on the probability of ever flagging a prompt that is like the reference.
+        fpr: bound on the probability of ever flagging a prompt that is like the reference.
         early_misses: bound on the probability that a prompt like the reference is passed before the last draw although
             its mean over all draws would have reached upper[n - 1].
         n_shape, n_calibration: reference prompts that shaped the boundaries, and those that set their height.
     """
 
+    new_names: ClassVar[Mapping[str, str]] = {"false_alarms": "fpr"}
+
     upper: tuple[float, ...]
     lower: tuple[float, ...]
-    false_alarms: float = Field(gt=0, lt=1)
+    fpr: float = Field(gt=0, lt=1)
     early_misses: float = Field(gt=0, lt=1)
     n_shape: int
     n_calibration: int
@@ -77,7 +81,7 @@ class SequentialRule(Calibrated):
 
 def calibrate_sequential(
     values: ArrayLike,
-    false_alarms: float,
+    fpr: float,
     early_misses: float,
     setting: Setting,
     reference: str,
@@ -90,7 +94,7 @@ def calibrate_sequential(
     Half of the reference gives location l_k and spread s_k of the running mean m_k, and of what the later draws change,
     m_n - m_k. The other half gives heights by split-conformal order statistics of each prompt's worst look:
 
-        c = quantile of max_k (k/n)^SHAPE (m_k - l_k) / s_k at 1 - false_alarms,  upper_k = l_k + c s_k (k/n)^-SHAPE
+        c = quantile of max_k (k/n)^SHAPE (m_k - l_k) / s_k at 1 - fpr,  upper_k = l_k + c s_k (k/n)^-SHAPE
         d = quantile of max_k (m_n - m_k - l'_k) / s'_k at 1 - early_misses,      lower_k = upper_n - l'_k - d s'_k
 
     Both bounds hold for prompts exchangeable with the reference, without any assumption on distributions, because one
@@ -99,7 +103,7 @@ def calibrate_sequential(
 
     Args:
         values: [R, n] scores of reference prompts, the same n noises for all and for the prompts to be judged.
-        false_alarms: bound on flagging a prompt like the reference, in (0, 1).
+        fpr: bound on flagging a prompt like the reference, in (0, 1).
         early_misses: bound on passing early what all draws would flag, in (0, 1).
         setting: what the scores were made with; its `draws` are n.
         reference: name of the list.
@@ -112,10 +116,10 @@ def calibrate_sequential(
 
     Source: group-sequential boundaries: Wang & Tsiatis, Biometrics 1987; heights: split conformal prediction.
     """
-    if not (0 < false_alarms < 1 and 0 < early_misses < 1):
-        raise UsageError(f"Rates {false_alarms} and {early_misses}; expected numbers between 0 and 1.")
+    if not (0 < fpr < 1 and 0 < early_misses < 1):
+        raise UsageError(f"Rates {fpr} and {early_misses}; expected numbers between 0 and 1.")
     means = _running(values, setting.draws)
-    needed = math.ceil(1 / min(false_alarms, early_misses) - 1e-9) - 1
+    needed = math.ceil(1 / min(fpr, early_misses) - 1e-9) - 1
     half = len(means) // 2
     if half < max(needed, 10):
         raise UsageError(
@@ -126,7 +130,7 @@ def calibrate_sequential(
     shape, rest = means[order[: len(means) - half]], means[order[len(means) - half :]]
     falling = (np.arange(1, setting.draws + 1) / setting.draws) ** -SHAPE
     location, spread = _location_spread(shape)
-    height = _quantile(((rest - location) / (spread * falling)).max(1), false_alarms)
+    height = _quantile(((rest - location) / (spread * falling)).max(1), fpr)
     upper = location + height * spread * falling
     lower = np.full(setting.draws, upper[-1])
     if setting.draws > 1:
@@ -136,7 +140,7 @@ def calibrate_sequential(
     return SequentialRule(
         **setting.model_dump(),
         upper=tuple(float(v) for v in upper), lower=tuple(float(v) for v in lower),
-        false_alarms=false_alarms, early_misses=early_misses, n_shape=len(shape), n_calibration=len(rest),
+        fpr=fpr, early_misses=early_misses, n_shape=len(shape), n_calibration=len(rest),
         reference=reference, reference_fingerprint=reference_fingerprint, n_reference=len(means), date=date or now(),
     )  # fmt: skip
 

@@ -56,11 +56,11 @@ class Simulation:
 
         return float(norm.ppf(self.auroc) * np.sqrt(2 * self._variance + self._bank**2 / self.draws))
 
-    def tpr(self, rate: float) -> float:
-        """True TPR at the threshold that a share `rate` of the other prompts exceeds."""
+    def tpr(self, fpr: float) -> float:
+        """True TPR at the threshold that a share `fpr` of the other prompts exceeds."""
         from scipy.stats import norm
 
-        limit = norm.isf(rate) * np.sqrt(self._variance)
+        limit = norm.isf(fpr) * np.sqrt(self._variance)
         return float(norm.cdf((self.separation - limit) / np.sqrt(self._variance + self._bank**2 / self.draws)))
 
     @property

@@ -66,13 +66,13 @@ def resampled_weights(sample: Sample, replicates: int, random: np.random.Generat
     return TailWeights(*sample.weights(replicates, random), zero, zero, zero, zero.astype(bool), zero)
 
 
-def tail_tpr(positives: Floats, negatives: Floats, rate: float, weights: TailWeights) -> Floats:
+def tail_tpr(positives: Floats, negatives: Floats, fpr: float, weights: TailWeights) -> Floats:
     """TPR at the threshold that a share `rate` of the negatives' population exceeds, one per replicate.
 
     Args:
         positives: scores, [P].
         negatives: [N].
-        rate: false-positive rate in (0, 1).
+        fpr: false-positive rate in (0, 1).
         weights: from `tail_weights`.
 
     Returns:
@@ -81,7 +81,7 @@ def tail_tpr(positives: Floats, negatives: Floats, rate: float, weights: TailWei
     """
     order = np.argsort(-negatives, kind="stable")
     cumulated = weights.above[:, None] + np.cumsum(weights.negatives[:, order], 1)
-    passed = (cumulated <= rate * cumulated[:, -1:]).sum(1)
+    passed = (cumulated <= fpr * cumulated[:, -1:]).sum(1)
     # `passed` negatives may lie at or above the threshold; the quantile is between the last of them and the next.
     # A rate that reaches all negatives stops at the lowest: nothing is known of what lies below it.
     edges = np.concatenate([[np.inf], negatives[order]])

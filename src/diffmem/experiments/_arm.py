@@ -42,7 +42,7 @@ class Arm:
         section: sections of the plan beside "generate" and "match"; rows of another plan are refused.
         mitigations: applied together while the images are made.
         conditioning: a context in which the images are made (embeddings handed over in place of the prompts').
-        work: (prompt, draw) pairs in place of `generation.draws` of each prompt.
+        work: (prompt, draw) pairs in place of `generation.images_per_prompt` of each prompt.
         judged_together: images that share one false-positive rate; default: those of a prompt. 1: the rate is per image.
         fingerprints: beside those of the model and the training set.
         reference: in place of the experiment's; its index lies in the arm's own folder.
@@ -180,7 +180,7 @@ def make_arm(arm: Arm, folder: Path | None, reference: Reference | None, options
     made = matching = None
     if target.can_generate:
         if arm.work is None:
-            record_asked(run.path, arm.generation.draws)
+            record_asked(run.path, arm.generation.images_per_prompt)
         made = _generate(arm, target, run, options)
         if reference is not None and index is not None:
             matching = match_stage(
@@ -188,7 +188,7 @@ def make_arm(arm: Arm, folder: Path | None, reference: Reference | None, options
                 reference.matching,
                 index,
                 reference.heldout,
-                arm.judged_together or arm.generation.draws,
+                arm.judged_together or arm.generation.images_per_prompt,
                 options.silent,
             )
     after = None if arm.after is None else arm.after(run, target)

@@ -24,6 +24,7 @@ from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.pipelines.branches import own_evaluations
 from diffmem.models.pipelines.calls import Layer, intercepted, layered, layers_of, target_of
+from diffmem.renamed import renamed
 from diffmem.scores import DEFAULT_SCORE
 from diffmem.serving.call import GuardedCall
 from diffmem.serving.conditionings import is_null, kept
@@ -134,8 +135,9 @@ class Guard:
         self._open: ExitStack | None = None
 
     @staticmethod
+    @renamed(false_alarms="fpr")
     def calibrate(
-        pipe: Any, prompts: PromptList | str | Path | Sequence[str], false_alarms: float = 0.01, *,
+        pipe: Any, prompts: PromptList | str | Path | Sequence[str], fpr: float = 0.01, *,
         score: str | None = None, draws: int | None = None, seed: int = 0, silent: bool = True,
         regime: Regime = "before", steps: int | None = None, guidance: float | None = None,
     ) -> Calibration:  # fmt: skip
@@ -144,7 +146,7 @@ class Guard:
         Args:
             pipe: the pipeline or a Target.
             prompts: the operator's own; their number bounds the rate (1 % takes at least 99).
-            false_alarms: share of such prompts that may be flagged.
+            fpr: share of such prompts that may be flagged.
             score: a row-wise score of the network; by default the norm at low noise ("before"), or the norm over the
                 first half of the steps ("generation").
             draws: noises per prompt in the regime "before", by default 2, each one network evaluation per new prompt.
@@ -164,11 +166,11 @@ class Guard:
         if regime == "generation":
             if draws not in (None, 1):
                 raise UsageError(f"draws = {draws}, but a generation has one noise: leave `draws` out.")
-            return calibrate_during(target, listed, score, false_alarms, steps=steps, guidance=guidance, seed=seed)
+            return calibrate_during(target, listed, score, fpr, steps=steps, guidance=guidance, seed=seed)
         if steps is not None or guidance is not None:
             raise UsageError("Before generation neither steps nor guidance play a part: leave `steps`, `guidance` out.")
         return calibrate_score(
-            target, listed, score or SCORE, rate=false_alarms, draws=DRAWS if draws is None else draws, seed=seed,
+            target, listed, score or SCORE, fpr=fpr, draws=DRAWS if draws is None else draws, seed=seed,
             silent=silent,
         )  # fmt: skip
 

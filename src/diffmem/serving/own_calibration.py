@@ -30,7 +30,7 @@ def calibrate_during(
     target: Target,
     reference: PromptList,
     spec: str | None,
-    rate: float,
+    fpr: float,
     *,
     steps: int | None = None,
     guidance: float | None = None,
@@ -42,7 +42,7 @@ def calibrate_during(
         target: the model.
         reference: prompts of which none is memorized.
         spec: the score; by default the score difference over the first half of the steps.
-        rate: nominal false-positive rate.
+        fpr: nominal false-positive rate.
         steps: of the calls to come, the pipeline's own where None; a score that names them must agree.
         guidance: of the calls to come, as `steps`.
         seed: root seed of the images' noise.
@@ -83,7 +83,7 @@ def calibrate_during(
     kept = np.array([values[i] for i in finite])
     groups = near_duplicate_groups([usable[i].text for i in finite])
     setting = generation_setting(target, score, settings[0])
-    threshold = calibrate_threshold(kept, rate, setting, reference.source, reference.fingerprint, groups)
+    threshold = calibrate_threshold(kept, fpr, setting, reference.source, reference.fingerprint, groups)
     return Calibration(threshold, None, tuple(kept.tolist()), len(reference) - len(finite))
 
 

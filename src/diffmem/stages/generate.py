@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from diffmem.copies.degenerate import is_degenerate
 from diffmem.data.png import png_bytes
@@ -19,18 +19,21 @@ from diffmem.keys import row_key
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
 from diffmem.randomness import seed_of
+from diffmem.renamed import RenamedFields
 from diffmem.runs.directory import RunDirectory, in_shard
 from diffmem.runs.microbatch import MicroBatches, describe
 from diffmem.runs.progress import Progress
 from diffmem.stages.samples import prompts_or_samples
 
 
-class Generation(BaseModel):
+class Generation(RenamedFields):
     """How many images, from which noises, sampled how."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    draws: int = Field(4, ge=1, description="images per prompt")
+    new_names: ClassVar[Mapping[str, str]] = {"draws": "images_per_prompt"}
+
+    images_per_prompt: int = Field(4, ge=1, description="images generated of each prompt")
     seed: int = Field(0, description="root seed")
     batch: int = Field(32, ge=1, description="images per call of the pipeline at first; halved when memory runs out")
     sampling: Sampling = Sampling()
@@ -71,8 +74,9 @@ def generate(
     Args:
         target: the model; its own pipeline makes the images.
         prompts: a list of prompts, a file, or a PromptList; None for a model that takes none.
-        settings: draws, seed, sampling.
-        samples: for a model that takes no prompts: how many names to draw noise for, each with `settings.draws` images.
+        settings: images per prompt, seed, sampling.
+        samples: for a model that takes no prompts: how many names to draw noise for, each with as
+            many images as `settings` says.
         out: run directory; the same command resumes it.
         shard: (i, n): only this part of the prompts.
         retry_errors: make images again that ended in an error.
@@ -103,11 +107,11 @@ def generate_stage(
     silent: bool = True,
     work: Sequence[tuple[Prompt, int]] | None = None,
 ) -> GenerationResult:
-    """The stage itself, in an open run directory; `work` names (prompt, draw) pairs instead of `settings.draws` of each."""
+    """The stage itself, in an open run directory; `work` names (prompt, draw) pairs in place of all images of each prompt."""
     mine = [p for p in prompts if in_shard(p, shard)]
     run.record_prompts(mine)
     done = run.store.finished("images", retry_errors)
-    work = [(p, d) for p in mine for d in range(settings.draws)] if work is None else work
+    work = [(p, d) for p in mine for d in range(settings.images_per_prompt)] if work is None else work
     todo = [(p, d) for p, d in work if image_key(target, p, d, settings) not in done]
     result = GenerationResult(run)
     tried = 0

@@ -163,7 +163,7 @@ class Trainer:
         from diffusers.training_utils import EMAModel
 
         settings = self.plan.optimizer
-        optimizer = torch.optim.AdamW(self.parameters, lr=settings.rate, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
         self.optimizer = self.accelerator.prepare(optimizer)
         self.schedule = get_scheduler(
             settings.schedule, optimizer, num_warmup_steps=settings.warm_up, num_training_steps=settings.steps

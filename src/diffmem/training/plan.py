@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -19,6 +20,7 @@ from pydantic import (
 
 from diffmem.atomic import read_plain
 from diffmem.errors import DataError, UsageError
+from diffmem.renamed import RenamedFields
 
 P = TypeVar("P", bound=BaseModel)
 
@@ -122,13 +124,15 @@ class ChangesPlan(Section):
         return values
 
 
-class OptimizerPlan(Section):
+class OptimizerPlan(RenamedFields, Section):
     """How the weights move."""
+
+    new_names: ClassVar[Mapping[str, str]] = {"rate": "lr"}
 
     steps: int = Field(ge=1)
     batch: int = Field(16, ge=1, description="samples per step over all processes")
     micro_batch: int | None = Field(None, ge=1, description="samples at once per process; default: all of them")
-    rate: float = Field(5e-6, gt=0, description="peak learning rate")
+    lr: float = Field(5e-6, gt=0, description="peak learning rate")
     schedule: Literal["constant", "constant_with_warmup", "cosine", "linear"] = "constant_with_warmup"
     warm_up: int = Field(0, ge=0, description="steps")
     weight_decay: float = Field(1e-2, ge=0)

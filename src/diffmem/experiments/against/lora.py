@@ -33,7 +33,7 @@ def audit_lora(
         train: the LoRA's training images, as in `audit`.
         out: a folder; `out/base` and `out/lora` become run directories, and the same call resumes both.
         opening: further arguments of `Target.from_pretrained` (device, dtype, ...).
-        settings: further arguments of `audit` (scores, draws, images, seed, sampling, ...).
+        settings: further arguments of `audit` (scores, draws, images_per_prompt, seed, sampling, ...).
 
     Returns:
         The run; its arms are "base" and "lora". Cost: twice an audit; only one of the models is in memory at a time.

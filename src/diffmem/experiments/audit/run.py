@@ -18,6 +18,7 @@ from diffmem.experiments.against.run import audit_against
 from diffmem.experiments.audit.experiment import AuditExperiment
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
+from diffmem.renamed import renamed
 from diffmem.report.redaction import Redaction
 from diffmem.scores import DEFAULT_SCORES
 from diffmem.scores.base import Score
@@ -29,6 +30,7 @@ from diffmem.stages.samples import prompts_or_samples
 from diffmem.stages.score.rows import Scoring
 
 
+@renamed(images="images_per_prompt")
 def audit(
     target: Target | Callable[[], Target],
     prompts: PromptList | str | Path | Sequence[str] | None = None,
@@ -40,7 +42,7 @@ def audit(
     out: str | Path | None = None,
     scores: str | Score | Sequence[str | Score] = DEFAULT_SCORES,
     draws: int = 4,
-    images: int | None = None,
+    images_per_prompt: int | None = None,
     samples: int | None = None,
     seed: int = 0,
     noise: Literal["bank", "per-prompt"] = "bank",
@@ -59,7 +61,7 @@ def audit(
 ) -> Run:
     """Audit a model: does it reproduce its training images from these prompts?
 
-    Checks that scoring sees the pipeline's network, scores the prompts from pure noise, generates `images` per prompt,
+    Checks that scoring sees the pipeline's network, scores the prompts from pure noise, generates `images_per_prompt` of each,
     finds each image's nearest training image, and calls it a copy at a threshold calibrated at a stated
     false-positive rate. Without a training set it scores, generates and measures how much a prompt's images agree.
 
@@ -75,7 +77,7 @@ def audit(
         out: run directory; the same call resumes it.
         scores: names or Score objects.
         draws: noises per prompt for scoring.
-        images: images per prompt; by default 4, and 1 of each of `samples`.
+        images_per_prompt: how many are generated of each; by default 4, and 1 of each of `samples`.
         samples: for a model that takes no prompts: how many images to make.
         seed: root seed.
         noise: scoring noise, common to all prompts or per prompt.
@@ -136,7 +138,8 @@ def audit(
         _opener(target), listed, parsed,
         Scoring(scores=tuple(s.label for s in parsed), draws=draws, seed=seed, noise=noise, micro_batch=micro_batch),
         Generation(
-            draws=images or (4 if samples is None else 1), seed=seed, batch=batch, sampling=sampling or Sampling()
+            images_per_prompt=images_per_prompt or (4 if samples is None else 1), seed=seed,
+            batch=batch, sampling=sampling or Sampling()
         ),
         judged if reference is None else reference.matching, dict(descriptor_options or {}), reference,
         measure=parse_image_scores(measure), measure_images=measure_images, options=Options(retry_errors, silent),

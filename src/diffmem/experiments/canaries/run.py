@@ -84,7 +84,7 @@ def measure_canaries(
         raise UsageError("This model makes no images: name an image score that it can be measured with (--score loss).")
     maker = make_descriptor(descriptor, as_images(known.pictures()), **(descriptor_options or {}))
     experiment = CanariesExperiment(
-        target, known, settings or Generation(draws=8), maker, wanted, Options(retry_errors, silent),
+        target, known, settings or Generation(images_per_prompt=8), maker, wanted, Options(retry_errors, silent),
         _about(known, trained_with),
     )  # fmt: skip
     return run_experiment(experiment, out, experiment.options)
@@ -125,7 +125,7 @@ class CanariesExperiment(Experiment[CanariesSummary]):
         prompts = [Prompt(canary.id, canary.caption) for canary in self.known.canaries]
         if not self.conditional:
             prompts = [Prompt(SAMPLED, SAMPLED)]
-            work = [(prompts[0], draw) for draw in range(self.settings.draws * len(self.known.canaries))]
+            work = [(prompts[0], draw) for draw in range(self.settings.images_per_prompt * len(self.known.canaries))]
         yield Arm(
             ARM, lambda: self.target, prompts, self.settings, section={"canaries": {"descriptor": self.maker.recipe}},
             work=work, fingerprints={"prompts": self.known.hash}, after=self._measured,

@@ -14,6 +14,7 @@ from diffmem.evaluation.paired import compare_paired, mean_difference
 from diffmem.experiments._run import Run, folder_of
 from diffmem.experiments.evaluate.labels import measured_labels
 from diffmem.experiments.evaluate.runs import Labels, labels_of, prompt_groups, read_scores
+from diffmem.renamed import renamed
 from diffmem.report.redaction import Redaction
 from diffmem.runs.facts import read_fact
 from diffmem.runs.identity import ABSENT, plan_differences
@@ -60,8 +61,9 @@ class Comparison:
         return write_comparison(self, Path(out), redact, hash_prompts)
 
 
+@renamed(rate="fpr")
 def compare(
-    before: Run | str | Path, after: Run | str | Path, labels: Labels = "given", rate: float = 0.01, seed: int = 0, *,
+    before: Run | str | Path, after: Run | str | Path, labels: Labels = "given", fpr: float = 0.01, seed: int = 0, *,
     despite_settings: bool = False,
 ) -> Comparison:  # fmt: skip
     """Compare two runs on the same prompts: the share of copies, and the AUROC of every score that both have.
@@ -72,7 +74,7 @@ def compare(
         before: a run or its folder, for example of a base model; labels are taken from it.
         after: another, for example of the fine-tune, made with the same prompts and settings.
         labels: those of the prompt list, or what the images of `before` copy.
-        rate: false-positive rate.
+        fpr: false-positive rate.
         seed: of the resampling.
         despite_settings: compare although seeds, sampling, images per prompt or training images differ.
 
@@ -87,18 +89,19 @@ def compare(
             f"'{first}' and '{second}' were made with unlike settings, so a difference could be theirs: "
             f"{'; '.join(unlike)}. Make both alike, or compare them with --despite-settings."
         )
-    rows, missing = paired_rows(first, second, first, labels, rate, seed)
+    rows, missing = paired_rows(first, second, first, labels, fpr, seed)
     one, two = read_scores(first).prompts, read_scores(second).prompts
     texts = {key: row["text"] for key, row in one.items() if two.get(key, {}).get("text") == row["text"]}
     return Comparison(rows, missing, (_model(first), _model(second)), unlike, (first, second), texts)
 
 
+@renamed(rate="fpr")
 def compare_runs(
-    first: Run | str | Path, second: Run | str | Path, how: Labels = "given", rate: float = 0.01, seed: int = 0
+    first: Run | str | Path, second: Run | str | Path, how: Labels = "given", fpr: float = 0.01, seed: int = 0
 ) -> list[dict[str, Any]]:
     """First minus second, as in 0.1.0; `compare` says after minus before."""
     one, two = folder_of(first), folder_of(second)
-    rows, missing = paired_rows(two, one, one, how, rate, seed)
+    rows, missing = paired_rows(two, one, one, how, fpr, seed)
     found = [
         {"what": row["what"], "first": row["after"], "second": row["before"]}
         | {name: row[name] for name in ("difference", "low", "high", "p_value", "prompts")}
@@ -127,7 +130,7 @@ def unlike_settings(first: Path, second: Path) -> list[str]:
 
 
 def paired_rows(
-    first: Path, second: Path, labelled: Path, how: Labels, rate: float, seed: int
+    first: Path, second: Path, labelled: Path, how: Labels, fpr: float, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Rows of `Comparison`, second minus first, with the labels of the run `labelled`; and what is missing."""
     one, two = read_scores(first), read_scores(second)
@@ -154,7 +157,7 @@ def paired_rows(
             continue
         found = compare_paired(
             np.stack([two.values[score][p] for p in known]), np.stack([one.values[score][p] for p in known]), truth,
-            np.array([groups[p] for p in known]), rate=rate, seed=seed,
+            np.array([groups[p] for p in known]), fpr=fpr, seed=seed,
         )  # fmt: skip
         if found.difference is None:
             missing[f"AUROC of {score}"] = str(found.reason)

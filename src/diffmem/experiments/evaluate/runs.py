@@ -16,6 +16,7 @@ from diffmem.evaluation.roc import tpr_at_fpr
 from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.experiments._run import Run, folder_of
 from diffmem.experiments.evaluate.labels import given_labels, measured_labels
+from diffmem.renamed import renamed
 from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore
 
@@ -70,15 +71,14 @@ def labels_of(folder: Path, prompts: Mapping[str, dict[str, Any]], how: Labels) 
     return labels
 
 
-def evaluate(
-    run: Run | str | Path, labels: Labels = "given", rate: float = 0.01, seed: int = 0
-) -> list[dict[str, Any]]:
+@renamed(rate="fpr")
+def evaluate(run: Run | str | Path, labels: Labels = "given", fpr: float = 0.01, seed: int = 0) -> list[dict[str, Any]]:
     """AUROC and TPR at a false-positive rate of every score, with cluster-aware 95 % intervals.
 
     Args:
         run: a run with scores, or its folder.
         labels: those of the prompt list, or measured on the run's own generations.
-        rate: false-positive rate.
+        fpr: false-positive rate.
         seed: of the resampling.
 
     Returns:
@@ -95,7 +95,7 @@ def evaluate(
         for tier, negatives in _tiers(
             scores.prompts, [p for p in values if known.get(p, {}).get("label") is False]
         ).items():
-            rows.append({"score": score, "negatives": tier} | _row(values, positives, negatives, groups, rate, seed))
+            rows.append({"score": score, "negatives": tier} | _row(values, positives, negatives, groups, fpr, seed))
     return rows
 
 
@@ -104,7 +104,7 @@ def _row(
     positives: Sequence[str],
     negatives: Sequence[str],
     groups: Mapping[str, int],
-    rate: float,
+    fpr: float,
     seed: int,
 ) -> dict[str, Any]:
     counts = {"n_positives": len(positives), "n_negatives": len(negatives)}
@@ -119,11 +119,11 @@ def _row(
     truth = np.r_[np.ones(len(positives), bool), np.zeros(len(negatives), bool)]
     numbers = np.array([groups[p] for p in both])
     area = auroc_interval(matrix, truth, numbers, seed=seed)
-    tpr = tpr_interval(matrix, truth, numbers, rate, seed=seed)
-    point = tpr_at_fpr(matrix[truth].mean(1), matrix[~truth].mean(1), rate)
+    tpr = tpr_interval(matrix, truth, numbers, fpr, seed=seed)
+    point = tpr_at_fpr(matrix[truth].mean(1), matrix[~truth].mean(1), fpr)
     return counts | {
         "auroc": area.value, "auroc_low": area.low, "auroc_high": area.high, "tpr": tpr.value, "tpr_low": tpr.low,
-        "tpr_high": tpr.high, "nominal_fpr": rate, "realised_fpr": point.realised_fpr if point.measurable else None,
+        "tpr_high": tpr.high, "nominal_fpr": fpr, "realised_fpr": point.realised_fpr if point.measurable else None,
         "clusters": area.clusters_positive + area.clusters_negative, "n_eff": area.n_eff, "reason": area.reason or tpr.reason,
     }  # fmt: skip
 

@@ -95,13 +95,13 @@ def extract_images(
     """
     # Cliques are looked for within a prompt: all samples are one.
     listed = prompts_or_samples(target, prompts, None if samples is None else 1)
-    settings = settings or Generation(draws=100)
+    settings = settings or Generation(images_per_prompt=100)
     if samples is not None:
-        settings = settings.model_copy(update={"draws": samples})
-    if settings.draws < smallest:
+        settings = settings.model_copy(update={"images_per_prompt": samples})
+    if settings.images_per_prompt < smallest:
         raise UsageError(
-            f"{settings.draws} images per prompt cannot hold a clique of {smallest}: make more (--images-per-prompt) or ask for "
-            "smaller cliques (--clique)."
+            f"{settings.images_per_prompt} images per prompt cannot hold a clique of {smallest}: make more "
+            "(--images-per-prompt) or ask for smaller cliques (--clique)."
         )
     known = None if train is None else as_images(train)
     experiment = ExtractExperiment(

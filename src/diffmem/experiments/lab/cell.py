@@ -47,7 +47,7 @@ def prompted(data: TrainingSet, captions: Sequence[Sequence[str]], plan: Generat
     order = torch.randperm(len(data), generator=generator(plan.seed, "lab", "prompted")).tolist()
     used: Counter[str] = Counter()
     found = []
-    for n in range(plan.images):
+    for n in range(plan.images_per_cell):
         place = order[n % len(order)]
         text = captions[place][0]
         found.append(Asked(data.images[place].id, text, used[text]))
@@ -97,7 +97,7 @@ def cell_arm(
 ) -> Arm:
     """The cell as an arm: its images with its inference-time mitigations; `after` measures them."""
     settings = Generation(
-        draws=max(one.draw for one in asked) + 1, seed=plan.generate.seed, batch=plan.generate.batch,
+        images_per_prompt=max(one.draw for one in asked) + 1, seed=plan.generate.seed, batch=plan.generate.batch,
         sampling=plan.generate.sampling,
     )  # fmt: skip
     labels = [one.label for one in cell.treatment.inference]

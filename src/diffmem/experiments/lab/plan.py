@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -13,6 +14,7 @@ from diffmem.copies.statistics import Statistic
 from diffmem.errors import UsageError
 from diffmem.experiments.lab.factors import Duplication, Treatment, parse_duplication, parse_treatment
 from diffmem.models.generation import Sampling
+from diffmem.renamed import RenamedFields
 from diffmem.training.plan import ChangesPlan, DataPlan, DuplicationPlan, ModelPlan, OptimizerPlan, Section, TrainPlan
 
 CAPTIONS = ("instance", "class", "fixed", "random", "none")
@@ -29,23 +31,27 @@ class TrainSection(Section):
     checkpoint_every: int = Field(500, ge=1)
 
 
-class GenerateSection(Section):
+class GenerateSection(RenamedFields, Section):
     """Images of every cell: one per training image drawn, under that image's first caption."""
 
-    images: int = Field(200, ge=2, description="images per cell and seed")
+    new_names: ClassVar[Mapping[str, str]] = {"images": "images_per_cell"}
+
+    images_per_cell: int = Field(200, ge=2, description="images generated in each cell, per seed")
     seed: int = Field(0, description="of the initial noises and of which training images are prompted")
     batch: int = Field(64, ge=1)
     sampling: Sampling = Sampling()
 
 
-class MeasureSection(Section):
+class MeasureSection(RenamedFields, Section):
     """How copies are decided and the rest is measured."""
+
+    new_names: ClassVar[Mapping[str, str]] = {"false_positives": "fpr"}
 
     heldout: str | None = Field(None, description="images that no training sees; for the threshold and the quality")
     descriptor: str = DEFAULT_DESCRIPTOR
     descriptor_options: dict[str, Any] = Field(default_factory=dict)
     statistic: Statistic | None = None
-    false_positives: float = Field(0.01, gt=0, lt=1)
+    fpr: float = Field(0.01, gt=0, lt=1)
     text_alignment: str | None = Field(None, description="clip:FOLDER, digits or photos; none: alignment is not judged")
 
 

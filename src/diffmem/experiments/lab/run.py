@@ -26,6 +26,7 @@ from diffmem.experiments.lab.summary import CellPair, LabSummary
 from diffmem.experiments.lab.view import cells_of_rows, headline
 from diffmem.keys import row_key
 from diffmem.models.target import Target
+from diffmem.renamed import renamed
 from diffmem.report.verdict import STATISTICS
 from diffmem.runs.directory import RunDirectory
 from diffmem.runs.identity import plan_differences
@@ -43,11 +44,12 @@ COLUMNS = ("similarity_mean", "similarity_p95", "share_copied", "alignment", "qu
 FURTHER = ("share_above", "share_own", "share_copied_repeated", "share_copied_once", "recall", "frechet")
 
 
+@renamed(part="shard")
 def run_lab(
     plan: LabPlan,
     out: str | Path,
     *,
-    part: tuple[int, int] | None = None,
+    shard: tuple[int, int] | None = None,
     device: str | None = None,
     silent: bool = True,
 ) -> Run:
@@ -56,7 +58,7 @@ def run_lab(
     Args:
         plan: see `LabPlan`.
         out: folder of the lab.
-        part: (i, n): only the trainings of this part, so that several processes share a lab; the last call, without it,
+        shard: (i, n): only the trainings of this part, so that several processes share a lab; the last call, without it,
             puts the table together.
         device: where to train and generate; default: a GPU where there is one.
         silent: no progress on stderr.
@@ -70,10 +72,10 @@ def run_lab(
         IncompatibleRun: the folder holds another lab.
         DataError, UsageError: data or a plan that no cell could use.
 
-    Cost: the trainings, and per cell `generate.images` generated images (steps x 2 NFE each under guidance).
+    Cost: the trainings, and per cell `generate.images_per_cell` generated images (steps x 2 NFE each under guidance).
     """
     lab = Lab(plan, Path(out), device, silent)
-    lab.part = part or (0, 1)
+    lab.shard = shard or (0, 1)
     return run_experiment(lab, out, Options(silent=silent))
 
 
@@ -81,7 +83,7 @@ class Lab(Experiment[LabSummary]):
     """One lab at work: the cells are its arms, each with the model that its training gives.
 
     Attributes:
-        part: (i, n): only the trainings of this part.
+        shard: (i, n): only the trainings of this part.
     """
 
     describes: ClassVar[bool] = False
@@ -90,7 +92,7 @@ class Lab(Experiment[LabSummary]):
 
     def __init__(self, plan: LabPlan, folder: Path, device: str | None, silent: bool) -> None:
         self.plan, self.folder, self.device, self.silent = plan, folder, device, silent
-        self.part = (0, 1)
+        self.shard = (0, 1)
         self.cells = cells_of(plan)
         self.problems: dict[Path, DiffmemError] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,7 @@ class Lab(Experiment[LabSummary]):
         index = build_index(pictures, descriptor, None, silent)
         matching = Matching(
             descriptor=plan.measure.descriptor, statistic=plan.measure.statistic,
-            false_positives=plan.measure.false_positives,
+            fpr=plan.measure.fpr,
         )  # fmt: skip
         self.reference = _arm.Reference(index, held, matching)
         self.alignment: TextAlignment | None = None
@@ -147,7 +149,7 @@ class Lab(Experiment[LabSummary]):
     def arms(self, results: Results) -> Iterator[Arm]:
         """The cells of this part that are not done, each trained when its turn comes."""
         trainings = list(dict.fromkeys(training_name(cell.training) for cell in self.cells))
-        index, count = self.part
+        index, count = self.shard
         for cell in self.cells:
             if trainings.index(training_name(cell.training)) % count != index or self._report(cell) is not None:
                 continue

@@ -109,7 +109,9 @@ class MonitorExperiment(Experiment[MonitorSummary]):
             return
         prompts, work = asked_of(fact)
         plan = self.watched.plan
-        generation = Generation(draws=plan.images_per_prompt, seed=plan.seed, batch=plan.batch, sampling=plan.sampling)
+        generation = Generation(
+            images_per_prompt=plan.images_per_prompt, seed=plan.seed, batch=plan.batch, sampling=plan.sampling
+        )
         self._whole = self.folder / fact["place"]
         for number, part in enumerate(parts_of(opening, last)):
             name = f"without {part.name}"
@@ -155,7 +157,9 @@ class MonitorExperiment(Experiment[MonitorSummary]):
             work[:] = [(prompt, draw) for prompt in asked.prompts for draw in range(asked.draws)]
             return look
 
-        generation = Generation(draws=plan.images_per_prompt, seed=plan.seed, batch=plan.batch, sampling=plan.sampling)
+        generation = Generation(
+            images_per_prompt=plan.images_per_prompt, seed=plan.seed, batch=plan.batch, sampling=plan.sampling
+        )
         name = f"{checkpoint.step}: {checkpoint.name}"
         self._of[name] = checkpoint
         yield Arm(

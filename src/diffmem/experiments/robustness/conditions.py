@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from diffmem.data.prompts import load_prompts
 from diffmem.errors import DataError, UsageError
 from diffmem.mitigation.adversarial import AdversarialParameters
 from diffmem.models.generation import SCHEDULERS, Sampling
 from diffmem.models.schedule import Schedule
+from diffmem.renamed import RenamedFields
 
 Kind = Literal["seeds", "guidance", "sampler", "paraphrase", "adversarial"]
 Paraphrase = Callable[[str], Sequence[str]]
@@ -21,10 +22,12 @@ OWN = "own"
 """Name of the pipeline's own sampler in `RobustnessPlan.samplers`."""
 
 
-class RobustnessPlan(BaseModel):
+class RobustnessPlan(RenamedFields):
     """What is varied, one thing at a time, about the base sampling."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    new_names: ClassVar[Mapping[str, str]] = {"draws": "images_per_prompt"}
 
     sampling: Sampling = Field(Sampling(), description="what everything but the thing varied is sampled with")
     worst_of: tuple[int, ...] = Field((1, 4, 16), description="seeds of which the worst counts")
@@ -32,7 +35,7 @@ class RobustnessPlan(BaseModel):
     samplers: tuple[str, ...] | None = Field(
         None, description="scheduler:steps, `own` for the pipeline's; default: by the kind of model"
     )
-    draws: int = Field(4, ge=1, description="images per prompt under every condition but the seeds")
+    images_per_prompt: int = Field(4, ge=1, description="images per prompt under every condition but the seeds")
     adversarial: AdversarialParameters | None = Field(AdversarialParameters(), description="None leaves it out")
     seed: int = Field(0, description="root seed of the images")
     batch: int = Field(32, ge=1, description="images per call of the pipeline at first")
@@ -53,14 +56,14 @@ class Condition:
         kind: what is varied.
         setting: how, in words; unique within its kind.
         sampling: of its images.
-        draws: images per text.
+        images_per_prompt: images per text.
         texts: per prompt the texts that are generated, at least one each.
     """
 
     kind: Kind
     setting: str
     sampling: Sampling
-    draws: int
+    images_per_prompt: int
     texts: tuple[tuple[str, ...], ...]
 
     @property
@@ -88,19 +91,19 @@ def conditions_of(
     found = [Condition("seeds", f"{most} seeds", base, most, plain)]
     for scale in plan.guidance:
         changed = base.model_copy(update={"guidance": scale})
-        found.append(Condition("guidance", f"{scale:g}", changed, plan.draws, plain))
+        found.append(Condition("guidance", f"{scale:g}", changed, plan.images_per_prompt, plain))
     for name in samplers_of(plan, schedule):
-        found.append(Condition("sampler", name, _sampled(base, name), plan.draws, plain))
+        found.append(Condition("sampler", name, _sampled(base, name), plan.images_per_prompt, plain))
     if paraphrase is not None:
         texts = tuple(tuple(paraphrase(text)) for text in prompts)
         without = [text for text, others in zip(prompts, texts, strict=True) if not others]
         if without:
             raise UsageError(f"There is no paraphrase of {without[0]!r} ({len(without)} prompts have none).")
-        found.append(Condition("paraphrase", "other wordings", base, plan.draws, texts))
+        found.append(Condition("paraphrase", "other wordings", base, plan.images_per_prompt, texts))
     if plan.adversarial is not None:
         one = plan.adversarial
         words = f"{one.steps} steps of {one.batch} noises, lr {one.lr:g}, from the {one.start} embedding"
-        found.append(Condition("adversarial", words, base, plan.draws, plain))
+        found.append(Condition("adversarial", words, base, plan.images_per_prompt, plain))
     return found
 
 

@@ -142,10 +142,13 @@ class RobustnessExperiment(Experiment[RobustnessSummary]):
             "adversarial": None if searched is None else searched.model_dump(mode="json"),
         }  # fmt: skip
         settings = Generation(
-            draws=condition.draws, seed=self.plan.seed, batch=self.plan.batch, sampling=condition.sampling
+            images_per_prompt=condition.images_per_prompt,
+            seed=self.plan.seed,
+            batch=self.plan.batch,
+            sampling=condition.sampling,
         )
         key = row_key(
-            condition=section, settings=settings.model_dump(mode="json", exclude={"batch", "draws"}),
+            condition=section, settings=settings.model_dump(mode="json", exclude={"batch", "images_per_prompt"}),
             texts=[list(texts) for texts in condition.texts],
         ).hex()[:8]  # fmt: skip
         return Arm(

@@ -73,7 +73,7 @@ def match_images(
     settings = settings or Matching()
     images, index = images_of(images), index_of(train, settings.descriptor, silent)
     heldout = None if heldout is None else as_images(heldout)
-    threshold = calibrate(index, heldout, settings.false_positives, 1, settings.statistic)
+    threshold = calibrate(index, heldout, settings.fpr, 1, settings.statistic)
     result = FolderMatches(threshold)
     checked: list[np.ndarray] = []
     every = max(1, math.ceil(len(images) / CHECKED))

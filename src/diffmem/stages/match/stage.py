@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from diffmem.copies import index_files
 from diffmem.copies.agreement import agreement
@@ -23,6 +23,7 @@ from diffmem.copies.statistics import Statistic
 from diffmem.data.images import ImageSet, as_images
 from diffmem.data.png import decode_png
 from diffmem.keys import row_key
+from diffmem.renamed import RenamedFields
 from diffmem.runs.asked import asked_rows
 from diffmem.runs.directory import RunDirectory
 from diffmem.runs.facts import read_fact, write_fact
@@ -37,7 +38,7 @@ REVIEWED = "threshold_before_review"
 """Where the fact on copies keeps the threshold of the calibration when people have set another (`diffmem review`)."""
 
 
-class Matching(BaseModel):
+class Matching(RenamedFields):
     """How copies are decided.
 
     For pixel descriptors the default statistic is the normalised distance (Carlini et al. 2023): it asks whether an image
@@ -47,9 +48,11 @@ class Matching(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    new_names: ClassVar[Mapping[str, str]] = {"false_positives": "fpr"}
+
     descriptor: str = DEFAULT_DESCRIPTOR
     statistic: Statistic | None = Field(None, description="default: the descriptor's own")
-    false_positives: float = Field(0.01, gt=0, lt=1, description="nominal false-positive rate per prompt")
+    fpr: float = Field(0.01, gt=0, lt=1, description="nominal false-positive rate per prompt")
 
 
 @dataclass
@@ -135,7 +138,7 @@ def match_stage(
     Images that a safety checker blackened or that are constant are set aside and counted, never matched.
     """
     result = MatchResult()
-    result.threshold = calibrate(index, heldout, settings.false_positives, images_per_prompt, settings.statistic)
+    result.threshold = calibrate(index, heldout, settings.fpr, images_per_prompt, settings.statistic)
     before = read_fact(run.path, "copies") or {}
     fact = {"threshold": asdict(result.threshold), "descriptor": index.about | {"images": len(index)},
             "problems": index.problems, "index": index.fingerprint, "train": index.images_fingerprint}  # fmt: skip

@@ -16,10 +16,11 @@ from diffmem.evaluation.conformal import benjamini_hochberg, conformal_p_values
 from diffmem.evaluation.sequential import SequentialRule, calibrate_sequential
 from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.models.target import Target
+from diffmem.renamed import STORED, renamed
 from diffmem.scores import DEFAULT_SCORE
 from diffmem.scores.base import Score
 from diffmem.scores.spec import parse_score
-from diffmem.stages.score.score import score
+from diffmem.stages.score.score import score as score_prompts
 
 EARLY_MISSES = 0.05
 """Bound on passing early what all draws would have flagged."""
@@ -55,7 +56,7 @@ class Calibration:
         rule = values["rule"]
         return cls(
             ScoreThreshold.model_validate(values["threshold"]),
-            None if rule is None else SequentialRule.model_validate(rule),
+            None if rule is None else SequentialRule.model_validate(rule, context=STORED),
             tuple(values["reference_values"]), int(values["skipped"]),
         )  # fmt: skip
 
@@ -84,12 +85,13 @@ def setting_of(target: Target, rule: Score, draws: int, seed: int, noise: str) -
     )  # fmt: skip
 
 
+@renamed(spec="score", rate="fpr")
 def calibrate(
     target: Target,
     reference: PromptList,
-    spec: str = DEFAULT_SCORE,
+    score: str | Score = DEFAULT_SCORE,
     *,
-    rate: float = 0.01,
+    fpr: float = 0.01,
     draws: int = 4,
     seed: int = 0,
     noise: Any = "bank",
@@ -101,16 +103,16 @@ def calibrate(
     Args:
         target: the model.
         reference: prompts like those to be screened, of which none is memorized.
-        spec: a row-wise score; the standardized anisotropy depends on its set and is refused (give it weights).
-        rate: nominal false-positive rate.
+        score: a row-wise score; the standardized anisotropy depends on its set and is refused (give it weights).
+        fpr: nominal false-positive rate.
         draws: noises per prompt.
         seed: root seed.
         noise: regime.
         out: run directory of the reference scores.
         silent: no progress.
     """
-    chosen = _row_wise(spec)
-    result = score(target, reference, [chosen], draws=draws, seed=seed, noise=noise, out=out, silent=silent)
+    chosen = _row_wise(score)
+    result = score_prompts(target, reference, [chosen], draws=draws, seed=seed, noise=noise, out=out, silent=silent)
     if chosen.label in result.refused:
         raise UsageError(result.refused[chosen.label])
     values = result.values(chosen.label)
@@ -121,11 +123,11 @@ def calibrate(
     groups = near_duplicate_groups([p.text for p in usable])
     setting = setting_of(target, chosen, draws, seed, noise)
     about = (reference.source, reference.fingerprint)
-    threshold = calibrate_threshold(matrix.mean(1), rate, setting, *about, groups)
+    threshold = calibrate_threshold(matrix.mean(1), fpr, setting, *about, groups)
     rule = None
     if draws > 1 and chosen.reads == "network":
         try:
-            rule = calibrate_sequential(matrix, rate, EARLY_MISSES, setting, *about)
+            rule = calibrate_sequential(matrix, fpr, EARLY_MISSES, setting, *about)
         except UsageError:
             # Too few reference prompts for the boundaries: the threshold alone still decides, at full cost.
             rule = None
@@ -154,7 +156,7 @@ def screen(
     draws = calibration.threshold.draws
     require_matching(calibration.threshold, setting_of(target, chosen, draws, seed, noise))
     if not early_exit:
-        result = score(target, prompts, [chosen], draws=draws, seed=seed, noise=noise, out=out, silent=silent)
+        result = score_prompts(target, prompts, [chosen], draws=draws, seed=seed, noise=noise, out=out, silent=silent)
         return _decide_all(prompts, result.values(chosen.label), calibration, discovery_rate, result.nfe.total)
     if calibration.rule is None:
         raise UsageError("This calibration has no early-exit rule: calibrate with more draws and reference prompts.")
@@ -219,7 +221,7 @@ def _draw_by_draw(
             break
         part = PromptList(tuple(undecided), prompts.source, prompts.column, prompts.id_column)
         # The run directory holds the earlier draws, so each round costs one draw per prompt.
-        result = score(target, part, [chosen], draws=draws, seed=seed, noise=noise, out=out, silent=silent)
+        result = score_prompts(target, part, [chosen], draws=draws, seed=seed, noise=noise, out=out, silent=silent)
         spent += result.nfe.total
         values = result.values(chosen.label)
         taken |= {p.id: values[p.id][:draws] for p in undecided if p.id in values}
