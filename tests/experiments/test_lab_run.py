@@ -28,7 +28,7 @@ def small(**changes):
             "model": {"base": "testbed:digits"}, "data": {"images": "testbed:digits", "limit": 12},
             "optimizer": {"steps": 2, "batch": 4, "lr": 1e-3},
         },
-        "generate": {"images": 14, "sampling": {"steps": 2, "guidance": 2.0}},
+        "generate": {"images_per_cell": 14, "sampling": {"steps": 2, "guidance": 2.0}},
         "measure": {"text_alignment": "digits", "false_positives": 0.1},
         "grid": GRID,
     }  # fmt: skip
@@ -176,7 +176,10 @@ def test_command(tmp_path, capsys):
 def test_adapters_and_unconditional_models(tmp_path, model, captions):
     train = small().train.model_dump() | {"model": model}
     plan = small(
-        train=train, grid={"captions": [captions]}, measure={}, generate={"images": 6, "sampling": {"steps": 2}}
+        train=train,
+        grid={"captions": [captions]},
+        measure={},
+        generate={"images_per_cell": 6, "sampling": {"steps": 2}},
     )
     (row,) = run_lab(plan, tmp_path, device="cpu").summary.rows
     assert (row["status"], row["n_images"], row["alignment"]) == ("ok", 6, None), row["reason"]
