@@ -14,7 +14,7 @@ from diffmem.models.target import Target
 from diffmem.scores import DEFAULT_SCORE
 from diffmem.scores.base import Score
 from diffmem.scores.spec import parse_score
-from diffmem.stages.score.score import score
+from diffmem.stages.score.score import score as score_prompts
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def without(words: Sequence[str], place: int) -> str:
 def localize(
     target: Target,
     prompts: PromptList | str | Path | Sequence[str],
-    spec: str | Score = DEFAULT_SCORE,
+    score: str | Score = DEFAULT_SCORE,
     *,
     draws: int = 4,
     seed: int = 0,
@@ -60,7 +60,7 @@ def localize(
     Args:
         target: the model.
         prompts: a list of prompts, a file, or a PromptList.
-        spec: a score that is computed from the network prompt by prompt.
+        score: a score that is computed from the network prompt by prompt.
         draws: noises, the same for a prompt and its variants.
         seed: root seed.
         silent: no progress.
@@ -71,7 +71,7 @@ def localize(
     Raises:
         UsageError: the score is not computed prompt by prompt from the network, or this model refuses it.
     """
-    chosen = parse_score(spec)
+    chosen = parse_score(score)
     if chosen.reads != "network":
         raise UsageError(
             f"{chosen.label} is not computed from the network prompt by prompt, so no word can be left out alone: use "
@@ -85,7 +85,7 @@ def localize(
         for words in [p.text.split()]
         for text in (p.text, *(without(words, j) for j in range(len(words))))
     )
-    result = score(target, _as_list(variants), [chosen], draws=draws, seed=seed, silent=silent)
+    result = score_prompts(target, _as_list(variants), [chosen], draws=draws, seed=seed, silent=silent)
     if chosen.label in result.refused:
         raise UsageError(result.refused[chosen.label])
     values = result.values(chosen.label)
