@@ -101,6 +101,7 @@ def test_images_is_a_set_and_draws_are_noises():
         "audit",
         "score",
         "calibrate",
+        "localize",
         "guard.calibrate",
         "Target.generate",
     }
