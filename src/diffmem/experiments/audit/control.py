@@ -98,7 +98,7 @@ def budget(target: Target, images: int, settings: Generation) -> Budget:
     captions = PLANTED + CONTROLS
     each = FORWARD_AND_BACKWARD * PLANTED  # evaluations of one pass over the planted pictures
     allowed = SHARE * images * own
-    per_caption = max(1, min(settings.draws, int(allowed / 2 / (captions * own))))
+    per_caption = max(1, min(settings.images_per_prompt, int(allowed / 2 / (captions * own))))
     passes = min(MOST, int((allowed - per_caption * captions * own) / each))
     if passes < FEWEST:
         needed = -(-int((captions * own + FEWEST * each) / SHARE) // own)
@@ -190,7 +190,7 @@ def look_for(
     return {
         "planted": len(of), "found": len(called & of), "given_back": len(back & of),
         "found_of_given_back": len(called & back & of), "controls": len(known.controls), "controls_found": len(called - of),
-        "images_per_prompt": settings.draws, "registration": known.hash, "notes": list(summary.notes[1:]),
+        "images_per_prompt": settings.images_per_prompt, "registration": known.hash, "notes": list(summary.notes[1:]),
     }  # fmt: skip
 
 

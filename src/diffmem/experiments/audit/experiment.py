@@ -98,7 +98,7 @@ class AuditExperiment(Experiment[Digest]):
         from diffmem.experiments.audit.control import budget, require_trainable  # they import the training loop
 
         require_trainable(target)
-        return budget(target, self.generation.draws * len(usable(self.prompts)), self.generation)
+        return budget(target, self.generation.images_per_prompt * len(usable(self.prompts)), self.generation)
 
     def _score(self, run: RunDirectory, target: Target) -> ScoreResult:
         if self.control:
