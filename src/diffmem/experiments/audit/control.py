@@ -224,7 +224,7 @@ def _planted(target: Target, folder: Path, allowed: Budget, seed: int, silent: b
         seed=seed, model=ModelPlan(base=target.name, method="lora", lora_rank=_RANK, lora_targets=_LAYERS),
         data=DataPlan(images=str(folder / "canaries" / DATA), captions="instance" if denoiser.conditional else "none"),
         optimizer=OptimizerPlan(
-            steps=allowed.steps, batch=BATCH, rate=_rate(target), schedule="cosine", warm_up=min(20, allowed.steps),
+            steps=allowed.steps, batch=BATCH, lr=_rate(target), schedule="cosine", warm_up=min(20, allowed.steps),
         ),
     )  # fmt: skip
     return train(plan, folder / "training", target=base, device=str(denoiser.device), silent=silent).target
