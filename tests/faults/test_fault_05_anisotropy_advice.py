@@ -14,7 +14,7 @@ from tests.tiny import tiny_sd
 def test_fault_05_the_advice_can_be_followed(tmp_path, capsys):
     tiny_sd().save_pretrained(tmp_path / "model")
     found = printed_json(capsys, "score", tmp_path / "model", "a fox", "--score", "anisotropy", "--score",
-                         "text-uppercase", "--draws", 1)  # fmt: skip
+                         "score-difference", "--draws", 1)  # fmt: skip
     advice = found["refused"]["anisotropy"]
     assert "--weights" not in advice
     (spec,) = re.findall(r"anisotropy:weights=[\d.]+/[\d.]+", advice)

@@ -36,7 +36,7 @@ def model_card(plan: TrainPlan, log: Mapping[str, Any], base: str) -> str:
         )
     lines += [f"- {note}" for note in log["notes"]]
     lines += ["", "## Every setting", "", "| setting | value |", "|---|---|"]
-    for section, values in plan.model_dump(mode="json").items():
+    for section, values in plan.model_dump().items():
         settings = values if isinstance(values, dict) else {"": values}
         lines += [f"| {section}{'.' if key else ''}{key} | {value} |" for key, value in settings.items()]
     versions = log["provenance"]["packages"]
