@@ -15,6 +15,7 @@ from diffmem.errors import UsageError
 from diffmem.method import parse_method
 from diffmem.mitigation import MITIGATIONS
 from diffmem.scores import IMAGE_SCORES, SCORES
+from tests.fixtures.runs_0_1_0.make import copied
 from tests.tiny import tiny_sd
 
 TEN = {
@@ -99,3 +100,13 @@ def test_what_a_session_prints_is_short():
         assert len(repr(shown)) < 200
     assert "tiny" in repr(target) and " at 0x" not in repr(target)
     assert "30 prompts" in repr(scored)
+
+
+def test_what_verbs_give_back_prints_in_one_line(tmp_path):
+    calibrated = dm.calibrate(dm.Target.from_pipeline(tiny_sd()), dm.load_prompts([f"{i}" for i in range(20)]),
+                              "text-uppercase", fpr=0.1)  # fmt: skip
+    assert "text-uppercase >= " in repr(calibrated) and "fpr of 0.1, 20 prompts" in repr(calibrated)
+    run = copied("audit", tmp_path)
+    same = dm.compare(run, run)
+    assert f"{len(same.rows)} figures" in repr(same)
+    assert max(len(repr(shown)) for shown in (calibrated, same)) < 200

@@ -61,6 +61,9 @@ class TrainResult:
     notes: list[str] = field(default_factory=list)
     main: bool = True
 
+    def __repr__(self) -> str:
+        return f"TrainResult({str(self.saved)!r}, {len(self.log.get('loss', ()))} losses logged, {self.target!r})"
+
 
 def train(
     plan: TrainPlan, out: str | Path, *, data: TrainingSet | None = None, target: Target | None = None,

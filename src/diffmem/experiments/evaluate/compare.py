@@ -47,6 +47,10 @@ class Comparison:
     folders: tuple[Path, Path]
     prompts: dict[str, str]
 
+    def __repr__(self) -> str:
+        before, after = self.models
+        return f"Comparison({after} minus {before}: {len(self.rows)} figures, {len(self.missing)} that could not be compared)"
+
     @property
     def headline(self) -> str:
         """One sentence: how the share of copies changed, with its interval."""

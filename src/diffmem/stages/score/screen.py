@@ -42,6 +42,11 @@ class Calibration:
     reference_values: tuple[float, ...]
     skipped: int
 
+    def __repr__(self) -> str:
+        set_at = self.threshold
+        value = "not measurable" if set_at.value is None else f">= {set_at.value:.6g}"
+        return f"Calibration({set_at.score} {value} at an fpr of {set_at.nominal_fpr:g}, {set_at.n_reference} prompts)"
+
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
