@@ -64,6 +64,12 @@ def load_prompts(
 
     Raises:
         DataError: missing or unreadable file, no prompt column, missing ids or ids that occur again, a label that is none.
+
+    Example:
+        >>> import diffmem as dm
+        >>> prompts = dm.load_prompts(["a red fox", "a hen"])
+        >>> prompts, [prompt.text for prompt in prompts]
+        (PromptList(2 prompts of a Python sequence), ['a red fox', 'a hen'])
     """
     if isinstance(source, PromptList):
         return source

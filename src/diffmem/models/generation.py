@@ -33,7 +33,13 @@ SCHEDULERS = {
 
 
 class Sampling(BaseModel):
-    """How images are generated; None leaves the pipeline's own default."""
+    """How images are generated; None leaves the pipeline's own default.
+
+    Example:
+        >>> import diffmem as dm
+        >>> dm.Sampling(steps=20, guidance=7.5).guidance
+        7.5
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

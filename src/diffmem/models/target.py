@@ -225,6 +225,13 @@ class Target(Checked):
         Raises:
             UsageError: an argument that makes no sense, with what was expected.
             ModelError: a module in training mode.
+
+        Example:
+            >>> import diffmem as dm
+            >>> dm.Target.from_callable(
+            ...     lambda x, t, cond: x * 0, (1, 8, 8), prediction="epsilon", schedule="linear", name="zero", device="cpu"
+            ... )
+            Target('zero': callable on cpu)
         """
         if fn is None and generate is None:
             raise UsageError("from_callable needs `fn` (for scoring), `generate` (for images) or both.")

@@ -112,6 +112,15 @@ def score(
 
     Returns:
         A ScoreResult; rows are in its run directory. Cost: see ScoreResult.nfe.
+
+    Example:
+        >>> import diffmem as dm
+        >>> network = dm.Target.from_callable(
+        ...     lambda x, t, cond: x * 0, (1, 8, 8), prediction="epsilon", schedule="linear", device="cpu"
+        ... )
+        >>> scored = dm.score(network, ["A RED fox", "a hen"], "text-uppercase")
+        >>> [round(float(value.mean()), 2) for value in scored.values("text-uppercase").values()]
+        [0.57, 0.0]
     """
     prompt_list = as_prompts(prompts)
     settings = Scoring(
