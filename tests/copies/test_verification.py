@@ -139,7 +139,7 @@ def test_an_index_knows_whether_it_was_made_with_features(tmp_path):
         kept = index_of(True, path=tmp_path / "with")
         match(FRESH[:1], kept)
         files = sorted(p.name for p in (tmp_path / "with").glob("features-*"))
-        assert files == ["features-vectors-00000.npy"]
+        assert files == ["features-vectors-00000.npz"]
         again = match(FRESH[:1], CopyIndex.load(tmp_path / "with", Aligned.of(side=SIDE, channels=3, features=True)))
         assert again[0].verified == pytest.approx(match(FRESH[:1], kept)[0].verified)
 

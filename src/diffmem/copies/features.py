@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffmem.atomic import write_atomic
 from diffmem.copies.alignment.placing import Pixels, reduce
+from diffmem.copies.index_files import read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from diffmem.copies.duplicates import DuplicateGroups
@@ -76,14 +75,11 @@ class FeatureSearch:
 
     def _kept(self, index: CopyIndex, name: str, part: int, vectors: NDArray[Any]) -> NDArray[np.float16]:
         """The features of one part of the index, from beside it or computed and kept there."""
-        file = None if index.path is None else index.path / f"features-{name}-{part:05d}.npy"
+        file = None if index.path is None else index.path / f"features-{name}-{part:05d}.npz"
         if file is not None and file.is_file():
-            try:
-                kept: NDArray[np.float16] = np.load(file, allow_pickle=False)
-            except (OSError, ValueError, EOFError):
-                kept = np.zeros((0, 0), np.float16)  # damaged: made again and replaced
-            if len(kept) == len(vectors):
-                return kept
+            kept = read_arrays(file, ("features",))
+            if kept is not None and len(kept["features"]) == len(vectors):
+                return kept["features"]
         made = np.concatenate(
             [
                 self._describe(self._pictures(vectors[i : i + _AT_ONCE])).astype(np.float16)
@@ -91,9 +87,7 @@ class FeatureSearch:
             ]
         )
         if file is not None:
-            buffer = io.BytesIO()
-            np.save(buffer, made, allow_pickle=False)
-            write_atomic(file, buffer.getbuffer())
+            write_arrays(file, {"features": made})
         return made
 
 

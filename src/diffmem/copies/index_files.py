@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,17 +154,16 @@ class IndexState:
         file = None if self.path is None else self.path / _GROUPS
         if file is None or not file.is_file():
             return None
-        try:
-            with np.load(file, allow_pickle=False) as kept:
-                groups = DuplicateGroups(
-                    kept["group"],
-                    np.bincount(kept["group"]),
-                    float(kept["cut"]),
-                    int(kept["chained"]),
-                    tuple(Template(int(g), m, k) for g, m, k in zip(*(kept[n] for n in _TEMPLATE), strict=True)),
-                )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return None  # damaged: they are computed again and replaced
+        kept = read_arrays(file, ("group", "cut", "chained", *_TEMPLATE))
+        if kept is None:
+            return None
+        groups = DuplicateGroups(
+            kept["group"],
+            np.bincount(kept["group"]),
+            float(kept["cut"]),
+            int(kept["chained"]),
+            tuple(Template(int(g), m, k) for g, m, k in zip(*(kept[n] for n in _TEMPLATE), strict=True)),
+        )
         return groups if groups.cut == cut and len(groups.group) == sum(map(len, self.parts)) else None
 
     def write_groups(self, groups: DuplicateGroups) -> None:
@@ -172,14 +172,31 @@ class IndexState:
             return
         columns = [(t.group, t.mean, t.mask) for t in groups.templates]
         stacked = {name: np.asarray([column[i] for column in columns]) for i, name in enumerate(_TEMPLATE)}
-        buffer = io.BytesIO()
-        np.savez(buffer, group=groups.group, cut=groups.cut, chained=groups.chained, **stacked)  # type: ignore[arg-type]
-        write_atomic(self.path / _GROUPS, buffer.getbuffer())
+        single = {"cut": np.asarray(groups.cut), "chained": np.asarray(groups.chained)}
+        write_arrays(self.path / _GROUPS, {"group": groups.group, **single, **stacked})
 
     def save(self) -> None:
         """Write meta.json, if the index lies on disk."""
         if self.path is not None:
             write_sealed(self.path / "meta.json", {"schema": SCHEMA, **self.meta})
+
+
+def read_arrays(file: Path, names: Sequence[str]) -> dict[str, NDArray[Any]] | None:
+    """Arrays that `write_arrays` kept, each held against its checksum; None where the file is damaged, or lacks one."""
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            return {name: kept[name] for name in names}
+    except (
+        OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, SyntaxError,
+    ):  # fmt: skip
+        return None  # whoever kept them computes them again and replaces the file
+
+
+def write_arrays(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Keep arrays in one file, with the checksums that a zip archive has, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomic(file, buffer.getbuffer())
 
 
 def exists(folder: Path) -> bool:
