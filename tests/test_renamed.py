@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 import diffmem as dm
-from diffmem.evaluation.calibration import Setting
+from diffmem.copies import calibration as copies
+from diffmem.evaluation.bootstrap import tpr_interval
+from diffmem.evaluation.calibration import Setting, calibrate_threshold
+from diffmem.evaluation.paired import compare_paired
+from diffmem.evaluation.planning import plan_audit
+from diffmem.evaluation.roc import tpr_at_fpr
 from diffmem.evaluation.sequential import SequentialRule, calibrate_sequential
+from diffmem.evaluation.tail import tail_tpr
 from diffmem.experiments.lab.cell import training_name
 from diffmem.experiments.lab.plan import GenerateSection, MeasureSection
 from diffmem.experiments.robustness.conditions import RobustnessPlan
@@ -81,7 +87,9 @@ def test_arguments(tmp_path):
     ("function", "old", "new"),
     [(dm.audit, "images", "images_per_prompt"), (dm.compare, "rate", "fpr"), (dm.evaluate, "rate", "fpr"),
      (dm.calibrate, "rate", "fpr"), (dm.calibrate, "spec", "score"), (dm.guard.calibrate, "false_alarms", "fpr"),
-     (dm.lab, "part", "shard")],
+     (dm.lab, "part", "shard"), (copies.calibrate, "false_positives", "fpr"), (tpr_interval, "rate", "fpr"),
+     (calibrate_threshold, "rate", "fpr"), (compare_paired, "rate", "fpr"), (plan_audit, "rate", "fpr"),
+     (tpr_at_fpr, "rate", "fpr"), (tail_tpr, "rate", "fpr"), (calibrate_sequential, "false_alarms", "fpr")],
 )  # fmt: skip
 def test_every_function_that_had_another_word_takes_it(function, old, new):
     """The name is translated before the function is called: what is missing besides it is all that is complained of."""

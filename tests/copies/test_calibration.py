@@ -130,9 +130,7 @@ def test_held_out_images_from_an_image_set():
     assert threshold.value == calibrate(index, vectors, 0.01).value
 
 
-@pytest.mark.parametrize(
-    "options", [{"false_positives": 0}, {"false_positives": 1}, {"images_per_prompt": 0}, {"statistic": "x"}]
-)
+@pytest.mark.parametrize("options", [{"fpr": 0}, {"fpr": 1}, {"images_per_prompt": 0}, {"statistic": "x"}])
 def test_arguments_out_of_range(options):
     with pytest.raises(UsageError, match="expected a rate"):
         calibrate(index_of(np.random.default_rng(0), 20), **options)

@@ -20,7 +20,7 @@ def test_calibration_the_guard_and_the_ranking_use_it():
     assert DEFAULT_SCORE in DEFAULT_SCORES
     assert isinstance(parse_score(DEFAULT_SCORE), DenoiserScore), "row by row, so that a threshold can be calibrated"
     assert parse_score(DEFAULT_SCORE).label == DEFAULT_SCORE, "rows carry this very name"
-    assert inspect.signature(calibrate).parameters["spec"].default == DEFAULT_SCORE
+    assert inspect.signature(calibrate).parameters["score"].default == DEFAULT_SCORE
     assert guard.SCORE == DEFAULT_SCORE
     assert ranking([*DEFAULT_SCORES]) == DEFAULT_SCORE
 

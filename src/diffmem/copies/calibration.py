@@ -23,6 +23,7 @@ from diffmem.copies.verification import SHARED, confirm
 from diffmem.data.images import ImageSet
 from diffmem.errors import UsageError
 from diffmem.evaluation.proportion import clopper_pearson
+from diffmem.renamed import renamed
 
 Reference = Literal["held-out", "train-train distinct groups"]
 MOST_REFERENCES = 20_000
@@ -60,6 +61,7 @@ class CopyThreshold(CopyRule):
     fpr_interval: tuple[float, float] | None = None
 
 
+@renamed(false_positives="fpr")
 def calibrate(
     index: CopyIndex,
     heldout: NDArray[Any] | ImageSet | None = None,

@@ -14,6 +14,7 @@ from diffmem.evaluation.clusters import Floats, kish
 from diffmem.evaluation.resampling import Sample, draw_variance, freedom, in_blocks, sample_of, weighted_auroc
 from diffmem.evaluation.roc import auroc, tpr_at_fpr
 from diffmem.evaluation.tail import tail_tpr, tail_weights
+from diffmem.renamed import renamed
 
 REPLICATES = 2000
 FEWEST, FEWEST_EFFECTIVE = 5, 3.0
@@ -125,6 +126,7 @@ def auroc_interval(
     return interval(sample, level, replicates, value, low, high)
 
 
+@renamed(rate="fpr")
 def tpr_interval(
     values: ArrayLike,
     labels: ArrayLike,
@@ -134,9 +136,9 @@ def tpr_interval(
     seed: int = 0,
     replicates: int = REPLICATES,
 ) -> Interval:
-    """TPR at the false-positive rate `rate`, with a percentile interval of a Bayesian bootstrap over clusters.
+    """TPR at the false-positive rate `fpr`, with a percentile interval of a Bayesian bootstrap over clusters.
 
-    The value is that of `tpr_at_fpr`. The interval is for the TPR at the threshold that exactly `rate` of all negatives
+    The value is that of `tpr_at_fpr`. The interval is for the TPR at the threshold that exactly `fpr` of all negatives
     exceed, so that it knows how little a few negatives say about that threshold: with fewer than log(0.025) / log(1 -
     rate) of them (368 at 1 %) no threshold is known to be high enough, and the low end drops towards 0.
 

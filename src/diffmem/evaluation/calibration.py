@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffmem.errors import IncompatibleRun, UsageError
 from diffmem.evaluation.clusters import Clusters, Floats
 from diffmem.evaluation.proportion import clopper_pearson
+from diffmem.renamed import renamed
 
 # What a score's distribution depends on, as (field, words); all of it must agree before a threshold is used.
 _IDENTITY = (
@@ -95,6 +96,7 @@ class ScoreThreshold(Calibrated):
         return np.asarray(np.asarray(values) >= self.value, np.bool_)
 
 
+@renamed(rate="fpr")
 def calibrate_threshold(
     values: Floats,
     fpr: float,
@@ -106,7 +108,7 @@ def calibrate_threshold(
 ) -> ScoreThreshold:
     """Threshold just above the ceil((n + 1)(1 - rate))-th smallest reference score (split conformal).
 
-    A new prompt exchangeable with the reference prompts is flagged with probability at most `rate`, averaged over
+    A new prompt exchangeable with the reference prompts is flagged with probability at most `fpr`, averaged over
     reference lists; the rate that one list realises scatters around it, and more so if its prompts come in clusters.
 
     Args:

@@ -24,6 +24,7 @@ from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.evaluation.resampling import Sample, draw_variance, freedom, in_blocks, weighted_auroc
 from diffmem.evaluation.roc import auroc, tpr_at_fpr
 from diffmem.evaluation.tail import resampled_weights, tail_tpr
+from diffmem.renamed import renamed
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Comparison:
     reason: str | None = None
 
 
+@renamed(rate="fpr")
 def compare_paired(
     first: ArrayLike,
     second: ArrayLike,
@@ -77,14 +79,14 @@ def compare_paired(
         second: [P, n] with the same draws in the same order, or one column (a score without noise, [P] or [P, 1]).
         labels: [P] true where memorized.
         groups: [P] near-duplicate groups, or None.
-        statistic: "auroc" or "tpr" (at the false-positive rate `rate`).
+        statistic: "auroc" or "tpr" (at the false-positive rate `fpr`).
         fpr: in (0, 1).
         level: coverage of the interval, in (0, 1).
         seed: root seed of the resampling.
         replicates: at least 100.
 
     Returns:
-        The comparison; None and the reason if the negatives cannot resolve `rate`.
+        The comparison; None and the reason if the negatives cannot resolve `fpr`.
 
     Raises:
         UsageError: arguments out of range, or draws that do not correspond.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from diffmem.errors import UsageError
 from diffmem.evaluation.chance import LEVEL, Chance, most_not_excluded, power
+from diffmem.renamed import renamed
 
 MOST_PROMPTS = 200_000
 MOST_REFERENCES = 100_000
@@ -64,6 +65,7 @@ def fewest_references(prompts: int, share: float, hit: float, chance: Chance, wa
     return None
 
 
+@renamed(rate="fpr")
 def plan_audit(
     detect: float,
     wanted: float = 0.8,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffmem.renamed import renamed
+
 
 def auroc(positives: np.ndarray, negatives: np.ndarray) -> float | None:
     """P(score of a positive > score of a negative) + half the ties (the Mann-Whitney statistic).
@@ -45,8 +47,9 @@ class OperatingPoint:
     measurable: bool
 
 
+@renamed(rate="fpr")
 def tpr_at_fpr(positives: np.ndarray, negatives: np.ndarray, fpr: float) -> OperatingPoint:
-    """TPR at the smallest threshold whose FPR is at most `rate`; flag = score >= threshold, ties counted.
+    """TPR at the smallest threshold whose FPR is at most `fpr`; flag = score >= threshold, ties counted.
 
     Args:
         positives: [P].

@@ -15,7 +15,7 @@ from diffmem.errors import UsageError
 from diffmem.evaluation.calibration import Calibrated, Setting, now
 from diffmem.evaluation.clusters import Floats, Integers
 from diffmem.randomness import seed_of
-from diffmem.renamed import RenamedFields
+from diffmem.renamed import RenamedFields, renamed
 
 Verdict = Literal["flag", "pass", "undecided"]
 # Boundaries fall with the share k / n of the draws as (k / n)^-SHAPE: between Pocock's (0) and O'Brien-Fleming's (1/2).
@@ -79,6 +79,7 @@ class SequentialRule(RenamedFields, Calibrated):
         return Decisions(flagged, used, float(1 - used.mean() / self.draws) if len(used) else 0.0)
 
 
+@renamed(false_alarms="fpr")
 def calibrate_sequential(
     values: ArrayLike,
     fpr: float,

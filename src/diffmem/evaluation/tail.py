@@ -8,6 +8,7 @@ import numpy as np
 
 from diffmem.evaluation.clusters import Clusters, Floats
 from diffmem.evaluation.resampling import Sample
+from diffmem.renamed import renamed
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ def resampled_weights(sample: Sample, replicates: int, random: np.random.Generat
     return TailWeights(*sample.weights(replicates, random), zero, zero, zero, zero.astype(bool), zero)
 
 
+@renamed(rate="fpr")
 def tail_tpr(positives: Floats, negatives: Floats, fpr: float, weights: TailWeights) -> Floats:
-    """TPR at the threshold that a share `rate` of the negatives' population exceeds, one per replicate.
+    """TPR at the threshold that a share `fpr` of the negatives' population exceeds, one per replicate.
 
     Args:
         positives: scores, [P].
@@ -76,7 +78,7 @@ def tail_tpr(positives: Floats, negatives: Floats, fpr: float, weights: TailWeig
         weights: from `tail_weights`.
 
     Returns:
-        [R] in [0, 1]. Where the unseen mass above all negatives exceeds `rate`, half of the replicates put the
+        [R] in [0, 1]. Where the unseen mass above all negatives exceeds `fpr`, half of the replicates put the
         threshold out of reach.
     """
     order = np.argsort(-negatives, kind="stable")

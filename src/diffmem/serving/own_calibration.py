@@ -17,6 +17,7 @@ from diffmem.mitigation.base import Record
 from diffmem.models.generation import Sampling, accepted, steps_of
 from diffmem.models.pipelines.calls import Call, intercepted
 from diffmem.models.target import Target
+from diffmem.renamed import renamed
 from diffmem.runs.microbatch import MicroBatches, describe
 from diffmem.serving.during import StepReader
 from diffmem.serving.reading import Flagged, Reading
@@ -26,6 +27,7 @@ from diffmem.stages.score.screen import Calibration
 BATCH = 32
 
 
+@renamed(rate="fpr")
 def calibrate_during(
     target: Target,
     reference: PromptList,
