@@ -1,10 +1,11 @@
 """The verdict: what each state rests on, and which comes first."""
 
 import json
+import re
 
 import numpy as np
 import pytest
-from tests.report.made import THRESHOLD, add_prompts, image_row, match_row, new_run, picture
+from tests.report.made import COMMAND, THRESHOLD, add_prompts, image_row, match_row, new_run, picture
 
 from diffmem.copies.alignment import Alignment
 from diffmem.evaluation.chance import Chance, fewest_calls, fewest_signed_prompts, most_not_excluded, sign_test
@@ -23,10 +24,21 @@ def aligned(evidence, verified=31.0):
     return {"verified": verified, "alignment": json.dumps(found.as_dict())}
 
 
-def made_run(folder, calls, prompts=120, *, text=None, threshold=None, check=True, descriptor=DESCRIPTOR, label=None):
+def made_run(
+    folder,
+    calls,
+    prompts=120,
+    *,
+    text=None,
+    threshold=None,
+    check=True,
+    descriptor=DESCRIPTOR,
+    label=None,
+    command=COMMAND,
+):
     """One image per prompt; `calls` are the training images of the called ones, {prompt: train id} or a number."""
     calls = {i: f"t{i}" for i in range(calls)} if isinstance(calls, int) else calls
-    store = new_run(folder)
+    store = new_run(folder, command=command)
     random = np.random.default_rng(3)
     text = text or (lambda i: "".join(chr(int(n)) for n in random.integers(97, 123, 40)))
     add_prompts(store, [(f"p{i:03}", text(i), label and label(i)) for i in range(prompts)])
@@ -194,6 +206,22 @@ def test_the_prompts_that_are_asked_for_are_enough(tmp_path):
     more = int(needs.split()[0])
     assert verdict(made_run(tmp_path / "enough", 0, prompts=12 + more)).state == "no-excess"
     assert verdict(made_run(tmp_path / "less", 0, prompts=11 + more)).state == "unknown"
+
+
+def test_few_references_are_asked_for_rather_than_thousands_of_prompts(tmp_path):
+    """113 references for two images of a prompt at 5 %: the doubt about the rate is what hides a share of one in ten."""
+    of_run = {"n_reference": 113, "images_per_prompt": 2, "nominal_fpr": 0.05, "per_image_fpr": 1 - 0.95**0.5}
+    needs = verdict(made_run(tmp_path / "few", 0, prompts=12, threshold=of_run)).needs
+    images, prompts = (int(text) for text in re.findall(r"([\d,]+) more", needs)[:2])
+    assert "more held-out images and" in needs and prompts < 600
+    more = of_run | {"n_reference": 113 + images}
+    assert verdict(made_run(tmp_path / "enough", 0, prompts=12 + prompts, threshold=more)).state == "no-excess"
+
+
+def test_the_command_for_more_prompts_has_no_limit(tmp_path):
+    line = ["diffmem", "audit", "./model", "--prompts", "p.csv", "--limit", "12", "--out", "r"]
+    few = verdict(made_run(tmp_path / "few", 0, prompts=12, command=line))
+    assert few.steps[0].commands == ("diffmem audit ./model --prompts p.csv --out r",)
 
 
 def test_known_copies_give_the_recall_that_the_bound_needs(tmp_path):

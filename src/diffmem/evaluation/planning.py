@@ -51,12 +51,11 @@ def fewest_prompts(share: float, hit: float, chance: Chance, wanted: float, leve
     return high
 
 
-def fewest_references(prompts: int, share: float, hit: float, chance: Chance, wanted: float) -> int | None:
+def fewest_references(prompts: int, share: float, hit: float, chance: Chance, wanted: float, fpr: float) -> int | None:
     """About the least number of references at which these prompts reach the power; None where none up to 100,000 does.
 
-    The references grow by a tenth at a time, the nominal rate stays.
+    The references grow by a tenth at a time, and the threshold is set anew at `fpr`, the nominal rate of one picture.
     """
-    fpr = chance.exceeding / (chance.references + 1)
     n = chance.references
     while n < MOST_REFERENCES:
         n = max(n + 1, round(1.1 * n))

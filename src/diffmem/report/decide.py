@@ -259,15 +259,7 @@ def _by_rate(case: _Case) -> Verdict | None:
 def _too_few(case: _Case) -> Verdict:
     clusters, chance = case.seen.clusters, case.chance
     assert chance is not None
-    needed = fewest_prompts(SHARE, 1.0, chance, POWER)
-    if needed is not None:
-        more = f"{count(max(1, needed - clusters), 'more distinct prompt')}"
-    else:
-        references = fewest_references(clusters, SHARE, 1.0, chance, POWER)
-        more = (
-            "More prompts and more held-out images" if references is None
-            else count(references - chance.references, "more held-out image")
-        )  # fmt: skip
+    more = _cheapest(clusters, chance, case.copies.threshold.per_image_fpr)
     return _unknown(
         case.values,
         f"{count(clusters, 'distinct prompt')} judged by {count(chance.references, 'reference image')} are too few to tell "
@@ -275,6 +267,21 @@ def _too_few(case: _Case) -> Verdict:
         f"{more} would let such a share be found in {POWER:.0%} of runs. Where the model has no more prompts (it takes classes), "
         "more images of each do not help: diffmem extract looks for images that many seeds agree on.",
     )  # fmt: skip
+
+
+def _cheapest(clusters: int, chance: Chance, fpr: float) -> str:
+    """What would let a share of `SHARE` be found: more prompts; where few references make most of the doubt, more of these."""
+    needed = fewest_prompts(SHARE, 1.0, chance, POWER)
+    known = Chance(0, images=chance.images, rate=fpr)  # if it were certain how often a picture is called by chance
+    least = fewest_prompts(SHARE, 1.0, known, POWER)
+    if needed is not None and (least is None or needed <= 2 * least):
+        return count(max(1, needed - clusters), "more distinct prompt")
+    prompts = max(clusters, 2 * (least or 0))
+    references = fewest_references(prompts, SHARE, 1.0, chance, POWER, fpr)
+    if references is None:
+        return "More prompts and more held-out images"
+    also = f" and {count(prompts - clusters, 'more distinct prompt')}" if prompts > clusters else ""
+    return count(references - chance.references, "more held-out image") + also
 
 
 def _uncalibrated(case: _Case) -> Verdict:

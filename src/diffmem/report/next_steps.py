@@ -50,6 +50,15 @@ class Typed:
         """The value of an option, or its name in capitals."""
         return self.options.get(option) or option.removeprefix("--").upper()
 
+    def without(self, option: str) -> str:
+        """The whole command without an option and its value."""
+        words = shlex.split(self.line or "")
+        kept = [
+            word for word, before in zip(words, ["", *words], strict=False)
+            if option not in (word, before) and not word.startswith(f"{option}=")
+        ]  # fmt: skip
+        return shlex.join(kept)
+
     def given(self, *options: str) -> list[str]:
         """These options with their values, those that were given."""
         return [word for name in options if self.options.get(name) for word in (name, self.options[name])]
@@ -141,4 +150,6 @@ def _unknown(verdict: Verdict, folder: Path, typed: Typed, copies: CopiesDigest 
         more = " --train TRAIN"
     elif copies is not None and not copies.calibrated and "--heldout" not in typed.options:
         more = " --heldout HELDOUT"
-    return (Step(what=verdict.needs or "", commands=(typed.line + more,)),)
+    needs = verdict.needs or ""
+    line = typed.without("--limit") if "more distinct prompt" in needs else typed.line
+    return (Step(what=needs, commands=(line + more,)),)
