@@ -1,12 +1,14 @@
 """Chance calls: against closed forms, brute force and simulation of the threshold itself."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, nhypergeom
+from scipy.special import logsumexp
+from scipy.stats import betabinom, binom, nhypergeom
 
 from diffmem.copies.calibration import threshold_uncertainty
 from diffmem.errors import UsageError
@@ -31,7 +33,37 @@ def test_calls_of_new_pictures_follow_the_negative_hypergeometric(references, ex
     """n references and N new pictures in one random order: how many new ones lie above the (n + 1 - j)-th reference?"""
     chance = Chance(references, exceeding)
     exact = nhypergeom.sf(called - 1, references + prompts, prompts, exceeding)
-    assert p_value(called, prompts, chance) == pytest.approx(exact, rel=0.02, abs=2e-4)
+    assert p_value(called, prompts, chance) == pytest.approx(exact, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(("references", "exceeding"), [(1, 1), (99, 1), (1000, 10), (5000, 1)])
+@pytest.mark.parametrize(("called", "prompts"), [(1, 1), (5, 16), (16, 16), (40, 300), (100, 300), (700, 20_000)])
+def test_the_far_tail_is_that_of_the_beta_binomial(called, prompts, references, exceeding):
+    found = p_value(called, prompts, Chance(references, exceeding))
+    terms = betabinom.logpmf(np.arange(called, prompts + 1), prompts, exceeding, references + 1 - exceeding)
+    assert 0 < found == pytest.approx(math.exp(logsumexp(terms)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("references", "exceeding"), [(20, 1), (150, 3)])
+@pytest.mark.parametrize("images", [2, 3])
+@pytest.mark.parametrize(("called", "prompts"), [(1, 4), (3, 12), (9, 12), (12, 12)])
+def test_several_pictures_of_a_prompt_by_counting_orders(called, prompts, images, references, exceeding):
+    """M of the N k new pictures lie above the reference, in any M places alike: how many prompts do they fall on?"""
+    total, result = prompts * images, Fraction(0)
+    ways = [1]  # [M] in how many ways M pictures fall on c prompts, at least one on each
+    for reached in range(prompts + 1):
+        for above, count in enumerate(ways):
+            if reached >= called:
+                orders = math.comb(above + exceeding - 1, above) * math.comb(
+                    total - above + references - exceeding, total - above
+                )
+                probability = Fraction(orders, math.comb(total + references, references))
+                result += probability * Fraction(math.comb(prompts, reached) * count, math.comb(total, above))
+        ways = [
+            sum(math.comb(images, here) * ways[above - here] for here in range(1, images + 1) if 0 <= above - here < len(ways))
+            for above in range(len(ways) + images)
+        ]  # fmt: skip
+    assert p_value(called, prompts, Chance(references, exceeding, images)) == pytest.approx(float(result), rel=1e-6)
 
 
 def test_the_rate_of_one_picture_is_the_beta_that_calibration_states():
