@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from diffmem.copies.match import Match
 
 Verdict = Literal["copy", "no copy", "cannot be judged"]
+BEFORE_REVIEW = "threshold_before_review"
+"""Where the fact on copies keeps the calibrated threshold while people have set another (`diffmem review`)."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diffmem.copies.rule import CopyRule
+from diffmem.copies.rule import BEFORE_REVIEW, CopyRule
 from diffmem.errors import UsageError
 from diffmem.evaluation.estimate import Estimate
 from diffmem.report.matches import Matches
@@ -18,8 +18,6 @@ from diffmem.report.review.estimate import Unit, precision, strata_of
 from diffmem.report.review.summary import Reviewed, in_words, units_of
 from diffmem.runs.facts import read_fact, write_fact
 
-BEFORE = "threshold_before_review"
-"""Where the fact on copies keeps the threshold that the calibration gave."""
 _TRIED, _RISK = 10, 0.05
 
 
@@ -70,20 +68,20 @@ def set_threshold(
             "ask for less."
         )
     value, estimate = found
-    before = fact.get(BEFORE) or fact["threshold"]
+    before = fact.get(BEFORE_REVIEW) or fact["threshold"]
     note = f"Set by review: precision {in_words(estimate)}, at least {percent(target)} with 95 % confidence."
     changed = before | {"value": value, "note": f"{note} {before['note']}".strip()}
     if value < before["value"]:
         changed |= {"calibrated": False, "reference": None, "n_reference": 0, "realised_fpr": None,
                     "realised_interval": None, "fpr_interval": None}  # fmt: skip
-    write_fact(folder, "copies", fact | {"threshold": changed, BEFORE: before})
+    write_fact(folder, "copies", fact | {"threshold": changed, BEFORE_REVIEW: before})
     return f"{note} The threshold was {abs(before['value']):.4g} and is {abs(value):.4g} ({before['statistic']})."
 
 
 def reset_threshold(folder: Path) -> str:
     """Set the threshold back to that of the calibration."""
     fact = read_fact(folder, "copies") or {}
-    before = fact.pop(BEFORE, None)
+    before = fact.pop(BEFORE_REVIEW, None)
     if before is None:
         return "The threshold is that of the calibration already."
     write_fact(folder, "copies", fact | {"threshold": before})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, DESCRIPTORS, make_des
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
-from diffmem.copies.rule import CopyRule
+from diffmem.copies.rule import BEFORE_REVIEW, CopyRule
 from diffmem.copies.statistics import Statistic
 from diffmem.data.images import ImageSet, as_images
 from diffmem.data.png import decode_png
@@ -34,8 +35,8 @@ from diffmem.runs.store import RunStore
 BATCH = 256
 AGREEMENT = "seed-agreement"
 """The score that says how much the images of one prompt agree."""
-REVIEWED = "threshold_before_review"
-"""Where the fact on copies keeps the threshold of the calibration when people have set another (`diffmem review`)."""
+
+_log = logging.getLogger(__name__)
 
 
 class Matching(RenamedFields):
@@ -62,7 +63,6 @@ class MatchResult:
     matched: int = 0
     set_aside: int = 0
     threshold: CopyThreshold | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def build_index(images: ImageSet, descriptor: Descriptor, folder: Path | None, silent: bool = True) -> CopyIndex:
@@ -138,18 +138,12 @@ def match_stage(
     Images that a safety checker blackened or that are constant are set aside and counted, never matched.
     """
     result = MatchResult()
-    result.threshold = calibrate(index, heldout, settings.fpr, images_per_prompt, settings.statistic)
+    calibrated = calibrate(index, heldout, settings.fpr, images_per_prompt, settings.statistic)
     before = read_fact(run.path, "copies") or {}
-    fact = {"threshold": asdict(result.threshold), "descriptor": index.about | {"images": len(index)},
+    fact = {"threshold": asdict(calibrated), "descriptor": index.about | {"images": len(index)},
             "problems": index.problems, "index": index.fingerprint, "train": index.images_fingerprint}  # fmt: skip
-    if REVIEWED in before and before["index"] == index.fingerprint and before[REVIEWED] == _as_json(fact["threshold"]):
-        fact |= {
-            "threshold": before["threshold"],
-            REVIEWED: before[REVIEWED],
-        }  # people have set it, for this calibration
-        result.threshold = CopyThreshold(**before["threshold"])
-    elif REVIEWED in before:
-        result.notes.append("The threshold that was set by review is gone: it was set for another calibration.")
+    fact = _keep_reviewed(fact, before)
+    result.threshold = CopyThreshold(**fact["threshold"])
     write_fact(run.path, "copies", fact)
     done = run.store.finished("matches")
     total = sum(table.num_rows for table in asked_rows(run.path, "images", ["key"]))
@@ -172,8 +166,18 @@ def match_stage(
     return result
 
 
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+def _keep_reviewed(fact: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The new fact on copies with the threshold that people set before, if they set it for the same calibration."""
+    calibrated = before.get(BEFORE_REVIEW)
+    if calibrated is None:
+        return fact
+    if before.get("index") == fact["index"] and calibrated == json.loads(json.dumps(fact["threshold"])):
+        return fact | {"threshold": before["threshold"], BEFORE_REVIEW: calibrated}
+    _log.warning(
+        "The threshold that 'diffmem review --set-threshold' set was for another calibration and is replaced by that of "
+        "the new one; label and set it again."
+    )
+    return fact
 
 
 def called(run: Path) -> dict[bytes, tuple[dict[str, Any], bool]]:
