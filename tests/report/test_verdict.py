@@ -193,12 +193,24 @@ def test_unknown_says_what_would_change_it(tmp_path):
     found = verdict(made_run(tmp_path / "bare", 9, threshold=bare))
     assert found.needs.startswith("98 more held-out images")
     assert found.expected is None
-    assert found.steps[0].commands == ("diffmem audit ./model --prompts p.csv --out r --heldout HELDOUT",)
+    assert found.steps[1].commands == ("diffmem audit ./model --prompts p.csv --out r --heldout HELDOUT",)
     few = verdict(made_run(tmp_path / "few", 1, prompts=12))
     assert "12 distinct prompts judged by 1,000 reference images are too few" in few.sentence
     assert "more distinct prompts" in few.needs
-    record_stage(made_run(tmp_path / "cut", 0), "generate", state="stopped", done=3, total=9)
-    assert "not finished (generate)" in verdict(tmp_path / "cut").sentence
+    record_stage(made_run(tmp_path / "cut", 2), "generate", state="stopped", done=3, total=9)
+    cut = verdict(tmp_path / "cut")
+    assert "not finished (generate)" in cut.sentence
+    assert cut.steps[0].what == "Run the same command again."
+
+
+def test_called_pairs_that_nobody_has_confirmed_are_to_be_looked_at_first(tmp_path):
+    label = f"diffmem review {tmp_path}/{{}} --reviewer NAME"
+    for name, calls, state in (("more", 9, "reproduces"), ("few", 2, "no-excess")):
+        found = verdict(made_run(tmp_path / name, calls))
+        assert (found.state, found.confirmed) == (state, 0)
+        assert label.format(name) in found.steps[0].commands
+    for name, calls in (("none", 0), ("sure", {3: aligned(900.0)})):
+        assert "diffmem review" not in str(verdict(made_run(tmp_path / name, calls)).steps)
 
 
 def test_the_prompts_that_are_asked_for_are_enough(tmp_path):

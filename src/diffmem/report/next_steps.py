@@ -10,6 +10,9 @@ from diffmem.runs.manifest import Manifest
 
 VALUED = {"--train", "--heldout", "--prompts", "--lora", "--steps", "--guidance", "--descriptor"}
 
+_FAILED, _UNFINISHED = "the check of the model failed", "the run is not finished"
+"""What the sentence of a verdict says where its counts are worth nothing."""
+
 
 class Typed:
     """What the last audit of a run was given; placeholders in capitals where it was called from Python.
@@ -75,7 +78,21 @@ def next_steps(verdict: Verdict, folder: Path, manifest: Manifest, copies: Copie
     """
     typed = Typed(manifest, folder)
     make = {"reproduces": _reproduces, "no-excess": _no_excess, "unknown": _unknown}[verdict.state]
-    return make(verdict, folder, typed, copies)
+    return _look(verdict, folder) + make(verdict, folder, typed, copies)
+
+
+def _look(verdict: Verdict, folder: Path) -> tuple[Step, ...]:
+    """To look at the pairs; where pairs are called and none is confirmed, people who label them can change the verdict."""
+    worthless = any(text in verdict.sentence for text in (_FAILED, _UNFINISHED))
+    show = _line("show", folder, "--top", "20")
+    if verdict.called and not verdict.confirmed and not worthless:
+        return (
+            Step(
+                what="Look at the pairs and label them: the matcher called some, and none is confirmed.",
+                commands=(show, _line("review", folder, "--reviewer", "NAME")),
+            ),
+        )
+    return (Step(what="Look at the pairs, side by side.", commands=(show,)),) if verdict.state == "reproduces" else ()
 
 
 def _line(*words: str | Path) -> str:
@@ -90,7 +107,6 @@ def _reproduces(verdict: Verdict, folder: Path, typed: Typed, copies: CopiesDige
         f"these {copies.training_images_copied:,} training images"
     )  # fmt: skip
     return (
-        Step(what="Look at the pairs, side by side.", commands=(_line("show", folder, "--top", "20"),)),
         Step(
             what=f"Curate: drop or change {images} and their near-duplicates, retrain on the result, audit again.",
             commands=(
@@ -141,7 +157,7 @@ def _no_excess(verdict: Verdict, folder: Path, typed: Typed, copies: CopiesDiges
 
 
 def _unknown(verdict: Verdict, folder: Path, typed: Typed, copies: CopiesDigest | None) -> tuple[Step, ...]:
-    if "check of the model" in verdict.sentence:
+    if _FAILED in verdict.sentence:
         return (Step(what=verdict.needs or "", commands=(_line("doctor", typed.model),)),)
     if typed.line is None:
         return (Step(what=verdict.needs or ""),)
