@@ -140,7 +140,7 @@ def match_stage(
     result = MatchResult()
     calibrated = calibrate(index, heldout, settings.fpr, images_per_prompt, settings.statistic)
     before = read_fact(run.path, "copies") or {}
-    fact = {"threshold": asdict(calibrated), "descriptor": index.about | {"images": len(index)},
+    fact: dict[str, Any] = {"threshold": asdict(calibrated), "descriptor": index.about | {"images": len(index)},
             "problems": index.problems, "index": index.fingerprint, "train": index.images_fingerprint}  # fmt: skip
     fact = _keep_reviewed(fact, before)
     result.threshold = CopyThreshold(**fact["threshold"])
