@@ -52,6 +52,9 @@ def test_fields(model, more, old, new, value):
         model(**more, **{old: value, new: value})
     with pytest.raises(AttributeError):
         _ = today.nothing_of_the_kind
+    assert model(**more).model_copy(update={new: value}) == today
+    with pytest.raises(TypeError, match=f"has no {old}; its fields: .*{new}"):
+        model(**more).model_copy(update={old: value})
 
 
 def test_a_plan_of_0_1_0_names_the_same_training():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -57,6 +57,14 @@ class RenamedFields(BaseModel):
         values: dict[str, Any] = plain(self)
         stored = {new: old for old, new in self.new_names.items()} if info.mode == "json" else {}
         return {stored.get(name, name): value for name, value in values.items()}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values; TypeError for a name that is no field today, which pydantic would keep and nobody read."""
+        strange = {*(update or {})} - {*type(self).model_fields}
+        if strange:
+            known = ", ".join(type(self).model_fields)
+            raise TypeError(f"{type(self).__name__} has no {', '.join(sorted(strange))}; its fields: {known}.")
+        return super().model_copy(update=update, deep=deep)
 
     if not TYPE_CHECKING:  # a type checker would take every name for an attribute
 

@@ -28,6 +28,7 @@ from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
 from diffmem.report.control import read_control
 from diffmem.runs.facts import read_fact, write_fact
+from diffmem.runs.store import RunStore
 from diffmem.stages.generate import Generation
 from diffmem.training.canaries import CanaryPlan, draw_canaries
 from diffmem.training.canary_files import write_canaries
@@ -107,6 +108,14 @@ def test_the_budget_is_a_quarter_at_most_and_too_small_audits_are_told_how_many_
     with pytest.raises(UsageError, match=r"make 1,040 images or more"):
         budget(target, 1039, Generation(sampling=Sampling(steps=50, guidance=7.5)))
     assert budget(target, 1040, Generation(sampling=Sampling(steps=50, guidance=7.5))).images == 1
+    # What the message asks for is enough, also where half of the quarter would pay for several images of a caption.
+    for steps in (3, 10, 20, 50, 200):
+        settings = Generation(images_per_prompt=3, sampling=Sampling(steps=steps, guidance=3.0))
+        with pytest.raises(UsageError, match=r"make [0-9,]+ images") as refused:
+            budget(target, 10, settings)
+        asked = int(refused.value.args[0].split("make ")[1].split(" images")[0].replace(",", ""))
+        for images in (asked, asked + 100, 2 * asked):
+            assert budget(target, images, settings).share <= 0.25
 
 
 @pytest.mark.parametrize("generates_only", [True, False])
@@ -144,6 +153,8 @@ def test_a_control_of_a_real_pipeline_leaves_it_as_it_was_and_is_not_made_twice(
     fact = read_fact(tmp_path, "control")
     assert "refused" not in fact, fact
     assert (fact["planted"], fact["controls"], fact["steps"], fact["cost"]) == (40, 40, 3, 0.2), fact
+    made = RunStore(tmp_path / "control" / "images").read("images", ["key"])
+    assert (fact["images_per_prompt"], len(made)) == (1, 80)  # as the budget says, not as the audit makes
     assert (tmp_path / fact["page"]).exists()
     assert pipeline_fingerprint(target.pipeline) == before
     written = (tmp_path / "facts" / "control.json").stat().st_mtime_ns

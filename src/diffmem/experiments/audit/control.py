@@ -98,7 +98,9 @@ def budget(target: Target, images: int, settings: Generation) -> Budget:
     captions = PLANTED + CONTROLS
     each = FORWARD_AND_BACKWARD * PLANTED  # evaluations of one pass over the planted pictures
     allowed = SHARE * images * own
-    per_caption = max(1, min(settings.images_per_prompt, int(allowed / 2 / (captions * own))))
+    # Half for images; but first the fewest passes, without which more images of a caption would show nothing.
+    spared = min(allowed / 2, allowed - FEWEST * each)
+    per_caption = max(1, min(settings.images_per_prompt, int(spared / (captions * own))))
     passes = min(MOST, int((allowed - per_caption * captions * own) / each))
     if passes < FEWEST:
         needed = -(-int((captions * own + FEWEST * each) / SHARE) // own)
@@ -157,7 +159,7 @@ def _found(
 ) -> dict[str, Any]:  # fmt: skip
     known = _registered(target, folder / "canaries", images, settings.seed, silent)
     planted = _planted(target, folder, allowed, settings.seed, silent)
-    again = settings.model_copy(update={"draws": allowed.images})
+    again = settings.model_copy(update={"images_per_prompt": allowed.images})
     return {
         **look_for(planted, known, folder / "images", index, rule, again, silent), "steps": allowed.steps, "cost": allowed.share,
         "page": f"{FOLDER}/images/canaries.html",
