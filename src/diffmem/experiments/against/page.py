@@ -47,7 +47,7 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
     return write_page(
         folder / PAGE if out is None else out, files(__package__) / "page.html",
         title=f"LoRA against its base: {summary.lora}", kicker="Memorization, fine-tune against base",
-        headline=summary.headline, limits=limits, style=".trio { grid-template-columns: repeat(3, 1fr); }\n", c=summary,
+        headline=summary.headline, limits=limits, c=summary,
         shown=_pictures(folder, summary, redact), lora_report=f"{TUNED}/{FILE}", base_report=f"{BASE}/{FILE}",
     )  # fmt: skip
 

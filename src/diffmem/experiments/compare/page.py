@@ -95,7 +95,7 @@ def write_comparison(comparison: Comparison, out: Path, redact: Redaction = "blu
     return write_page(
         out, files(__package__) / "page.html", title=f"Two runs compared: {sides[0].name}, {sides[1].name}",
         kicker="Two runs on the same prompts", headline=comparison.headline, limits=limits,
-        style=".trio { grid-template-columns: repeat(3, 1fr); }\n", sides=sides, rows=comparison.rows, shown=shown,
+        sides=sides, rows=comparison.rows, shown=shown,
         counts=Counter(prompt.where for prompt in prompts.values()), total=len(prompts), common=len(comparison.prompts),
         left=sum(prompt.where != "neither" for prompt in prompts.values()) - len(shown),
     )  # fmt: skip
