@@ -17,7 +17,7 @@ from diffmem.models.target import Target
 LEVELS = {"prompt", "embedding", "noise", "guidance", "attention"}
 RUNS = {
     "sd": set(MITIGATIONS), "sd-v": set(MITIGATIONS), "sdxl": set(MITIGATIONS),
-    "flux": {"random-tokens", "replace", "word-repetition", "random-numbers", "rewrite", "embedding-noise"}
+    "flux": {"embedding-noise", *(name for name in MITIGATIONS if MITIGATIONS.get(name).about.level == "prompt")}
     | {name for name in MITIGATIONS if not MITIGATIONS.get(name).__module__.startswith("diffmem.")},  # installed plug-ins
 }  # fmt: skip
 
