@@ -12,6 +12,8 @@ from tests.measuring import ToyBatch, ToyLong, ToyParameters, memorizer, strange
 from diffmem.errors import DataError, IncompatibleRun, ModelError, ScoreRefused, UsageError
 from diffmem.models.model_image import ModelImage, convert
 from diffmem.models.target import Target
+from diffmem.runs.facts import read_fact
+from diffmem.stages.measure import shift
 from diffmem.stages.measure.bench import RunBench, pack, unpack
 from diffmem.stages.measure.measure import measure
 
@@ -330,3 +332,19 @@ def test_components_are_strict_json():
     result = measure(target, [pixels], [Wild()])
     row = result.run.store.read("measures")
     assert json.loads(row["components"][0].as_py()) == {"a": None, "b": 2.0, "c": [None]}
+
+
+def test_the_same_two_sets_are_checked_for_a_shift_once(tmp_path, monkeypatch):
+    """A monitor and a lab measure the same images of many models, each in its own folder."""
+    asked, check = [], shift.shift_check
+    monkeypatch.setattr(shift, "shift_check", lambda *sets, seed: asked.append(len(sets[0])) or check(*sets, seed=seed))
+    monkeypatch.setattr(shift, "_CHECKED", {})
+    target, pixels = memorizer(12)
+    train, held = write_folder(tmp_path / "train", pixels), write_folder(tmp_path / "held", strangers(12))
+    for run in ("one", "two"):
+        measure(target, train, ["toy"], heldout=held, out=tmp_path / run, trained=True)
+    facts = [read_fact(tmp_path / run, "shift") for run in ("one", "two")]
+    assert asked == [12] and facts[0] == facts[1] and facts[0]["members"] == 12
+    held = write_folder(tmp_path / "others", strangers(24)[12:])
+    measure(target, train, ["toy"], heldout=held, out=tmp_path / "three", trained=True)
+    assert asked == [12, 12] and read_fact(tmp_path / "three", "shift")["of"] != facts[0]["of"]

@@ -16,19 +16,10 @@ from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments._arm import Arm, Reference
 from diffmem.experiments._experiment import Experiment, Results
 from diffmem.experiments.monitor.checkpoints import Checkpoint
-from diffmem.experiments.monitor.look import Asked, Look, Watched, look_at
+from diffmem.experiments.monitor.look import Asked, Look, Watched, look_at, work_of
 from diffmem.experiments.monitor.opening import Opening
 from diffmem.experiments.monitor.parts import PARTS, asked_of, autoencoder_row, part_row, parts_of
-from diffmem.experiments.monitor.reading import (
-    ARMS,
-    FACT,
-    SHIFT,
-    facts_of,
-    folders_of,
-    limits_of,
-    onset_of,
-    shift_of,
-)
+from diffmem.experiments.monitor.reading import ARMS, FACT, facts_of, limits_of, onset_of
 from diffmem.experiments.monitor.record import described, error_row, judging_of, record
 from diffmem.experiments.monitor.strips import watched_images
 from diffmem.experiments.monitor.summary import MonitorSummary, findings, headline
@@ -108,17 +99,14 @@ class MonitorExperiment(Experiment[MonitorSummary]):
             self.notes.append(f"which part copies could not be asked: {last.name} could not be measured")
             return
         prompts, work = asked_of(fact)
-        plan = self.watched.plan
-        generation = Generation(
-            images_per_prompt=plan.images_per_prompt, seed=plan.seed, batch=plan.batch, sampling=plan.sampling
-        )
         self._whole = self.folder / fact["place"]
         for number, part in enumerate(parts_of(opening, last)):
             name = f"without {part.name}"
             self._parts[name] = part.name
             yield Arm(
-                name, part.open, prompts, generation, f"{PARTS}/{last.step:08d}-{number}", work=work, judged_together=1
-            )
+                name, part.open, prompts, self._generation, f"{PARTS}/{last.step:08d}-{number}", work=work,
+                judged_together=1,
+            )  # fmt: skip
         if not self._parts:
             self.notes.append(f"{last.name} does not differ from the base in any component")
         self._alone = autoencoder_row(opening.open(last), self.watched)
@@ -149,35 +137,25 @@ class MonitorExperiment(Experiment[MonitorSummary]):
         if done is not None and done["stamp"] in ("", checkpoint.stamp):
             return
         asked, work = Asked(), list[Any]()
-        plan = self.watched.plan
 
         def before(run: RunDirectory, target: Target) -> Look:
-            self._hand_on_shift(run.path)
             look = look_at(run, target, self.watched, asked, self.silent)
-            work[:] = [(prompt, draw) for prompt in asked.prompts for draw in range(asked.draws)]
+            work[:] = work_of(asked.prompts, asked.draws)
             return look
 
-        generation = Generation(
-            images_per_prompt=plan.images_per_prompt, seed=plan.seed, batch=plan.batch, sampling=plan.sampling
-        )
         name = f"{checkpoint.step}: {checkpoint.name}"
         self._of[name] = checkpoint
         yield Arm(
-            name,
-            lambda: self.open(checkpoint),
-            asked.prompts,
-            generation,
-            place,
-            work=work,
-            judged_together=1,
+            name, lambda: self.open(checkpoint), asked.prompts, self._generation, place, work=work, judged_together=1,
             before=before,
-        )
+        )  # fmt: skip
 
-    def _hand_on_shift(self, run: Path) -> None:
-        """Whether held-out images differ in kind is asked of the images alone: once is enough for all checkpoints."""
-        known = next((fact for fact in map(shift_of, folders_of(self.folder)) if fact is not None), None)
-        if known is not None and shift_of(run) is None:
-            write_fact(run, SHIFT, known)
+    @property
+    def _generation(self) -> Generation:
+        plan = self.watched.plan
+        return Generation(
+            images_per_prompt=plan.images_per_prompt, seed=plan.seed, batch=plan.batch, sampling=plan.sampling
+        )
 
     def place(self, checkpoint: Checkpoint) -> str:
         """The folder of a checkpoint's arm."""

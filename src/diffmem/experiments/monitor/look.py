@@ -205,6 +205,11 @@ def _ask(target: Target, watched: Watched, look: Look, plan: MonitorPlan) -> Non
     asked.draws = plan.images_per_prompt if asked.by_prompt else -(-wanted // len(asked.prompts))
 
 
+def work_of(prompts: Sequence[Prompt], draws: int) -> list[tuple[Prompt, int]]:
+    """(prompt, draw) of each image that is made."""
+    return [(prompt, draw) for prompt in prompts for draw in range(draws)]
+
+
 def suspects(look: Look, watched: Watched) -> list[str]:
     """The sample's images, those first that the losses, the membership scores and their captions' norms point at most.
 

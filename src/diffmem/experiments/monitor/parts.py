@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,14 @@ from diffmem.evaluation.watching import relative_gap
 from diffmem.experiments._compare import compare, pairs, prompt_clusters
 from diffmem.experiments._table import read_arm
 from diffmem.experiments.monitor.checkpoints import Checkpoint
-from diffmem.experiments.monitor.look import Watched
+from diffmem.experiments.monitor.look import Watched, work_of
 from diffmem.experiments.monitor.opening import Opening
 from diffmem.models.lora import lora_name
 from diffmem.models.model_image import convert, encode, model_image, to_pixels
 from diffmem.models.target import Target
 
 PARTS = "parts"
-FACT = "part"
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
-AUTOENCODERS = ("vae", "vqvae", "vqgan", "movq")
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,7 @@ def _as_base(opening: Opening) -> Checkpoint:
 
 def _put_back(opening: Opening, checkpoint: Checkpoint, name: str) -> Target:
     """The checkpoint with one component of the bare base, a text encoder together with its tokenizer."""
-    bare = Opening(
-        opening.base, (), opening.device, opening.dtype, opening.allow_pickle, opening.variant, opening.distilled,
-        opening.despite_check,
-    )  # fmt: skip
+    bare = replace(opening, loras=())
     pipeline, base = opening.open(checkpoint).pipeline, bare.open(_as_base(bare)).pipeline
     names = [name, *([TOKENIZERS[name]] if name in TOKENIZERS else [])]
     pipeline.register_modules(**{one: base.components[one] for one in names if one in base.components})
@@ -153,4 +148,4 @@ def autoencoder_row(target: Target, watched: Watched) -> dict[str, Any]:
 def asked_of(fact: Mapping[str, Any]) -> tuple[list[Prompt], list[tuple[Prompt, int]]]:
     """The prompts that a checkpoint was asked for, and (prompt, draw) of each image."""
     prompts = [Prompt(name, text) for name, text in fact["look"]["prompts"]]
-    return prompts, [(prompt, draw) for prompt in prompts for draw in range(fact["look"]["draws"])]
+    return prompts, work_of(prompts, fact["look"]["draws"])

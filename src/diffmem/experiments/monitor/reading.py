@@ -11,7 +11,7 @@ from diffmem.evaluation.watching import predict_onset
 from diffmem.experiments.monitor.plan import MonitorPlan
 from diffmem.runs.facts import read_fact
 
-FACT, SHIFT = "checkpoint", "shift"
+FACT = "checkpoint"
 ARMS = "checkpoints"
 
 
@@ -29,7 +29,7 @@ def facts_of(folder: Path) -> list[dict[str, Any]]:
 
 def shift_of(run: Path) -> dict[str, Any] | None:
     """Whether a classifier that sees no model tells training from held-out images; None where it was not asked."""
-    return read_fact(run, SHIFT)
+    return read_fact(run, "shift")
 
 
 def onset_of(facts: Sequence[dict[str, Any]], found: Mapping[str, Any], seed: int) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 from diffmem.data.png import decode_png
@@ -19,6 +18,8 @@ from diffmem.stages.measure.pixels import HELD_OUT
 
 MOST = 300
 """Images of each kind that the check looks at, a random choice by name."""
+_CHECKED: dict[str, dict[str, Any]] = {}
+"""Facts of this process by what they are about: checkpoints or cells that measure the same images ask once."""
 
 
 def record_shift(run: RunDirectory, seed: int) -> None:
@@ -33,11 +34,14 @@ def record_shift(run: RunDirectory, seed: int) -> None:
     about = row_key(images=[[key.hex() for key in keys] for keys in chosen], seed=seed).hex()
     if (read_fact(run.path, "shift") or {}).get("of") == about:
         return
-    pictures = _pictures(run, {key for keys in chosen for key in keys})
-    members, others = (torch.stack([to_pixels(decode_png(pictures[key])) for key in keys]).numpy() for keys in chosen)
-    found = shift_check(members.astype(np.float64), others.astype(np.float64), seed=seed)
-    fact: dict[str, Any] = {**asdict(found), "shifted": bool(found.shifted), "of": about}
-    write_fact(run.path, "shift", fact)
+    if about not in _CHECKED:
+        pictures = _pictures(run, {key for keys in chosen for key in keys})
+        members, others = (
+            torch.stack([to_pixels(decode_png(pictures[key])) for key in keys]).double().numpy() for keys in chosen
+        )
+        found = shift_check(members, others, seed=seed)
+        _CHECKED[about] = {**asdict(found), "shifted": bool(found.shifted), "of": about}
+    write_fact(run.path, "shift", _CHECKED[about])
 
 
 def _pictures(run: RunDirectory, keys: set[bytes]) -> dict[bytes, bytes]:
