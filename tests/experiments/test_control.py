@@ -26,7 +26,7 @@ from diffmem.experiments.audit.run import audit
 from diffmem.models.fingerprint import pipeline_fingerprint
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
-from diffmem.report.control import read_control
+from diffmem.report.control import control_check, read_control
 from diffmem.runs.facts import read_fact, write_fact
 from diffmem.runs.store import RunStore
 from diffmem.stages.generate import Generation
@@ -161,4 +161,33 @@ def test_a_control_of_a_real_pipeline_leaves_it_as_it_was_and_is_not_made_twice(
     run_control(*arguments)
     assert (tmp_path / "facts" / "control.json").stat().st_mtime_ns == written
     shown = read_control(tmp_path)
-    assert shown.recall is None and "too few to measure what the matcher misses" in shown.sentence
+    assert shown.recall is None and shown.sensitivity is None and shown.sensitivity_interval is None
+    assert "does not say what this audit would find" in shown.sentence and control_check(shown).state == "note"
+
+
+@pytest.mark.parametrize(
+    ("found", "back", "seen", "says", "recall"),
+    [
+        (0, 9, 0, False, None),
+        (9, 9, 9, False, None),
+        (10, 4, 4, True, None),
+        (0, 10, 0, True, 0.0),
+        (7, 28, 7, True, 0.25),
+    ],
+)
+def test_a_control_of_which_little_came_out_says_nothing(found, back, seen, says, recall, tmp_path):
+    fact = {
+        "planted": 40,
+        "found": found,
+        "given_back": back,
+        "found_of_given_back": seen,
+        "controls": 40,
+        "controls_found": 0,
+    }
+    write_fact(
+        tmp_path, "control", fact | {"images_per_prompt": 1, "steps": 750, "cost": 0.2, "page": "x.html", "notes": []}
+    )
+    shown = read_control(tmp_path)
+    assert (shown.sensitivity, shown.recall) == (found / 40 if says else None, recall)
+    assert (shown.sensitivity_interval is not None) == says == ("planted too little" not in shown.sentence)
+    assert control_check(shown).state == ("passed" if says and found else "note")

@@ -182,7 +182,7 @@ def test_hostile_files_are_named_and_do_nothing(small, tmp_path):
     assert not trap.exists() and [p.name for p in place.iterdir()] == ["hostile"]
     path.write_bytes(b"PK" + b"\0" * 200)
     assert check_bundle(path).problems
-    with pytest.raises(DataError, match="There is no bundle"):
+    with pytest.raises(DataError, match="There is no file"):
         verify(tmp_path / "nothing")
 
 
@@ -208,12 +208,33 @@ def test_another_image_than_the_models_is_said(run):
     assert not found.agrees and "another image" in found.text
 
 
+def test_a_forged_file_without_its_usual_entries_is_read(small, tmp_path, capsys):
+    path = tmp_path / "forged.sealed"
+    path.write_bytes(small[0])
+    assert main(["verify", str(path)]) == 0
+    assert "the file does not say" in capsys.readouterr().out
+
+
 def test_the_verbs(run, tmp_path, capsys):
     out = tmp_path / "x.sealed"
     assert main(["seal", str(run), "--out", str(out), "--json"]) == 0
     text = json.loads(capsys.readouterr().out)["seal"]
     assert main(["verify", str(out), "--expect", text]) == 0
-    assert "as expected" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "as expected" in said and "forges" not in said
+    assert main(["verify", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"{text}, not compared" in said and "only the seal that" in said and "--expect" in said
+    assert main(["verify", str(out), "--replays", "2"]) == 2
+    assert main(["verify", str(out), "--lora", "x.safetensors"]) == 2
+    assert "give --model too" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="0 images cannot be made again"):
+        verify(out, target=Target.from_pipeline(tiny_sd(), name="tiny"), replays=0)
+    assert main(["verify", str(run)]) == 2
+    assert "is a folder, no sealed run" in capsys.readouterr().err
+    for verb in ("show", "report"):
+        assert main([verb, str(out)]) == 2
+        assert "is a file, no run directory" in capsys.readouterr().err
     out.write_bytes(out.read_bytes()[:-1] + b"x")
     assert main(["verify", str(out)]) == 1
     assert "not as it was sealed" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from diffmem.cli.options import ModelOptions
 from diffmem.cli.output import plain, say
-from diffmem.errors import CheckFailed
+from diffmem.errors import CheckFailed, UsageError
 
 MODEL = ModelOptions()
 
@@ -19,7 +19,9 @@ def verify(
     *,
     expect: Annotated[str | None, Parameter(help="the seal that was kept elsewhere")] = None,
     model: Annotated[str | None, Parameter(help="the model of the run: images are made again and compared")] = None,
-    replays: Annotated[int, Parameter(help="images to make again, chosen by the seal, copies first")] = 3,
+    replays: Annotated[
+        int | None, Parameter(help="with --model: images to make again, chosen by the seal, copies first; default: 3")
+    ] = None,
     target: ModelOptions = MODEL,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -30,11 +32,13 @@ def verify(
     Args:
         bundle: the file that `diffmem seal` wrote.
     """
-    from diffmem.cli.output import emit_json, note
+    from diffmem.cli.output import emit_json
     from diffmem.experiments.seal.run import verify as verify_bundle
 
+    if model is None and (replays is not None or target != MODEL):
+        raise UsageError("--replays and the options of a model are for making images again: give --model too.")
     opened = None if model is None else target.open(model)
-    found = verify_bundle(bundle, expected=expect, target=opened, replays=replays)
+    found = verify_bundle(bundle, expected=expect, target=opened, replays=3 if replays is None else replays)
     protocol = found.checked.protocol or {}
     if json:
         emit_json(
@@ -47,15 +51,17 @@ def verify(
         for problem in found.problems:
             say(f"Problem  {plain(problem)}")
         if not found.problems:
-            say(f"Intact   {len(found.checked.links):,} files, as they were sealed at {plain(str(protocol['sealed']))}")
-            say(f"Finding  {plain(str(protocol['headline']))}")
-            say(f"Seal     {found.checked.seal}" + ("" if expect is None else ", as expected"))
+            say(f"Intact   {len(found.checked.links):,} files agree with the seal in the file")
+            for head, name in (("Sealed", "sealed"), ("Finding", "headline")):  # a forged file may lack them
+                say(f"{head:9}{plain(str(protocol.get(name, 'the file does not say')))}")
+            say(f"Seal     {found.checked.seal}, {'not compared' if expect is None else 'as expected'}")
+            if expect is None:
+                say(
+                    "         Whoever forges a file can write a new seal into it, and it reads as intact, too: only the seal that"
+                )
+                say("         was kept elsewhere shows that (--expect SEAL).")
         for one in found.replays:
             say(f"Replay   {plain(one.prompt_id)}, draw {one.draw}: {plain(one.text)}")
-        if expect is None and not found.problems:
-            note(
-                "the file agrees with its own seal; that it is the one that was sealed shows the seal kept elsewhere (--expect)"
-            )
     if found.problems:
         raise CheckFailed(f"{bundle} is not as it was sealed: {found.problems[0]}")
     return 0

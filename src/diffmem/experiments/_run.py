@@ -196,6 +196,11 @@ def open_run(path: str | Path) -> Run:
 
 
 def _opened(folder: Path) -> Run:
+    if folder.is_file():
+        raise DataError(
+            f"'{folder}' is a file, no run directory: name the folder of --out. (A page opens in a browser; of a sealed run "
+            "diffmem verify says whether it is as it was sealed.)"
+        )
     values = read_values(folder)
     if values is not None:
         if values["verb"] not in VERBS:

@@ -201,7 +201,8 @@ def _prevented(case: _Case) -> Verdict | None:
     if control is not None and control.recall == 0 and not case.values.get("recall"):
         return _unknown(
             case.values, f"of {control.given_back} planted pictures that the control's model gave back the matcher called none.",
-            "Compare with another descriptor, such as --descriptor aligned.",
+            "Look at the planted pictures (control/images/canaries.html): where they are blurred, a larger audit plants more; "
+            "where they are sharp, compare with another descriptor, such as --descriptor aligned.",
         )  # fmt: skip
     return None
 

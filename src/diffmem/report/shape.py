@@ -195,10 +195,12 @@ class ControlDigest(_Part):
         sentence: what it found, or why it was not made.
         refused: why it was not made; all figures are null then.
         planted, found: pictures that were planted, and those of which an image was called a copy.
-        sensitivity, sensitivity_interval: found / planted (95 %, exact): what the audit finds of what a LoRA remembers.
+        sensitivity, sensitivity_interval: found / planted (95 %, exact): what the audit finds of what a LoRA remembers; null
+            where fewer than ten came out.
         given_back, found_of_given_back: planted pictures of which an image is more like them than any control's image is like
             the control's own picture, and those of them that were found.
-        recall, recall_interval: found_of_given_back / given_back: what the matcher sees of what comes out; null below ten.
+        recall, recall_interval: found_of_given_back / given_back: what the matcher sees at least of what comes out; null below
+            ten.
         controls, controls_found: pictures that stayed out, and those of which an image was called a copy.
         images_per_prompt: made of each caption.
         steps: of the LoRA's training.

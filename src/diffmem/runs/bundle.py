@@ -103,7 +103,8 @@ def check_bundle(path: Path) -> Checked:
         DataError: there is no such file, or it is none that can be a bundle.
     """
     if not path.is_file():
-        raise DataError(f"There is no bundle '{path}'; `diffmem seal RUN` writes one.")
+        what = f"'{path}' is a folder, no sealed run" if path.is_dir() else f"There is no file '{path}'"
+        raise DataError(f"{what}; `diffmem seal RUN` writes a run into one file.")
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
         if size < _SEAL:

@@ -139,8 +139,10 @@ def verify(
 
     Raises:
         DataError: there is no such file.
-        UsageError: `expected` is no seal.
+        UsageError: `expected` is no seal, or there is nothing to make again.
     """
+    if target is not None and replays < 1:
+        raise UsageError(f"{replays} images cannot be made again; give at least 1, or no model.")
     if expected is not None and (len(expected) != 64 or not set(expected.lower()) <= set("0123456789abcdef")):
         raise UsageError(f"{expected!r} is no seal; expected the 64 hexadecimal digits that `diffmem seal` printed.")
     path = Path(bundle)
