@@ -290,7 +290,7 @@ def test_a_monitor_spends_no_more_than_its_share_and_names_what_it_left_out(plan
     assert watch(200, "200") is None and watch(300, "300") is None and watch.skipped == [200, 300]
     watch.share = None
     watch(400, "400")
-    assert any("2 looks were left out" in note for note in watch.run.summary.notes)
+    assert any("2 looks of the monitor left out" in note for note in watch.run.summary.notes)
     with pytest.raises(UsageError, match="share is 0"):
         Monitor(planted / "train", tmp_path, share=0)
 

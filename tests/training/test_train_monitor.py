@@ -54,7 +54,7 @@ def test_train_writes_the_monitor_s_run_beside_the_model(tmp_path, capsys):
     assert main([*arguments, "--heldout", str(tmp_path / "heldout")]) == 2
     assert "--heldout belongs to --monitor" in capsys.readouterr().err
     assert main([*arguments, "--monitor", "--heldout", str(tmp_path / "heldout")]) == 0
-    assert "1 looks of the monitor were left out" in capsys.readouterr().err
+    assert "1 look of the monitor left out" in capsys.readouterr().err
     run = open_run(tmp_path / "run" / "monitor")
     row = run.summary.rows[0]
     assert row["step"] == 0 and row["is_base"] and row["standing_of"] == 8  # only what is trained on

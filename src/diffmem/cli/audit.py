@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import (
+    BatchOption,
     DescriptorOptions,
     Estimate,
     GateOptions,
+    HeldoutOption,
     ModelOptions,
     PromptOptions,
+    RedactOption,
     ResumeOptions,
     SamplesOption,
     SamplingOptions,
+    StatisticOption,
     between_0_and_1,
     need,
 )
@@ -40,7 +44,7 @@ def audit(
     *typed: Annotated[str, Parameter(show=False)],
     out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
     train: Annotated[Path | None, Parameter(help="training images: folder or parquet")] = None,
-    heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
+    heldout: HeldoutOption = None,
     gallery: Annotated[
         Path | None,
         Parameter(help="such images too, about as many as training images: calls against them are chance"),
@@ -57,10 +61,10 @@ def audit(
         Literal["bank", "per-prompt"],
         Parameter(group=RARE, help="noises common to all prompts, or each prompt its own"),
     ] = "bank",
-    statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
+    statistic: StatisticOption = None,
     fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate of falsely called prompts")] = 0.01,
     micro_batch: Annotated[int, Parameter(group=RARE, help="rows per network call when scoring")] = 64,
-    batch: Annotated[int, Parameter(group=RARE, help="images per pipeline call")] = 32,
+    batch: BatchOption = 32,
     measures: Annotated[
         tuple[str, ...], Parameter(name="--measure", help="image scores on copied and other training images, e.g. vgr")
     ] = (),
@@ -74,7 +78,7 @@ def audit(
     against_base: Annotated[
         bool, Parameter(negative="", help="with --lora: audit the base too, and say what leaks with the LoRA only")
     ] = False,
-    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of images in the report")] = "none",
+    redact: RedactOption = "none",
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,

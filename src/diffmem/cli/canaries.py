@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from diffmem.atomic import read_json
-from diffmem.cli.options import CaptionOption, DescriptorOptions, ModelOptions, ResumeOptions, SamplingOptions, need
+from diffmem.cli.options import (
+    BatchOption,
+    CaptionOption,
+    DescriptorOptions,
+    ModelOptions,
+    RedactOption,
+    ResumeOptions,
+    SamplingOptions,
+    need,
+)
 from diffmem.cli.output import say
 from diffmem.cli.verbs import VERBS
 from diffmem.errors import DataError, UsageError
@@ -107,8 +116,8 @@ def measure(
     scores: Annotated[
         tuple[str, ...], Parameter(name="--score", help="image score to measure with, too; none for none")
     ] = ("loss",),
-    batch: Annotated[int, Parameter(help="images per call of the pipeline at first")] = 32,
-    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="pictures on the page")] = "none",
+    batch: BatchOption = 32,
+    redact: RedactOption = "none",
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from diffmem.cli.options import (
+    BatchOption,
     DescriptorOptions,
     ModelOptions,
     PromptOptions,
+    RedactOption,
     ResumeOptions,
     SamplesOption,
     SamplingOptions,
     need,
 )
 from diffmem.cli.output import say
-from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
 
 MODEL = ModelOptions()
@@ -40,8 +41,8 @@ def extract(
     edge: Annotated[
         float | None, Parameter(help="similarity from which two images are alike; default: the descriptor's own")
     ] = None,
-    batch: Annotated[int, Parameter(group=RARE, help="images per call of the pipeline at first")] = 32,
-    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of pictures on the page")] = "none",
+    batch: BatchOption = 32,
+    redact: RedactOption = "none",
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from diffmem.cli.options import (
+    BatchOption,
     ModelOptions,
     PromptOptions,
     SamplesOption,
@@ -17,7 +18,6 @@ from diffmem.cli.options import (
     say_unchecked,
 )
 from diffmem.cli.output import say
-from diffmem.cli.verbs import RARE
 from diffmem.errors import NothingJudged
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def generate(
         int | None, Parameter(help="images generated of each prompt; default: 4, with --samples 1")
     ] = None,
     samples: SamplesOption = None,
-    batch: Annotated[int, Parameter(group=RARE, help="images per call of the pipeline at first")] = 32,
+    batch: BatchOption = 32,
     out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
     png: Annotated[
         Path | None,

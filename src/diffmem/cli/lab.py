@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import need
+from diffmem.cli.options import RedactOption, need
 from diffmem.cli.output import say
 
 
@@ -21,7 +21,7 @@ def lab(
         str | None, Parameter(help="I/N: only this part of the trainings; the last call goes without")
     ] = None,
     device: Annotated[str | None, Parameter(help="cpu or cuda; default: a GPU where there is one")] = None,
-    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="pictures on the page")] = "none",
+    redact: RedactOption = "none",
     json: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="", help="list cells and trainings, and stop")] = False,

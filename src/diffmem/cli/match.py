@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import DescriptorOptions, between_0_and_1
+from diffmem.cli.options import DescriptorOptions, HeldoutOption, StatisticOption, between_0_and_1
 from diffmem.cli.verbs import RARE
 from diffmem.errors import NothingJudged, UsageError
 
@@ -23,8 +23,8 @@ def match(
     images: str,
     *,
     train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
-    heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
-    statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
+    heldout: HeldoutOption = None,
+    statistic: StatisticOption = None,
     copies: DescriptorOptions = COPIES,
     allow_pickle: Annotated[
         bool, Parameter(group=RARE, negative="", help="open descriptor weights that can run code")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from diffmem.cli.options import (
+    AlignmentOption,
+    BatchOption,
     DescriptorOptions,
+    HeldoutOption,
     ModelOptions,
     PromptOptions,
+    RedactOption,
     ResumeOptions,
     SamplingOptions,
+    StatisticOption,
     between_0_and_1,
     need,
 )
 from diffmem.cli.output import say
-from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
 
 MODEL = ModelOptions()
@@ -48,14 +52,14 @@ def mitigate(
         Path | None,
         Parameter(help="ordinary prompts, at least 20, whose median sets the targets of wen, low-noise-norm, ..."),
     ] = None,
-    heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
+    heldout: HeldoutOption = None,
     out: Annotated[Path | None, Parameter(help="folder; the same command resumes it")] = None,
     images_per_prompt: Annotated[int, Parameter(help="images generated of each prompt")] = 4,
-    text_alignment: Annotated[str | None, Parameter(help="clip:FOLDER, digits or photos; default: not judged")] = None,
-    statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
+    text_alignment: AlignmentOption = None,
+    statistic: StatisticOption = None,
     fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate of falsely called prompts")] = 0.01,
-    batch: Annotated[int, Parameter(group=RARE, help="images per pipeline call")] = 32,
-    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="pictures on the page")] = "none",
+    batch: BatchOption = 32,
+    redact: RedactOption = "none",
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,

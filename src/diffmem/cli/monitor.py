@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from diffmem.cli.options import (
+    AlignmentOption,
+    BatchOption,
     DescriptorOptions,
     ModelOptions,
     PromptOptions,
+    RedactOption,
     ResumeOptions,
     SamplingOptions,
+    StatisticOption,
     as_usage,
     between_0_and_1,
     need,
@@ -59,11 +63,11 @@ def monitor(
     step_pattern: Annotated[
         str | None, Parameter(group=RARE, help="a regular expression whose group is the step in a checkpoint's name")
     ] = None,
-    text_alignment: Annotated[str | None, Parameter(help="clip:FOLDER, digits or photos; default: not judged")] = None,
-    statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
+    text_alignment: AlignmentOption = None,
+    statistic: StatisticOption = None,
     fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate of falsely called images")] = 0.01,
-    batch: Annotated[int, Parameter(group=RARE, help="images per pipeline call")] = 32,
-    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of pictures on the page")] = "none",
+    batch: BatchOption = 32,
+    redact: RedactOption = "none",
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,

@@ -121,6 +121,11 @@ CaptionOption = Annotated[
 ]
 
 
+HeldoutOption = Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")]
+AlignmentOption = Annotated[str | None, Parameter(help="clip:FOLDER, digits or photos; default: not judged")]
+StatisticOption = Literal["similarity", "ratio", "normalised", "verified"] | None
+BatchOption = Annotated[int, Parameter(group=verbs.RARE, help="images per call of the pipeline at first")]
+RedactOption = Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of pictures on the page")]
 SamplesOption = Annotated[
     int | None, Parameter(group=verbs.PROMPTS, help="for a model that takes no prompts: how many images to make")
 ]

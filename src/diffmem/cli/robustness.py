@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from diffmem.cli.options import (
+    AlignmentOption,
+    BatchOption,
     DescriptorOptions,
+    HeldoutOption,
     ModelOptions,
     PromptOptions,
+    RedactOption,
     ResumeOptions,
     SamplingOptions,
+    StatisticOption,
     as_usage,
     between_0_and_1,
 )
 from diffmem.cli.output import say
-from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +41,7 @@ def robustness(
         tuple[str, ...], Parameter(name="--method", negative="", help="name[:key=value,...]; may be repeated")
     ] = (),
     train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
-    heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")] = None,
+    heldout: HeldoutOption = None,
     out: Annotated[
         Path | None, Parameter(help="folder; the same command resumes it, and the page is written there")
     ] = None,
@@ -51,11 +55,11 @@ def robustness(
         str, Parameter(help="a file with the columns prompt and paraphrase; words: turned round and halved; none")
     ] = "words",
     adversarial_steps: Annotated[int, Parameter(help="of the embedding search; 0 leaves it out")] = 50,
-    text_alignment: Annotated[str | None, Parameter(help="clip:FOLDER, digits or photos; default: not judged")] = None,
-    statistic: Literal["similarity", "ratio", "normalised", "verified"] | None = None,
+    text_alignment: AlignmentOption = None,
+    statistic: StatisticOption = None,
     fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate of falsely called images")] = 0.01,
-    batch: Annotated[int, Parameter(group=RARE, help="images per pipeline call")] = 32,
-    redact: Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of pictures on the page")] = "none",
+    batch: BatchOption = 32,
+    redact: RedactOption = "none",
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,

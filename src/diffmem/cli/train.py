@@ -12,7 +12,7 @@ from diffmem.cli.output import say
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from diffmem.training.data import TrainingSet
     from diffmem.training.loop import Watch
@@ -61,7 +61,7 @@ def train(
     result = run(settings, folder, device=device, silent=quiet or json, watch=watch)
     if not result.main:
         return 0
-    result.notes += [] if watch is None else watch.note()
+    result.notes += [] if watch is None else watch.notes()
     losses = result.log["loss"]
     summary = {
         "saved": str(result.saved), "steps": result.log["steps"], "images": result.log["images"],
@@ -81,7 +81,7 @@ class _Watching:
 
     def __init__(self, images: str, folder: Path, heldout: Path | None, silent: bool) -> None:
         self._images, self._folder, self._heldout, self._silent = images, folder, heldout, silent
-        self.skipped: list[int] = []
+        self.notes: Callable[[], list[str]] = list
 
     def __call__(self, data: TrainingSet, captions: Mapping[str, str | None]) -> Watch:
         from diffmem.experiments.monitor.loop import Monitor
@@ -89,23 +89,13 @@ class _Watching:
         monitor = Monitor(
             self._images, self._folder / "monitor", heldout=self._heldout, captions=captions, silent=self._silent
         )
-        self.skipped = monitor.skipped
+        self.notes = monitor.notes
 
         def watch(step: int, pipeline: Any) -> None:
             if monitor(step, pipeline) is not None:
                 monitor.report()
 
         return watch
-
-    def note(self) -> list[str]:
-        """What was left out because it would have cost too much of the training's time."""
-        if not self.skipped:
-            return []
-        steps = ", ".join(map(str, self.skipped[:8])) + (", ..." if len(self.skipped) > 8 else "")
-        return [
-            f"{len(self.skipped)} looks of the monitor were left out, for they would have cost more than 5 % of the training's "
-            f"time (steps {steps}); diffmem monitor measures what is saved"
-        ]
 
 
 def _print_estimate(settings: TrainPlan, data: TrainingSet, device: str | None, json: bool) -> None:

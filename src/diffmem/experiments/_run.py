@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from diffmem.errors import DataError
 from diffmem.registry import Registry
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from diffmem.report.redaction import Redaction
 
 
+S = TypeVar("S", bound=Summary)
+
+
 @dataclass(frozen=True)
 class Verb:
     """How the runs of a verb are read.
@@ -32,14 +35,15 @@ class Verb:
         name: of the command.
         summary: the class of its `summary.json`.
         write_page: writes the page of a run: (folder, redact, hash_prompts, file or None for the usual place) -> the page.
-        recognise: the summary of a run of 0.1.0 in this folder, which has no `summary.json`; None if it is none of this verb.
+        recognise: the summary of a run of 0.1.0 in this folder, which has no `summary.json`; None if it is none of this verb;
+            by default there was no such verb in 0.1.0.
         live: whether the summary is made anew from the rows whenever the run is opened, because stages may be added.
     """
 
     name: str
     summary: type[Summary]
     write_page: Callable[[Path, Redaction, bool, Path | None], Path]
-    recognise: Callable[[Path], Summary | None]
+    recognise: Callable[[Path], Summary | None] = lambda _: None
     live: bool = False
 
 
@@ -220,6 +224,14 @@ def _opened(folder: Path) -> Run:
     raise DataError(
         f"'{folder}' is no run directory: it has no summary.json and no {MANIFEST}. Name the folder of --out."
     )
+
+
+def read_summary(folder: Path, kind: type[S]) -> S:
+    """The summary of a run of one verb; DataError where another verb made it."""
+    run = open_run(folder)
+    if not isinstance(run.summary, kind):
+        raise DataError(f"'{folder}' is a run of {run.verb}, not of {kind.verb}.")
+    return run.summary
 
 
 def as_run(source: Run | str | Path) -> Run:

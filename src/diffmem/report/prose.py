@@ -59,6 +59,11 @@ def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()[:16]
 
 
+def shown_text(text: str, hashed: bool) -> str:
+    """A prompt as a page shows it: itself, or its hash where prompts are hidden."""
+    return f"sha256:{text_hash(text)}" if hashed else text
+
+
 class Texts:
     """The prompts that a digest shows, each cut once, all of them within the budget.
 

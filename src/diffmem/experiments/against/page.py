@@ -7,9 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from diffmem.atomic import read_json
-from diffmem.errors import DataError
 from diffmem.experiments._pictures import generated, open_index, training
-from diffmem.experiments._run import Verb, open_run
+from diffmem.experiments._run import Verb, read_summary
 from diffmem.experiments.against.summary import BASE, TUNED, AgainstSummary, Leak
 from diffmem.report import prose
 from diffmem.report.html import FILE
@@ -32,10 +31,7 @@ class Shown:
 
 def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
     """Write `comparison.html` from the folder alone, beside the two run directories, and give its path."""
-    run = open_run(folder)
-    summary = run.summary
-    if not isinstance(summary, AgainstSummary):
-        raise DataError(f"'{folder}' is a run of {run.verb}, not of a comparison with a base.")
+    summary = read_summary(folder, AgainstSummary)
     if hash_prompts:
         hidden = [
             leak.model_copy(update={"prompt": f"sha256:{prose.text_hash(leak.prompt)}"}) for leak in summary.leaks

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from diffmem.data.canaries import read_registration
 from diffmem.data.png import decode_png
 from diffmem.errors import DataError
-from diffmem.experiments._run import Verb, open_run
+from diffmem.experiments._run import Verb, read_summary
 from diffmem.experiments.canaries.summary import CanariesSummary
 from diffmem.report import prose
 from diffmem.report.charts import _svg, _text, _upright, ticks
@@ -43,10 +43,7 @@ class ShownCanary:
 
 def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
     """Write `canaries.html` from the run's folder and the registration, and give its path."""
-    run = open_run(folder)
-    summary = run.summary
-    if not isinstance(summary, CanariesSummary):
-        raise DataError(f"'{folder}' is a run of {run.verb}, not of canaries.")
+    summary = read_summary(folder, CanariesSummary)
     facts = [
         ("Model", summary.model), ("Registration", f"{summary.registration}, {summary.created}"),
         ("Canaries", f"{summary.canaries} in the data, {summary.controls} controls"),
@@ -83,7 +80,7 @@ def _shown(
                 made[wanted[row["prompt_id"], row["draw"]]] = decode_png(row["png"])
     shown = []
     for one in chosen:
-        caption = f"sha256:{prose.text_hash(one.caption)}" if hashed else one.caption
+        caption = prose.shown_text(one.caption, hashed)
         generated = embed(made[one.id], redact) if one.id in made else None
         shown.append(ShownCanary(embed(registered[one.id], redact), generated, caption, one.count, one.similarity))
     return shown, []

@@ -142,7 +142,7 @@ def _shown(
     for key in chosen:
         one = prompts[key]
         own = training(indexes[one.side], one.train_id, redact)
-        text = f"sha256:{prose.text_hash(texts[key])}" if hashed else texts[key]
+        text = prose.shown_text(texts[key], hashed)
         ratios = [f"{copies} of {images}" for copies, images in zip(one.copies, one.images, strict=True)]
         place = (key, one.draw)
         shown.append(

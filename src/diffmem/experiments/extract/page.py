@@ -7,8 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-from diffmem.errors import DataError
-from diffmem.experiments._run import Verb, open_run
+from diffmem.experiments._run import Verb, read_summary
 from diffmem.experiments.extract.proof import FOLDER
 from diffmem.experiments.extract.summary import ExtractSummary, headline
 from diffmem.report import prose
@@ -35,10 +34,7 @@ class Shown:
 
 def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
     """Write `extracted.html` from a run's folder alone, and give its path."""
-    run = open_run(folder)
-    summary = run.summary
-    if not isinstance(summary, ExtractSummary):
-        raise DataError(f"'{folder}' is a run of {run.verb}, not of extract.")
+    summary = read_summary(folder, ExtractSummary)
     shown = []
     for row in summary.extractions[:SHOWN]:
         place = folder / FOLDER / f"{row['rank']:04d}"

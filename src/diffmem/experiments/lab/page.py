@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffmem.atomic import read_json
-from diffmem.errors import DataError
-from diffmem.experiments._run import Verb, open_run
+from diffmem.experiments._run import Verb, read_summary
 from diffmem.experiments.lab.charts import cells_chart, tradeoff_chart
 from diffmem.experiments.lab.summary import LabSummary
 from diffmem.experiments.lab.view import cells_of_rows, headline, name_of
@@ -38,10 +37,7 @@ class ShownPair:
 
 def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
     """Write `lab.html` from the lab's folder alone, and give its path."""
-    run = open_run(folder)
-    summary = run.summary
-    if not isinstance(summary, LabSummary):
-        raise DataError(f"'{folder}' is a run of {run.verb}, not of lab.")
+    summary = read_summary(folder, LabSummary)
     rows: list[dict[str, Any]] = list(summary.rows)
     cells = cells_of_rows(rows)
     points = [
@@ -53,7 +49,7 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
     contrasts = [row for row in summary.contrasts if row["second"] == first]
     pairs: dict[str, list[ShownPair]] = {}
     for pair in summary.pairs:
-        caption = f"sha256:{prose.text_hash(pair.caption)}" if hash_prompts else pair.caption
+        caption = prose.shown_text(pair.caption, hash_prompts)
         generated, training = (
             None if name is None else embed_file(folder / name, redact) for name in (pair.generated, pair.training)
         )

@@ -15,8 +15,7 @@ from diffmem.copies.descriptors import DESCRIPTORS
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet
 from diffmem.data.png import png_bytes
-from diffmem.errors import DataError
-from diffmem.experiments._run import Run, Verb, open_run
+from diffmem.experiments._run import Run, Verb, read_summary
 from diffmem.experiments._verdict import of_matches
 from diffmem.experiments.match.summary import MatchSummary, headline
 from diffmem.experiments.match.view import PAGE, MatchedPair, MatchView, write_match_page
@@ -67,10 +66,7 @@ def keep(folder: Path, images: ImageSet, index: CopyIndex, found: FolderMatches,
 
 def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
     """Write `match.html` from the folder alone, and give its path; there are no prompts on it."""
-    run = open_run(folder)
-    summary = run.summary
-    if not isinstance(summary, MatchSummary):
-        raise DataError(f"'{folder}' is a run of {run.verb}, not of match.")
+    summary = read_summary(folder, MatchSummary)
     metrics = TypeAdapter(CopyingMetrics).validate_python(summary.metrics)
     threshold: dict[str, Any] = summary.threshold
     rate = f"{threshold['nominal_fpr']:.1%} false positives per image"

@@ -10,8 +10,7 @@ from typing import Any
 
 from diffmem.atomic import read_json
 from diffmem.data.png import decode_png
-from diffmem.errors import DataError
-from diffmem.experiments._run import Verb, open_run
+from diffmem.experiments._run import Verb, read_summary
 from diffmem.experiments.lab.charts import cells_chart, tradeoff_chart
 from diffmem.experiments.mitigate.compare import OTHER
 from diffmem.experiments.mitigate.run import NONE, PLAIN, SETTINGS
@@ -47,10 +46,7 @@ class Strip:
 
 def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
     """Write `mitigations.html` from a run's folder alone, and give its path."""
-    run = open_run(folder)
-    summary = run.summary
-    if not isinstance(summary, MitigateSummary):
-        raise DataError(f"'{folder}' is a run of {run.verb}, not of mitigate.")
+    summary = read_summary(folder, MitigateSummary)
     rows: list[dict[str, Any]] = list(summary.rows)
     good = [row for row in rows if row["status"] == "ok"]
     cells = [{"number": i, "name": row["setting"], "rows": [_as_cell(row)]} for i, row in enumerate(good)]
@@ -59,7 +55,7 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
         for i, row in enumerate(good)
         if row["copied_after"] is not None and row["alignment_after"] is not None
     ]
-    strips, captions = _strips(run.arms, redact, hash_prompts)
+    strips, captions = _strips({arm.name: folder / arm.place for arm in summary.arms}, redact, hash_prompts)
     return write_page(
         folder / PAGE if out is None else out, files(__package__) / "page.html", title=f"Mitigations: {summary.model}",
         kicker=f"Mitigations compared, {summary.model}", headline=summary.headline,
@@ -101,7 +97,7 @@ def _strips(
     for other, title in SIDES.items():
         shown = [row for row in plain if (row["group"] == OTHER) == other][:COLUMNS]
         if shown:
-            captions[title] = [f"sha256:{prose.text_hash(row['text'])}" if hashed else row["text"] for row in shown]
+            captions[title] = [prose.shown_text(row["text"], hashed) for row in shown]
             ids = [row["prompt_id"] for row in shown]
             strips[title] = [Strip(name, _pictures(place, ids, redact)) for name, place in arms.items()]
     return strips, captions

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffmem.atomic import user_path
-from diffmem.data.notes import count
+from diffmem.data.notes import count, named
 from diffmem.errors import UsageError
 from diffmem.experiments.monitor.steps import read_steps, recorded_step
 from diffmem.models.bundled import PREFIX
@@ -175,7 +175,7 @@ def _inside(folder: Path) -> tuple[list[Checkpoint], list[str]]:
         else:
             found.append(Checkpoint(child.name, -1, kind, str(child), stamp_of(child)))
     notes = (
-        [f"{count(len(others), 'entry', 'entries')} of {folder.name} are no checkpoints: {', '.join(others[:6])}"]
+        [f"{count(len(others), 'entry', 'entries')} of {folder.name} are no checkpoints: {named(others)}"]
         if others
         else []
     )

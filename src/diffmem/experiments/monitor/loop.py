@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from diffmem.copies.index import CopyIndex
+from diffmem.data.notes import count, named
 from diffmem.data.prompts import as_prompts
 from diffmem.errors import ModelError, UsageError
 from diffmem.evaluation.text_alignment import TextAlignment
@@ -23,6 +24,7 @@ from diffmem.experiments.monitor.experiment import MonitorExperiment
 from diffmem.experiments.monitor.look import Watched
 from diffmem.experiments.monitor.plan import MonitorPlan
 from diffmem.models.target import Target
+from diffmem.report.prose import percent
 from diffmem.stages.match.stage import Matching
 
 SHARE = 0.05
@@ -99,14 +101,10 @@ class Monitor:
             self.skipped.append(step)
             return None
         checkpoint = Checkpoint(f"step-{step}", step, "model", "the model in training")
-        notes = [] if not self.skipped else [
-            f"{len(self.skipped)} looks were left out, for they would have cost more of the training's time than was allowed "
-            f"(steps {', '.join(map(str, self.skipped[:8]))})"
-        ]  # fmt: skip
         with _as_it_was(model):
             experiment = MonitorExperiment(
-                self.out, self._watched, [checkpoint], lambda _: self._target(step, model), "step", notes, self._reference,
-                self._alignment, None, True,
+                self.out, self._watched, source=[checkpoint], open=lambda _: self._target(step, model), unit="step",
+                notes=self.notes(), reference=self._reference, judge=self._alignment,
             )  # fmt: skip
             self.run = run_experiment(experiment, self.out, Options(silent=True))
         self._last = time.monotonic() - begun
@@ -116,6 +114,15 @@ class Monitor:
         if not self.silent and row is not None:
             print(f"diffmem: step {step}: {row['finding']}. {summary.headline}", file=sys.stderr, flush=True)
         return None if row is None else dict(row)
+
+    def notes(self) -> list[str]:
+        """What was left out because it would have cost too much of the training's time."""
+        if not self.skipped or self.share is None:
+            return []
+        return [
+            f"{count(len(self.skipped), 'look')} of the monitor left out, to cost at most {percent(self.share)} of the training's "
+            f"time (steps {named([*map(str, self.skipped)])}); diffmem monitor measures what is saved"
+        ]
 
     def report(self, **options: Any) -> Path:
         """Write the page and give its path; options as of `Run.report`."""

@@ -10,8 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from diffmem.errors import DataError
-from diffmem.experiments._run import Verb, open_run
+from diffmem.experiments._run import Verb, read_summary
 from diffmem.experiments.monitor.charts import points_of, steps_chart
 from diffmem.experiments.monitor.summary import MonitorSummary
 from diffmem.report import prose
@@ -47,15 +46,12 @@ class ShownImage:
 
 def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
     """Write `monitor.html` from the run's folder alone, and give its path."""
-    run = open_run(folder)
-    summary = run.summary
-    if not isinstance(summary, MonitorSummary):
-        raise DataError(f"'{folder}' is a run of {run.verb}, not of monitor.")
+    summary = read_summary(folder, MonitorSummary)
     rows: list[dict[str, Any]] = list(summary.rows)
     done = [row for row in rows if row["finding"] != "error"]
     shown = [
         ShownImage(
-            image.train_id, f"sha256:{prose.text_hash(image.caption)}" if hash_prompts else image.caption,
+            image.train_id, prose.shown_text(image.caption, hash_prompts),
             None if image.training is None else embed_file(folder / image.training, redact),
             [(step, None if file is None else embed_file(folder / file, redact), copied)
              for step, file, copied in image.generated],
@@ -158,9 +154,4 @@ def _gap(row: Mapping[str, Any]) -> str:
     return prose.percent(gap["gap"]) + ends
 
 
-def recognise(folder: Path) -> MonitorSummary | None:
-    """None: diffmem 0.1.0 left no run of this verb."""
-    return None
-
-
-VERB = Verb("monitor", MonitorSummary, write, recognise)
+VERB = Verb("monitor", MonitorSummary, write)

@@ -85,16 +85,7 @@ def monitor(
         require_parts(opening, found.checkpoints[-1])
     source = found.checkpoints if watching is None else watching.over(look, silent)
     experiment = MonitorExperiment(
-        Path(out),
-        watched,
-        source,
-        opening.open,
-        found.unit,
-        list(found.notes),
-        reference,
-        alignment,
-        opening.base,
-        silent,
-        opening if parts else None,
-    )
+        Path(out), watched, source, opening.open, found.unit, list(found.notes), reference, judge=alignment,
+        base=opening.base, silent=silent, opening=opening if parts else None,
+    )  # fmt: skip
     return run_experiment(experiment, out, Options(retry_errors, silent))

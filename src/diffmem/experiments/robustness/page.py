@@ -6,8 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from diffmem.errors import DataError
-from diffmem.experiments._run import Verb, open_run
+from diffmem.experiments._run import Verb, read_summary
 from diffmem.experiments.lab.charts import cells_chart
 from diffmem.experiments.robustness.summary import RobustnessSummary
 from diffmem.report import prose
@@ -19,10 +18,7 @@ PAGE = "robustness.html"
 
 def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, out: Path | None = None) -> Path:
     """Write `robustness.html` from a run's folder alone, and give its path; the page shows no pictures."""
-    run = open_run(folder)
-    summary = run.summary
-    if not isinstance(summary, RobustnessSummary):
-        raise DataError(f"'{folder}' is a run of {run.verb}, not of robustness.")
+    summary = read_summary(folder, RobustnessSummary)
     rows: list[dict[str, Any]] = list(summary.rows)
     sections = []
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -30,7 +26,7 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
         cells = [_as_cell(i, row) for i, row in enumerate(mine, start=1) if row["copied_after"] is not None]
         chart = cells_chart(cells, "copied", "share of prompts or images that are copies", True) if cells else ""
         sections.append((method, chart, mine))
-    prompts = [f"sha256:{prose.text_hash(text)}" if hash_prompts else text for text in summary.prompts]
+    prompts = [prose.shown_text(text, hash_prompts) for text in summary.prompts]
     return write_page(
         folder / PAGE if out is None else out, files(__package__) / "page.html", title=f"Robustness: {summary.model}",
         kicker=f"Do mitigations hold, {summary.model}", headline=summary.headline,
@@ -45,9 +41,4 @@ def _as_cell(number: int, row: dict[str, Any]) -> dict[str, Any]:
     return {"number": number, "name": prose.shorten(f"{row['kind']}: {row['setting']}", 34), "rows": [share]}
 
 
-def recognise(folder: Path) -> RobustnessSummary | None:
-    """None: diffmem 0.1.0 left no run of this verb."""
-    return None
-
-
-VERB = Verb("robustness", RobustnessSummary, write, recognise)
+VERB = Verb("robustness", RobustnessSummary, write)
