@@ -117,11 +117,12 @@ class Monitor:
 
     def notes(self) -> list[str]:
         """What was left out because it would have cost too much of the training's time."""
-        if not self.skipped or self.share is None:
+        if not self.skipped:
             return []
+        limit = "" if self.share is None else f", to cost at most {percent(self.share)} of the training's time"
         return [
-            f"{count(len(self.skipped), 'look')} of the monitor left out, to cost at most {percent(self.share)} of the training's "
-            f"time (steps {named([*map(str, self.skipped)])}); diffmem monitor measures what is saved"
+            f"{count(len(self.skipped), 'look')} of the monitor left out{limit} (steps {named([*map(str, self.skipped)])}); "
+            "diffmem monitor measures what is saved"
         ]
 
     def report(self, **options: Any) -> Path:
