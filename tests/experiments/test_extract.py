@@ -140,7 +140,7 @@ def test_typed(tmp_path, capsys):
         "2",
         "--edge",
     ]
-    assert main([*map(str, arguments), "0.3", "--out", str(tmp_path / "run"), "--json"]) == 0
+    assert main([*map(str, arguments), "0.3", "--out", str(tmp_path / "run"), "--json"]) == 3, "every pair is alike"
     found = json.loads(capsys.readouterr().out)
     assert found["prompts"] == 2 and found["edge"] == 0.3
     assert all(row["size"] >= 2 for row in found["extractions"])
@@ -201,6 +201,24 @@ def test_where_most_prompts_images_are_alike_a_set_without_others_is_doubtful_to
     assert {row["status"] for row in summary.extractions} == {"doubtful"}
     assert {row["prompt"] for row in summary.extractions} >= {"a memorized one"}
     assert summary.headline.startswith("0 images extracted from 13 prompts")
+    assert summary.verdict.state == "unknown", "doubtful sets are no pass"
+
+
+@pytest.mark.parametrize("prompts", [["a memorized one"], ["a memorized one", "the memorized other"]])
+def test_where_all_images_of_each_prompt_are_alike_nothing_is_called_extracted(prompts, train, tmp_path, capsys):
+    """No pair of one prompt lies outside a set, so the rate at which a prompt's images are alike anyhow is unknown."""
+    target = Target.from_callable(
+        generate=lambda texts, seeds: [picture(7 + texts[0].startswith("the"), 0.01) for _ in seeds], name="always"
+    )
+    run = extract_images(target, prompts, Generation(images_per_prompt=12), out=tmp_path / "run", edge=0.9)
+    assert [row["status"] for row in run.summary.extractions] == ["cannot be judged"] * len(prompts)
+    assert run.summary.verdict.state == "unknown" and run.summary.verdict.called == 0
+    assert "0 images extracted" in run.summary.headline and "training images (--train)" in run.summary.headline
+    assert main(["show", str(tmp_path / "run")]) == 0 and "cannot be judged" in capsys.readouterr().out
+    assert "all images of each prompt are alike" in run.summary.nothing_judged()
+    proved = extract_images(target, prompts, Generation(images_per_prompt=12), train, out=tmp_path / "run", edge=0.9)
+    assert {row["status"] for row in proved.summary.extractions} == {"training image"}
+    assert proved.summary.nothing_judged() is None
 
 
 def test_with_training_images_an_extraction_that_matches_none_says_so(alike, train, tmp_path, capsys):

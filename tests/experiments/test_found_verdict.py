@@ -52,6 +52,8 @@ def test_images_of_one_training_image_are_one_event_and_equal_ones_are_confirmed
         (of_extractions(2, 0, 50, None), "Give the training images"),
         (of_extractions(3, 1, 50, UNCALIBRATED), "--heldout"),
         (of_extractions(0, 0, 0, None), "errors"),
+        (of_extractions(0, 0, 50, None, undecided=8), "Give the training images"),
+        (of_extractions(2, 0, 50, CALIBRATED, undecided=1), "nearest training images"),
     ],
 )
 def test_unknown_says_what_would_change_it(found, needs):

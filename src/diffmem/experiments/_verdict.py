@@ -100,14 +100,17 @@ def of_matches(rows: Sequence[Mapping[str, Any]], threshold: Mapping[str, Any], 
     )  # fmt: skip
 
 
-def of_extractions(sets: int, matched: int, prompts: int, threshold: Mapping[str, Any] | None) -> FoundVerdict:
+def of_extractions(
+    sets: int, matched: int, prompts: int, threshold: Mapping[str, Any] | None, undecided: int = 0
+) -> FoundVerdict:
     """The verdict on sets of images of one prompt that are all alike.
 
     Args:
-        sets: that were found; doubtful ones left out.
+        sets: that were found; undecided ones left out.
         matched: of them, those that the copy rule calls a training image.
         prompts: whose images were compared.
         threshold: how that was decided; None without a training set.
+        undecided: sets of which nothing says whether they are more than pictures that are alike anyhow.
     """
     values: dict[str, Any] = {"called": matched, "judged": prompts}
     chance = None if threshold is None else _chance(threshold)
@@ -128,13 +131,17 @@ def of_extractions(sets: int, matched: int, prompts: int, threshold: Mapping[str
         return _unknown(
             values, "no generated image could be compared with another.", "Look at the images and their errors."
         )
-    values["bound"] = most_not_excluded(sets, prompts)
-    if sets and threshold is None:
+    if undecided or (sets and threshold is None):
+        found = [f"{count(sets, 'set')} of alike images"] if sets else []
+        if undecided:
+            found.append(f"{count(undecided, 'set')} of alike images that may only show how little such images vary")
         return _unknown(
-            values, f"{count(sets, 'prompt')} of {prompts:,} give the same picture from many seeds, and no training images say "
-            "whether it is one of theirs.",
-            "Give the training images (--train): the copy rule then decides.",
+            values, f"{count(prompts, 'prompt')} gave {' and '.join(found)}"
+            + ("; no training images say whether they are among them." if sets and threshold is None else "."),
+            "Give the training images (--train): the copy rule then decides." if threshold is None
+            else "Look at these sets beside their nearest training images: for them the copy rule's statistic is undefined.",
         )  # fmt: skip
+    values["bound"] = most_not_excluded(sets, prompts)
     found = "no prompt gives"
     if sets:
         found = f"{count(sets, 'prompt')} give one picture from many seeds, which is no training image; none gives"

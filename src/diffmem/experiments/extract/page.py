@@ -57,7 +57,7 @@ def recognise(folder: Path) -> ExtractSummary | None:
         return None
     model = (read_fact(folder, "model") or {}).get("name", "unknown model")
     return ExtractSummary(
-        headline=headline(fact["extractions"], fact["prompts"]), model=str(model), notes=tuple(fact["notes"]),
+        headline=headline(fact["extractions"], fact["prompts"], train=False), model=str(model), notes=tuple(fact["notes"]),
         extractions=tuple(fact["extractions"]), prompts=fact["prompts"], edge=fact["edge"], smallest=fact["smallest"],
         descriptor=fact["descriptor"], false_edges=fact["false_edges"],
     )  # fmt: skip

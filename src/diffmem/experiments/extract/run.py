@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ from diffmem.experiments._experiment import Experiment, Results, run_experiment
 from diffmem.experiments._run import Run
 from diffmem.experiments._verdict import of_extractions
 from diffmem.experiments.extract.proof import Circumstances, prove
-from diffmem.experiments.extract.summary import DOUBTFUL, EXTRACTED, MATCHED, ExtractSummary, headline
+from diffmem.experiments.extract.summary import DOUBTFUL, EXTRACTED, MATCHED, UNJUDGED, ExtractSummary, headline
 from diffmem.models.target import Target
 from diffmem.runs.directory import RunDirectory
 from diffmem.runs.progress import Progress
@@ -165,11 +166,13 @@ class ExtractExperiment(Experiment[ExtractSummary]):
             threshold = calibrate(index, None, FPR, 1, None)
         prove(run, rows, Circumstances(self.target, self.settings, maker, found.edge, index, threshold))
         notes = [*made.before, *made.generation.notes, *found.notes, *_of_threshold(threshold)]
-        sound = [row for row in rows if row.get("status") != DOUBTFUL]
-        matched = sum(row.get("status") == MATCHED for row in sound)
-        verdict = of_extractions(len(sound), matched, found.prompts, None if threshold is None else asdict(threshold))
+        counts = Counter(row["status"] for row in rows)
+        undecided = counts[DOUBTFUL] + counts[UNJUDGED]
+        verdict = of_extractions(
+            len(rows) - undecided, counts[MATCHED], found.prompts, None if threshold is None else asdict(threshold), undecided
+        )  # fmt: skip
         return ExtractSummary(
-            verdict=verdict, headline=headline(rows, found.prompts), arms=arms,
+            verdict=verdict, headline=headline(rows, found.prompts, self.train is not None), arms=arms,
             notes=tuple(dict.fromkeys(notes)), model=self.target.name,
             extractions=tuple(rows), prompts=found.prompts, edge=found.edge, smallest=self.smallest, descriptor=maker.name,
             false_edges=asdict(found.false_edges), edges_within=asdict(found.edges_within),
@@ -233,10 +236,12 @@ def _search(
                 bar.advance(1)
         del vectors
     result.edges_within = edges_within(within)
-    if result.edges_within.low is not None and result.edges_within.low > DOUBTFUL_SHARE:
-        # Images of one prompt are alike here whatever the prompt: a set of them says nothing of memorization.
-        for row in found:
-            row["status"] = DOUBTFUL
+    low = result.edges_within.low
+    for row in found:
+        # Where images of one prompt are alike whatever the prompt, a set of them says nothing of memorization; and where
+        # each prompt has alike images only, nothing says whether that is so.
+        if low is None or low > DOUBTFUL_SHARE:
+            row["status"] = UNJUDGED if low is None else DOUBTFUL
     found.sort(
         key=lambda row: (
             row["status"] != EXTRACTED,

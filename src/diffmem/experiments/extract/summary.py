@@ -14,6 +14,11 @@ EXTRACTED, DOUBTFUL = "extracted", "doubtful"
 MATCHED, UNMATCHED, UNJUDGED = "training image", "matches none", "cannot be judged"
 STATUS = {"copy": MATCHED, "no copy": UNMATCHED, "cannot be judged": UNJUDGED}
 """What becomes of an extraction where there is a training set: the copy rule decides."""
+_NOTHING_ELSE = (
+    "all images of each prompt are alike, so nothing says whether this model makes anything else; other prompts would say it, "
+    "and so would training images (--train)"
+)
+_UNDEFINED = "the copy rule's statistic is not defined with these training images"
 
 SHOWN = (
     "rank", "status", "size", "of", "outside", "mean_similarity", "train_id", "train_similarity", "normalised", "draw", "seed",
@@ -28,10 +33,10 @@ class ExtractSummary(Summary):
         model: its name.
         extractions: one row per extraction, surest first: "rank", "prompt_id", "prompt", "draw", "seed", "size", "of",
             "mean_similarity", "exact", "draws", "image_key", "outside" (see `copies.extraction.Extraction`), "status"
-            ("extracted" or "doubtful"; with a training set "training image", "matches none" or "cannot be judged"), and of
-            the nearest training image, with one, "train_id", "train_rank" (1), "train_similarity", "train_distance" (in the
-            descriptor's metric), "ratio", "normalised",
-            and with the descriptor `aligned` "verified", "view", "alignment".
+            ("extracted", "doubtful" or "cannot be judged"; with a training set "training image", "matches none" or "cannot
+            be judged"), and of the nearest training image, with one, "train_id", "train_rank" (1), "train_similarity",
+            "train_distance" (in the descriptor's metric), "ratio", "normalised", and with the descriptor `aligned`
+            "verified", "view", "alignment".
         prompts: prompts whose images were compared.
         edge: similarity that joined two images.
         smallest: members of a clique, at least.
@@ -56,15 +61,19 @@ class ExtractSummary(Summary):
     verdict: FoundVerdict | None = None
 
     def nothing_judged(self) -> str | None:
-        """No generated image could be compared with another."""
-        return None if self.prompts else "no generated image could be compared: all failed, or are black or constant."
+        """No generated image could be compared with another, or of no set is known whether it is more than alike anyhow."""
+        if not self.prompts:
+            return "no generated image could be compared: all failed, or are black or constant."
+        if self.extractions and all(row.get("status") == UNJUDGED for row in self.extractions):
+            return f"no set of alike images could be judged: {_UNDEFINED if self.train_images else _NOTHING_ELSE}."
+        return None
 
     def tables(self) -> list[ShownTable]:
         """One row per extraction; a seed is a name, not a quantity: no separators in it."""
         rows: list[dict[str, Any]] = [
             {name: row[name] for name in SHOWN if name in row} | {"seed": str(row["seed"])} for row in self.extractions
         ]
-        title = f"{headline(self.extractions, self.prompts)} Surest first"
+        title = f"{headline(self.extractions, self.prompts, self.train_images is not None)} Surest first"
         return [ShownTable(title, rows)] if rows else []
 
     def edges_in_words(self) -> str:
@@ -91,11 +100,11 @@ def _share(edges: dict[str, Any]) -> str:
     )
 
 
-def headline(extractions: Sequence[Mapping[str, Any]], prompts: int) -> str:
+def headline(extractions: Sequence[Mapping[str, Any]], prompts: int, train: bool) -> str:
     """One sentence: what was extracted, and of how much of it there is a doubt or no training image."""
     counts = Counter(str(row.get("status", EXTRACTED)) for row in extractions)
     of = f"from {prose.count(prompts, 'prompt')}"
-    if counts.keys() & {MATCHED, UNMATCHED, UNJUDGED}:
+    if train and extractions:
         sets = prose.count(len(extractions), "set")
         said = [f"{counts[MATCHED]} match a training image", f"{counts[UNMATCHED]} match none"]
         said += [f"{counts[UNJUDGED]} cannot be judged"] if counts[UNJUDGED] else []
@@ -106,5 +115,7 @@ def headline(extractions: Sequence[Mapping[str, Any]], prompts: int) -> str:
         if counts[DOUBTFUL]
         else ""
     )
+    if counts[UNJUDGED]:
+        doubt += f" {prose.count(counts[UNJUDGED], 'more set')} cannot be judged: {_NOTHING_ELSE}."
     images = prose.count(counts[EXTRACTED], "image")
     return f"{images} extracted {of}: sets of generated images that are all alike.{doubt}"
