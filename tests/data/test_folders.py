@@ -256,6 +256,15 @@ def test_numbered_classes_are_no_repeats(tmp_path, names):
     assert [image.label for image in images] == list(names) and {image.repeats for image in images} == {1}
 
 
+def test_years_before_the_names_of_folders_are_no_repeats(tmp_path, caplog):
+    """sd-scripts would show 2023_holiday 2,023 times per epoch, and whoever named it so means a year."""
+    pictures(tmp_path, "2023_holiday/1.png", "2024_winter/1.png", "999_sks dog/1.png")
+    found = {image.id: (image.repeats, image.label) for image in load_training_set(tmp_path).images}
+    assert found["999_sks dog/1.png"] == (999, "sks dog")
+    assert found["2023_holiday/1.png"][0] == found["2024_winter/1.png"][0] == 1
+    assert "2 folders" in caplog.text and "2023_holiday, 2024_winter" in caplog.text and "count once" in caplog.text
+
+
 def test_lines_of_a_caption_file_are_captions_each(tmp_path, caplog):
     pictures(tmp_path, "1.png", "2.png")
     (tmp_path / "1.txt").write_bytes("one\r\n\r\ntwo\r\n".encode("utf-16"))

@@ -35,6 +35,8 @@ Captions = Literal["metadata", "caption", "txt", "json", "folder"]
 KINDS: tuple[Captions, ...] = get_args(Captions)
 BESIDE: dict[str, Captions] = {".caption": "caption", ".txt": "txt", ".json": "json"}
 _REPEATS = re.compile(r"([1-9]\d*)_(.+)")
+_MOST_REPEATS = 999
+"""sd-scripts takes any number before a folder's name for repeats; from 1,000 on it is a year, a date or an id to most people."""
 _SHARD = re.compile(r"\d{5,}|.+\.(tar|zip)", re.IGNORECASE)
 _MOST_BYTES = 1 << 20
 _KEPT = 200_000
@@ -209,6 +211,11 @@ class CaptionReader:
                 f"{count(len(read), 'folder')} of {self.tree.name} read as sd-scripts does (repeats per epoch, and the words for "
                 f"pictures without a caption): {named(read)}"
             )
+        if beyond := _beyond(self.files.pictures):
+            self.notes.append(
+                f"{count(len(beyond), 'folder')} of {self.tree.name} begin with a number that sd-scripts would take for repeats "
+                f"per epoch; above {_MOST_REPEATS:,} it is read as a part of the name, and pictures count once: {named(beyond)}"
+            )
         differing: list[str] = []
         kinds: Counter[str] = Counter()
         several: list[str] = []
@@ -302,7 +309,8 @@ def is_trained_file(tree: Tree, name: str) -> bool:
 def _repeats(pictures: Sequence[str]) -> dict[str, tuple[int, str]]:
     """Folders named as sd-scripts wants them, `10_sks dog`: repeats and class words; none where they look like numbers.
 
-    Numbers that count up from 0 or are padded with zeros number classes (`0_cat`, `001_apple`), so no folder is read so.
+    Numbers that count up from 0 or are padded with zeros number classes (`0_cat`, `001_apple`), so no folder is read so;
+    nor is one with a number of four digits or more (`2023_holiday`).
     """
     folders = dict.fromkeys(posixpath.dirname(name) for name in pictures)
     names = {folder: posixpath.basename(folder) for folder in folders}
@@ -312,7 +320,17 @@ def _repeats(pictures: Sequence[str]) -> dict[str, tuple[int, str]]:
     counts = sorted(int(match[1]) for match in numbered.values())
     if len(counts) > 2 and counts == list(range(1, len(counts) + 1)):
         return {}
-    return {folder: (int(match[1]), match[2].strip()) for folder, match in numbered.items()}
+    return {
+        folder: (int(match[1]), match[2].strip())
+        for folder, match in numbered.items()
+        if int(match[1]) <= _MOST_REPEATS
+    }
+
+
+def _beyond(pictures: Sequence[str]) -> list[str]:
+    """Names of folders that begin with more repeats than anybody asks for."""
+    names = dict.fromkeys(posixpath.basename(posixpath.dirname(name)) for name in pictures)
+    return [name for name in names if (match := _REPEATS.fullmatch(name)) and int(match[1]) > _MOST_REPEATS]
 
 
 def _labels(pictures: Sequence[str]) -> dict[str, str]:
