@@ -111,6 +111,15 @@ def saved_dataset(folder, pictures, shards=2):
     return folder
 
 
+@pytest.mark.parametrize("captions", [[b"a fox", b"a hen"], [[b"a fox", b"red"], [b"a hen"]]])
+def test_captions_may_be_bytes(tmp_path, captions, caplog):
+    pictures = [encode(np.full((4, 4, 3), level, np.uint8)) for level in (9, 99)]
+    name = "captions" if isinstance(captions[0], list) else "caption"
+    pq.write_table(pa.table({"image": pictures, name: captions}), tmp_path / "p.parquet")
+    assert [item.caption for item in load_images(tmp_path / "p.parquet")] == ["a fox", "a hen"]
+    assert "not read" not in caplog.text
+
+
 def test_datasets_saved_to_disk_read_as_their_parquet_twins(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (11, 6, 6, 3)).astype(np.uint8)
     folder = saved_dataset(tmp_path / "saved" / "train", pictures)

@@ -92,6 +92,35 @@ def test_texts_that_cannot_be_prompts_are_kept_with_their_problem(tmp_path):
     assert prompts[4].text == "just a string" and prompts[4].problem is None
 
 
+KINDS_OF_BYTES = {
+    "binary": pa.binary(), "large": pa.large_binary(), "view": pa.binary_view(), "fixed": pa.binary(5),
+    "dictionary": pa.dictionary(pa.int32(), pa.binary()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_BYTES)
+def test_columns_of_bytes_that_are_text_are_read(tmp_path, kind):
+    """As Spark and older writers leave texts in parquet, unmarked."""
+    texts = pa.array([b"a fox", "h\u00ea n".encode()]).cast(KINDS_OF_BYTES[kind])
+    pictures = [{"bytes": b"\x89PNG", "path": "1.png"}] * 2
+    pq.write_table(pa.table({"image": pictures, "prompt": texts}), tmp_path / "p.parquet")
+    prompts = load_prompts(tmp_path / "p.parquet")
+    assert [p.text for p in prompts] == ["a fox", "h\u00ea n"] and {p.problem for p in prompts} == {None}
+    assert (
+        [p.text for p in load_prompts([{"prompt": b"a fox"}])]
+        == [p.text for p in load_prompts([b"a fox"])]
+        == ["a fox"]
+    )
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    pq.write_table(pa.table({"caption": [b"a fox", b"\xff\xfe"]}), tmp_path / "p.parquet")
+    assert load_prompts(tmp_path / "p.parquet")[1].problem == "the prompt is bytes that are no UTF-8 text"
+    pq.write_table(pa.table({"prompt": [b"\xff\xd8", b"\xff\xd8"]}), tmp_path / "jpg.parquet")
+    with pytest.raises(DataError, match="not read, for they hold bytes that are no text: prompt"):
+        load_prompts(tmp_path / "jpg.parquet")
+
+
 def test_ids_groups_and_extra_columns():
     prompts = load_prompts(
         [{"Text": "a", "Index": 7, "group": "g", "url": "u"}, {"Text": "b", "Index": 8, "group": ""}]

@@ -24,7 +24,7 @@ from diffmem.data.prompt_lines import (
 )
 from diffmem.data.prompt_list import Prompt, PromptList
 from diffmem.data.tables import Table, find_column, read_csv, read_jsonl, read_parquet
-from diffmem.data.text import read_text, split_lines
+from diffmem.data.text import read_text, split_lines, text_of_bytes
 from diffmem.errors import DataError, UsageError
 
 __all__ = ["Prompt", "PromptList", "as_prompts", "load_prompts"]
@@ -137,9 +137,9 @@ def _rows_of(source: Sequence[Any]) -> Table:
     rows = []
     for place, item in enumerate(source):
         if isinstance(item, Mapping):
-            row = dict(item)
-        elif item is None or isinstance(item, (str, int, float)):
-            row = {"prompt": item}
+            row = {key: text_of_bytes(value) for key, value in item.items()}
+        elif item is None or isinstance(item, (str, bytes, int, float)):
+            row = {"prompt": text_of_bytes(item)}
         else:
             raise UsageError(f"Prompt {place} is a {type(item).__name__}; expected a string or a row (a mapping).")
         rows.append(row)
@@ -196,7 +196,7 @@ def _from_table(
     if text_column is None:
         raise DataError(
             f"{name} has no column called {', '.join(PROMPT_COLUMNS)}; name the column of the prompts with --column. "
-            f"It has: {', '.join(table.columns) or 'none'}."
+            f"It has: {table.columns_in_words}."
         )
     key = None if id_column == "" else find_column(table.columns, ID_COLUMNS, id_column, "ids", name)
     label = None if labels is None else find_column(table.columns, (), labels, "labels", name)
@@ -250,10 +250,6 @@ def _from_table(
     return PromptList(tuple(prompts), name, text_column, key)
 
 
-def _group(row: Mapping[str, Any], column: str | None) -> str | None:
-    return None if column is None or row.get(column) in (None, "") else str(row[column])
-
-
 def _several(row: Mapping[str, Any], column: str) -> list[Any]:
     """The prompt of a row, or all of a list of captions."""
     value = row.get(column)
@@ -267,6 +263,8 @@ def _several(row: Mapping[str, Any], column: str) -> list[Any]:
 def _text(value: Any) -> tuple[str, str | None]:
     if value is None:
         return "", "empty prompt"
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace"), "the prompt is bytes that are no UTF-8 text"
     if not isinstance(value, str):
         return str(value), f"the prompt is no text but a {type(value).__name__}"
     try:

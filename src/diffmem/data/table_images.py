@@ -19,6 +19,7 @@ from diffmem.data.image_sources import ImageSource, Raw
 from diffmem.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS, SEVERAL, caption_columns, label_of, texts_of
 from diffmem.data.notes import count, printable
 from diffmem.data.tables import find_column
+from diffmem.data.text import text_of_bytes
 from diffmem.errors import DataError, UsageError
 
 IMAGE_COLUMNS = ("image", "img", "picture", "png", "jpg", "jpeg", "webp", "bytes", "image_bytes")
@@ -56,8 +57,15 @@ class TableSource(ImageSource):
         schemas = [schema_of(path) for path in self._files]
         first = schemas[0]
         self._column = _image_column(first, column, self.name)
-        strings = [field.name for field in first if _is_text(field.type)]
         how = reading or Reading()
+        called = {*CAPTION_COLUMNS, *SEVERAL, (how.caption_column or "caption").lower()}
+        strings = [
+            field.name
+            for field in first
+            if field.name != self._column
+            # Some writers mark no text as such: bytes count as captions where the name says so.
+            and (_is_text(field.type) or (field.name.lower() in called and _is_bytes(_listed(field.type))))
+        ]
         if how.kind not in (None, "metadata"):
             raise UsageError(f"{self.name} is a table: its captions are in its columns, not in .{how.kind} files.")
         self._captions = caption_columns(strings, how.caption_column, self.name)
@@ -74,7 +82,11 @@ class TableSource(ImageSource):
         self.ids, self.notes = row_ids(self._starts[-1]), []
         if self._id is not None:
             self.ids, self.notes = unique_ids(self._read_ids(self._id), self.name)
-        others = [field.name for field in first if is_picture(field.type) and field.name != self._column]
+        others = [
+            field.name
+            for field in first
+            if is_picture(field.type) and field.name not in (self._column, *self._captions)
+        ]
         if others:
             self.notes.append(
                 f"{count(len(others), 'column')} of pictures of {self.name} not read ({', '.join(others)}): pictures are those "
@@ -126,7 +138,7 @@ class TableSource(ImageSource):
                     yield replace(raw, label=raw.label or label_of(self._of_folder[number]))
 
     def _raw(self, batch: Any, row: int, key: str, path: Path, columns: Sequence[str]) -> Raw:
-        values = {name: batch.column(name)[row].as_py() for name in columns if name != self._column}
+        values = {name: text_of_bytes(batch.column(name)[row].as_py()) for name in columns if name != self._column}
         for name, classes in self._classes.items():
             number = values.get(name)
             if isinstance(number, int) and 0 <= number < len(classes):
@@ -205,6 +217,16 @@ def _is_text(kind: Any, inside: bool = False) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
+def _is_bytes(kind: Any) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _listed(kind: Any) -> Any:
+    """The type of a column's values, or of what its lists hold."""
+    kind = plain_type(kind)
+    return plain_type(kind.value_type) if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+
+
 def is_picture(kind: Any) -> bool:
     """Whether a column of this type may hold pictures: bytes, or struct{bytes, path}."""
     kind = plain_type(kind)
@@ -213,4 +235,4 @@ def is_picture(kind: Any) -> bool:
         where = parts.get("path")
         empty = pa.types.is_null(parts.get("bytes", pa.string())) and where is not None and _is_text(where)
         return empty or ("bytes" in parts and is_picture(parts["bytes"]))
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return _is_bytes(kind)

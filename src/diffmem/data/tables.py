@@ -10,18 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffmem.data.text import read_text, split_lines
+from diffmem.data.text import read_text, split_lines, text_of_bytes
 from diffmem.errors import DataError
 
 _DELIMITERS = (",", ";", "\t", "|")
+_LOOKED_AT = 8
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one file: column names in the file's order, and one dictionary per row."""
+    """Rows of one file: column names in the file's order, and one dictionary per row; names of columns that are not read."""
 
     columns: tuple[str, ...]
     rows: tuple[dict[str, Any], ...]
+    unread: tuple[str, ...] = ()
+
+    @property
+    def columns_in_words(self) -> str:
+        """What there is, for messages."""
+        read = ", ".join(self.columns) or ("no other column" if self.unread else "none")
+        return (
+            f"{read}; not read, for they hold bytes that are no text: {', '.join(self.unread)}" if self.unread else read
+        )
 
 
 def read_csv(path: Path, wanted: Iterable[str], encoding: str | None = None) -> Table:
@@ -112,7 +122,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_parquet(path: Path) -> Table:
-    """All rows of a parquet file, without its binary columns (pictures have no place in a prompt list).
+    """All rows of a parquet file. Columns of bytes are read if they hold UTF-8 text; pictures have no place in a prompt list.
 
     Raises:
         DataError: no parquet file.
@@ -133,17 +143,36 @@ def _parse_parquet(source: Any, where: str) -> Table:
 
     try:
         with pq.ParquetFile(source) as file:
-            kept = [field.name for field in file.schema_arrow if not _holds_bytes(field.type, pa)]
-            rows = file.read(columns=kept).to_pylist()
+            unread = [
+                field.name for field in file.schema_arrow if _holds_bytes(field.type) and not _is_text(file, field)
+            ]
+            kept = [name for name in file.schema_arrow.names if name not in unread]
+            rows = [{k: text_of_bytes(v) for k, v in row.items()} for row in file.read(columns=kept).to_pylist()]
     except (pa.ArrowException, OSError, ValueError) as error:  # a damaged text is a ValueError
         raise DataError(f"Cannot read {where} as parquet: {error}.") from error
-    return Table(tuple(kept), tuple(rows))
+    return Table(tuple(kept), tuple(rows), tuple(unread))
 
 
-def _holds_bytes(kind: Any, pa: Any) -> bool:
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    from diffmem.data.columns import plain_type
+
+    kind = plain_type(kind)
     if pa.types.is_struct(kind):
-        return any(_holds_bytes(field.type, pa) for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        return any(_holds_bytes(field.type) for field in kind)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _holds_bytes(kind.value_type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+
+
+def _is_text(file: Any, field: Any) -> bool:
+    """Whether there is UTF-8 text among the first cells of a column of bytes; records with bytes in them are pictures."""
+    for batch in file.iter_batches(_LOOKED_AT, columns=[field.name]):
+        cells = [text_of_bytes(cell) for cell in batch.column(0).to_pylist() if cell is not None]
+        if cells:
+            return any(isinstance(one, str) for cell in cells for one in (cell if isinstance(cell, list) else [cell]))
+    return False
 
 
 def _delimiter(text: str, wanted: set[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from pathlib import Path
+from typing import Any
 
 from diffmem.errors import DataError, UsageError
 
@@ -61,6 +62,18 @@ def decode_text(data: bytes, where: str, encoding: str | None = None) -> str:
             "without a byte-order mark looks like this: try --encoding utf-16-le."
         )
     return text.removeprefix("\ufeff")
+
+
+def text_of_bytes(value: Any) -> Any:
+    """A cell of a table with its bytes as text, in lists too: some writers of parquet mark no text as such; else unchanged."""
+    if isinstance(value, list):
+        return [text_of_bytes(one) for one in value]
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def split_lines(text: str) -> list[str]:
