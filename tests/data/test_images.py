@@ -1,5 +1,6 @@
 """Pictures from folders and memory: what is read, in which mode, and what is named as a problem."""
 
+import io
 import json
 
 import numpy as np
@@ -95,6 +96,23 @@ def test_broken_files_become_problems(tmp_path):
 def test_pixel_cap_can_be_lowered(tmp_path):
     assert "6×6" not in (only(encode(PIXELS[0]), tmp=tmp_path).problem or "")
     assert "5×6 pixels, more than the limit of 29" in only(encode(PIXELS[0]), tmp=tmp_path, max_pixels=29).problem
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_unreadable_exif_data_leave_a_picture_as_it_is_and_are_said(tmp_path, kind):
+    out = io.BytesIO()
+    Image.fromarray(PIXELS[0]).save(out, kind, exif=b"Exif\0\0no header of a TIFF")
+    (tmp_path / f"1.{kind.lower()}").write_bytes(out.getvalue())
+    (item,) = load_images(tmp_path)
+    assert item.image.size == PIXELS[0].shape[1::-1]
+    assert item.note.startswith("not turned, for its EXIF data cannot be read (") and "TIFF" in item.note
+
+
+def test_broken_pictures_in_memory_are_named_and_equal_to_no_other():
+    pictures = [Image.open(io.BytesIO(encode(PIXELS[0])[:-30])) for _ in range(2)]
+    items = list(load_images(pictures))
+    assert all(item.image is None and "cannot be used (" in item.problem for item in items)
+    assert items[0].digest != items[1].digest
 
 
 def test_exif_orientation_is_applied(tmp_path):

@@ -5,7 +5,7 @@ import inspect
 import diffusers
 import pytest
 import torch
-from tests.tiny import tiny_ddpm, tiny_sd
+from tests.tiny import tiny_autoencoder, tiny_ddpm, tiny_sd
 from tests.tiny_families import FAMILIES
 
 from diffmem.errors import CheckFailed, ModelError
@@ -52,6 +52,17 @@ NEEDY = {
     "flux-fill": ("FluxFillPipeline", FAMILIES["flux"], None, "image"),
     "flux-control": ("FluxControlPipeline", FAMILIES["flux"], None, "control_image"),
 }
+
+
+@pytest.mark.parametrize("classes", [{"num_class_embeds": 10}, {"class_embed_type": "timestep"}])
+@pytest.mark.parametrize("kind", ["DDPMPipeline", "DDIMPipeline", "LDMPipeline"])
+def test_a_unet_of_classes_is_refused_by_its_setting_with_the_way_on(kind, classes):
+    """These pipelines' calls have no argument for the class, so that they fail on their own network."""
+    parts = {"unet": like(tiny_ddpm().unet, **classes), "scheduler": diffusers.DDIMScheduler()}
+    pipe = getattr(diffusers, kind)(**parts, **({"vqvae": tiny_autoencoder("vq")} if kind == "LDMPipeline" else {}))
+    with pytest.raises(ModelError, match="takes class labels") as refused:
+        Target.from_pipeline(pipe)
+    assert next(iter(classes)) in str(refused.value) and "classes=[...]" in str(refused.value)
 
 
 @pytest.mark.parametrize("name", NEEDY)

@@ -57,8 +57,10 @@ def decode_bytes(data: bytes | None, max_pixels: int = MAX_PIXELS, name: str = "
             return Decoded(None, problem)
         image.load()
         frames = getattr(image, "n_frames", 1)
-        upright = turn(image)
+        upright, unturned = turn(image)
         converted = to_8_bit(upright)
+        if unturned is not None:
+            converted = replace(converted, note="; ".join(filter(None, (unturned, converted.note))))
         if upright is not image or _differs(image):
             converted = replace(converted, original=image)
     except Image.DecompressionBombError:
@@ -158,14 +160,18 @@ def _differs(image: Image.Image) -> bool:
     return is_deep(image) or has_alpha(image)
 
 
-def turn(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation says; itself where there is nothing to turn."""
+def turn(image: Image.Image) -> tuple[Image.Image, str | None]:
+    """The picture turned as its EXIF orientation says, itself where there is nothing to turn; a note where that is unreadable."""
     try:
-        turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
-    except Exception:
-        # Unreadable EXIF data says nothing about the orientation; the pixels are fine as they are.
-        return image
-    return ImageOps.exif_transpose(image) if turned else image
+        exif = image.getexif()
+        if not exif and image.info.get("exif"):
+            Image.Exif().load(image.info["exif"])  # for JPEG, Pillow has met the problem before, and dropped it
+        turned = exif.get(_ORIENTATION, 1) in range(2, 9)
+        return (ImageOps.exif_transpose(image) if turned else image), None
+    except Exception as error:
+        # Broken EXIF data make Pillow raise almost anything. The pixels are fine as they are; the picture's note says why
+        # it was not turned.
+        return image, f"not turned, for its EXIF data cannot be read ({type(error).__name__}: {error})"
 
 
 def _too_large(size: tuple[int, int], max_pixels: int) -> str | None:

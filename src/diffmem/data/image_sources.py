@@ -51,7 +51,9 @@ class Raw:
         try:
             pixels = self.payload.tobytes()
         except Exception:
-            pixels = b""  # a closed or broken lazy image raises almost anything; `decode` says so of the picture
+            # A closed or broken lazy image raises almost anything, and `decode` says which of this picture. Its id stands in
+            # for its pixels, so that it counts as equal to no other.
+            pixels = f"no pixels: {self.id}".encode()
         return hash_bytes(f"{self.payload.mode} {self.payload.size} ".encode() + pixels)
 
     def decode(self, max_pixels: int) -> Decoded:

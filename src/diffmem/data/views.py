@@ -64,7 +64,7 @@ def _treated(image: Image.Image, original: Image.Image | None) -> Iterator[tuple
     yield WHOLE, image
     if original is None:
         return
-    upright = turn(original)
+    upright, _ = turn(original)  # that its EXIF data cannot be read is in the picture's note
     for name, seen in _without_alpha_or_depth(upright):
         yield name, seen
     if upright is not original:

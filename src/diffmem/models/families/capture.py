@@ -128,13 +128,13 @@ class Captured(CapturedLatents):
         """A run whose network answers in the shape of its input, else in twice as many channels (a learned variance)."""
         try:
             return self._run([PROMPTS[0]])
-        except Exception as problem:
+        except Exception as problem:  # a pipeline that splits the answer raises anything where it is of another shape
             self._blank = twice_as_many
             try:
                 return self._run([PROMPTS[0]])
-            except Exception:
+            except Exception as other:  # nor did that help: `_read` says the first problem, whose cause names this one
                 self._blank = same_as_x
-                raise problem from None
+                raise problem from other
 
     @classmethod
     def variants(cls) -> dict[str, bool]:

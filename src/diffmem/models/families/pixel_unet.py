@@ -12,6 +12,8 @@ from diffmem.models.conditioning import Conditioning
 from diffmem.models.families._inputs import kind_of
 from diffmem.models.families._pipeline import PipelineDenoiser, network_times
 
+_CLASSES = ("class_embed_type", "num_class_embeds")
+
 
 class PixelUNet(PipelineDenoiser):
     """A diffusers pipeline that consists of a `unet` (UNet2DModel) and a `scheduler`."""
@@ -22,8 +24,14 @@ class PixelUNet(PipelineDenoiser):
     unconditional_branch = True
 
     def __init__(self, pipeline: Any) -> None:
-        if pipeline.unet.config.get("num_class_embeds") is not None:
-            raise ModelError("This UNet takes class labels; the family pixel-unet is for unconditional models.")
+        config = pipeline.unet.config
+        if asked := [f"{key} = {config[key]!r}" for key in _CLASSES if config.get(key) is not None]:
+            raise ModelError(
+                f"This UNet takes class labels ({', '.join(asked)}), which diffmem gives to a DiTPipeline only: this "
+                f"{type(pipeline).__name__} can be neither sampled nor scored. Wrap its network with "
+                "Target.from_callable(..., classes=[...]), which takes class names as prompts (docs/own-network.md, 'A "
+                "class-conditional network')."
+            )
         super().__init__(pipeline)
 
     @staticmethod
