@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffmem.errors import DiffmemError, UsageError
 from diffmem.models.capture import Call, Step
-from diffmem.models.conditioning import Conditioning
+from diffmem.models.conditioning import SHAPE, Conditioning
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.fit import FitResult
 from diffmem.models.pipelines.branches import nearest_branch
@@ -125,7 +125,10 @@ def compare_run(
 
 
 def _distance(candidate: Conditioning, call: Call, row: int) -> float:
-    pairs = [(candidate.tensors.get(name), value[row]) for name, value in call.cond.tensors.items()]
+    # Lengths of rows do not count: Kandinsky 3 makes the zeros of no prompt as long as the prompt beside them. Where a
+    # length matters to the network, its outputs differ.
+    given = {name: value for name, value in call.cond.tensors.items() if not name.endswith(SHAPE)}
+    pairs = [(candidate.tensors.get(name), value[row]) for name, value in given.items()]
     return max(
         (math.inf if a is None or a[0].ndim != b.ndim else relative(*_padded(a[0].to(b.device), b)) for a, b in pairs),
         default=0.0,

@@ -21,6 +21,7 @@ class CapturedLatents(LatentDenoiser):
 
     space: Literal["pixel", "latent"]  # type: ignore[assignment]
     _answer: Answer
+    _decode_options: dict[str, Any]
 
     @property
     def autoencoder(self) -> Any:
@@ -29,7 +30,10 @@ class CapturedLatents(LatentDenoiser):
 
     def _read_latents(self, run: Run, own: torch.Tensor, takes_latents: bool) -> None:
         """Find the layout of the pipeline's latents [1, ...], and in which one it takes initial ones."""
-        layout = None if self.autoencoder is None else decoded_layout(run, self.autoencoder, own)
+        layout: Layout | None = None
+        self._decode_options = {}
+        if self.autoencoder is not None:
+            layout, self._decode_options = decoded_layout(run, self.autoencoder, own)
         self.space = "latent" if self.autoencoder is not None else "pixel"
         self._layout_known = layout is not None
         self._layout = layout or Layout.identity(tuple(own.shape[1:]))
@@ -81,7 +85,7 @@ class CapturedLatents(LatentDenoiser):
         with self._full_precision() as vae:
             latents = x0.to(self.device, vae.dtype).reshape(len(x0), *self._layout.shape)
             scaled = latents * self._layout.scale.to(latents) + self._layout.shift.to(latents)
-            images: torch.Tensor = vae.decode(scaled, return_dict=False)[0]
+            images: torch.Tensor = vae.decode(scaled, return_dict=False, **self._decode_options)[0]
         return images.squeeze(2) if images.ndim == 5 else images
 
     def _known_autoencoder(self) -> Any:

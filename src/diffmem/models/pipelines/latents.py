@@ -55,19 +55,21 @@ def find_answer(run: Run, seen: Survey) -> Answer:
     )
 
 
-def decoded_layout(run: Run, autoencoder: Any, own: torch.Tensor) -> Layout | None:
-    """The layout in which the autoencoder is given the pipeline's latents; None where it cannot be read."""
+def decoded_layout(run: Run, autoencoder: Any, own: torch.Tensor) -> tuple[Layout | None, dict[str, Any]]:
+    """The layout in which the autoencoder is given the pipeline's latents, None where it cannot be read; its other options."""
+    options: dict[str, Any] = {}
 
     def decoded(latents: torch.Tensor) -> torch.Tensor:
-        found = run([PROMPTS[0]], last=latents, autoencoder=autoencoder).decoded
-        if found is None:
+        seen = run([PROMPTS[0]], last=latents, autoencoder=autoencoder)
+        if seen.decoded is None:
             raise ModelError("The pipeline never called its autoencoder.")
-        return found
+        options.update(seen.decode_options)
+        return seen.decoded
 
     try:
-        return find_layout(decoded, own)
+        return find_layout(decoded, own), options
     except (ModelError, *_UNSUITABLE):
-        return None  # whoever encodes or decodes images is told so
+        return None, options  # whoever encodes or decodes images is told so
 
 
 def find_initial(run: Run, layout: Layout, own: torch.Tensor) -> tuple[int, ...] | None:

@@ -56,10 +56,12 @@ class Rehearsal:
     Attributes:
         steps: the sampling steps.
         decoded: what the autoencoder was to decode; None where the run was stopped before.
+        decode_options: numbers and flags that it was given beside that, such as Kandinsky 3's force_not_quantize.
     """
 
     steps: list[Step] = field(default_factory=list)
     decoded: torch.Tensor | None = None
+    decode_options: dict[str, Any] = field(default_factory=dict)
 
 
 def same_as_x(call: NetworkCall) -> Any:
@@ -135,6 +137,10 @@ def rehearse(
 
     def decode(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.decoded = latents.detach().clone()
+        named = inspect.signature(type(autoencoder).decode).bind(autoencoder, latents, *args, **kwargs).arguments
+        seen.decode_options = {
+            key: value for key, value in named.items() if key != "return_dict" and isinstance(value, (bool, int, float))
+        }
         raise _Stopped
 
     scheduler.step = step
