@@ -142,12 +142,12 @@ def of_extractions(
             else "Look at these sets beside their nearest training images: for them the copy rule's statistic is undefined.",
         )  # fmt: skip
     values["bound"] = most_not_excluded(sets, prompts)
-    found = "no prompt gives"
+    seen = "no prompt gives"
     if sets:
-        found = f"{count(sets, 'prompt')} give one picture from many seeds, which is no training image; none gives"
+        seen = f"{count(sets, 'prompt')} give one picture from many seeds, which is no training image; none gives"
     return FoundVerdict(
         state="no-excess", by="seeds", **values,
-        sentence=f"Of {count(prompts, 'prompt')}, {found} a training image from many seeds; up to {percent(values['bound'])} of "
+        sentence=f"Of {count(prompts, 'prompt')}, {seen} a training image from many seeds; up to {percent(values['bound'])} of "
         "such prompts not excluded.",
         plain="From these prompts no training picture comes out again and again; one that few seeds give is not found this way.",
     )  # fmt: skip
