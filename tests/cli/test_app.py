@@ -31,6 +31,12 @@ from diffmem import errors
 def dummy(what: str = "", *, times: int = 1) -> int | None:
     """Say hello to someone, at length.
 
+    A sentence that goes on
+    in another line of the source.
+
+    - a list
+    - stays one
+
     Args:
         what: what to do about it.
         times: how often.
@@ -130,6 +136,8 @@ def test_help_lists_verbs_without_importing_them(run):
 def test_help_of_a_verb_shows_its_docstring(run):
     code, out, _ = run("dummy", "--help")
     assert code == 0 and "at length" in out and "how often" in out
+    assert "A sentence that goes on in another line of the source.\n" in out
+    assert "- a list\n- stays one\n" in out
 
 
 def test_version(run):

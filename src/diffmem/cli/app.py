@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import errno
+import inspect
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -67,7 +69,17 @@ def build_app(verbs: Mapping[str, tuple[str, ...] | Verb], asked: str | None = N
             group=groups.get(verb.job, groups[JOBS[-1]]),
             **({"help_prologue": verb.shown_examples} if name == asked and not verb.has_own_app else {}),
         )  # fmt: skip
+    if asked in verbs:
+        _flow_help(app[asked])
     return app
+
+
+def _flow_help(app: App) -> None:
+    """Join the lines of each paragraph of a help text, so that the terminal's width alone breaks them."""
+    app.help = re.sub(r"(?<=\S)\n(?=[^\s-])", " ", inspect.cleandoc(app.help))
+    for name in app:
+        if not name.startswith("-"):
+            _flow_help(app[name])
 
 
 def _show_default(value: object) -> str | None:
