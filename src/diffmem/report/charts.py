@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup, escape
 
 from diffmem.report.prose import number, percent
-from diffmem.report.shape import Histogram, Interval, Roc
+from diffmem.report.shapes.base import Interval
+from diffmem.report.shapes.scores import Histogram, Roc
 
 
 def _svg(width: int, height: int, kind: str, title: str, description: str, body: str) -> Markup:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.report.prose import count, percent
-from diffmem.report.shape import Check, ControlDigest
+from diffmem.report.shape import Check
+from diffmem.report.shapes.copies import ControlDigest
 from diffmem.runs.facts import read_fact
 
 FEWEST = 10

@@ -23,7 +23,8 @@ from diffmem.evaluation.planning import fewest_prompts, fewest_references
 from diffmem.report.evidence import Evidence, Gallery
 from diffmem.report.prose import count, percent
 from diffmem.report.review.shape import ReviewDigest
-from diffmem.report.shape import ControlDigest, CopiesDigest, ImageCounts, Verdict
+from diffmem.report.shapes.copies import ControlDigest, CopiesDigest, ImageCounts
+from diffmem.report.shapes.verdict import Verdict
 
 SHARE, POWER = 0.1, 0.8
 """Where a share of prompts this large would be missed more often than in 1 - POWER of such runs, they are too few to say."""

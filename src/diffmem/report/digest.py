@@ -38,16 +38,9 @@ from diffmem.report.pairs import Again, choose, galleries
 from diffmem.report.prose import Texts, shorten
 from diffmem.report.rates import RATES, finite, histogram, roc
 from diffmem.report.review.summary import read_reviewed, summarize
-from diffmem.report.shape import (
-    CopiesDigest,
-    Digest,
-    ImageCounts,
-    ModelFacts,
-    PromptCounts,
-    ScoreDigest,
-    Threshold,
-    TopPrompt,
-)  # fmt: skip
+from diffmem.report.shape import Digest, ModelFacts, PromptCounts
+from diffmem.report.shapes.copies import CopiesDigest, ImageCounts, Threshold
+from diffmem.report.shapes.scores import ScoreDigest, TopPrompt
 from diffmem.report.table import prompt_table, table_places
 from diffmem.report.verdict import checks, limits
 from diffmem.report.waived import without_waived

@@ -17,7 +17,8 @@ from diffmem.report.measures.pictures import measured_pictures
 from diffmem.report.page import as_bytes, render_page
 from diffmem.report.pictures import Pictures
 from diffmem.report.redaction import Redaction, View, embed, hide_prompts
-from diffmem.report.shape import Digest, PairDigest
+from diffmem.report.shape import Digest
+from diffmem.report.shapes.copies import PairDigest
 from diffmem.report.verdict import STATISTICS
 
 FILE = "report.html"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diffmem.copies.rule import CopyRule
 from diffmem.report.columns import Floats, PromptColumns, concatenate
-from diffmem.report.shape import Section
+from diffmem.report.shapes.copies import Section
 from diffmem.runs.asked import asked_rows
 from diffmem.runs.facts import read_fact
 from diffmem.runs.store import RunStore

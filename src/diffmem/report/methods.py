@@ -9,7 +9,8 @@ from diffmem.copies.descriptors import DESCRIPTORS
 from diffmem.copies.descriptors.base import About as DescriptorAbout
 from diffmem.registry import Registry
 from diffmem.report.measures.shape import MeasuresDigest
-from diffmem.report.shape import CopiesDigest, Method
+from diffmem.report.shape import Method
+from diffmem.report.shapes.copies import CopiesDigest
 from diffmem.scores import DEFAULT_SCORE, SCORES
 from diffmem.scores.base import About
 from diffmem.scores.image import IMAGE_SCORES

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from diffmem.report.shape import CopiesDigest, Step, Verdict
+from diffmem.report.shapes.copies import CopiesDigest
+from diffmem.report.shapes.verdict import Step, Verdict
 from diffmem.runs.manifest import Manifest
 
 VALUED = {"--train", "--heldout", "--prompts", "--lora", "--steps", "--guidance", "--descriptor"}

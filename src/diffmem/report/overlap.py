@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffmem.data.views import WHOLE
-from diffmem.report.shape import Overlap
+from diffmem.report.shapes.copies import Overlap
 
 
 def overlap_of(alignment: str | Mapping[str, Any] | None, view: str | None) -> Overlap | None:

@@ -15,7 +15,7 @@ from diffmem.report.columns import PromptColumns
 from diffmem.report.matches import Matches, distinct, sections
 from diffmem.report.overlap import overlap_of
 from diffmem.report.prose import Texts, visible
-from diffmem.report.shape import Gallery, PairDigest, Section
+from diffmem.report.shapes.copies import Gallery, PairDigest, Section
 from diffmem.runs.manifest import Manifest
 from diffmem.runs.store import RunStore
 

@@ -12,7 +12,8 @@ from diffmem.errors import DataError
 from diffmem.report.digest import build_digest
 from diffmem.report.gallery import Pair, draw_pairs
 from diffmem.report.prose import visible
-from diffmem.report.shape import Digest, Gallery, PairDigest
+from diffmem.report.shape import Digest
+from diffmem.report.shapes.copies import Gallery, PairDigest
 from diffmem.report.stored import read_pngs
 from diffmem.report.verdict import STATISTICS
 from diffmem.runs.store import RunStore

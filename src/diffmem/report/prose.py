@@ -7,7 +7,7 @@ import math
 import unicodedata
 from collections.abc import Iterable
 
-from diffmem.report.shape import Text
+from diffmem.report.shapes.base import Text
 
 LONG = 4000
 SHORT = 200

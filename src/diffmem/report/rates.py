@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from diffmem.evaluation.roc import auroc, tpr_at_fpr
 from diffmem.report.columns import Floats
 from diffmem.report.intervals import Separation
-from diffmem.report.shape import Histogram, Roc, RocPoint
+from diffmem.report.shapes.scores import Histogram, Roc, RocPoint
 
 BINS = 36
 CURVE = 160

@@ -12,7 +12,8 @@ from PIL import Image
 from pydantic import JsonValue
 
 from diffmem.report.measures.shape import MeasuredImage, MeasuresDigest
-from diffmem.report.shape import Digest, Text
+from diffmem.report.shape import Digest
+from diffmem.report.shapes.base import Text
 
 Redaction = Literal["none", "blur", "hash"]
 SIDE = 256

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from diffmem.report.measures.shape import MeasuresDigest
 from diffmem.report.prose import count, number, percent
-from diffmem.report.shape import Check, CopiesDigest, ImageCounts, PromptCounts, ScoreDigest
+from diffmem.report.shape import Check, PromptCounts
+from diffmem.report.shapes.copies import CopiesDigest, ImageCounts
+from diffmem.report.shapes.scores import ScoreDigest
 from diffmem.runs.manifest import Manifest
 
 RISING = ("similarity", "verified")

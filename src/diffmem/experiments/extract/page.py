@@ -14,7 +14,7 @@ from diffmem.report import prose
 from diffmem.report.overlap import overlap_of
 from diffmem.report.page import write_page
 from diffmem.report.redaction import Embedded, Redaction, embed_file
-from diffmem.report.shape import Overlap
+from diffmem.report.shapes.copies import Overlap
 from diffmem.runs.facts import read_fact
 
 PAGE = "extracted.html"

@@ -17,7 +17,7 @@ from diffmem.report.charts import _svg, _text, ticks
 from diffmem.report.page import write_page
 from diffmem.report.prose import number
 from diffmem.report.redaction import Embedded
-from diffmem.report.shape import Overlap
+from diffmem.report.shapes.copies import Overlap
 
 PAGE = "match.html"
 

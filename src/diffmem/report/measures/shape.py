@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import FiniteFloat
 
-Share = Annotated[float, Field(ge=0, le=1)]
+from diffmem.report.shapes.base import Part, Share
+
 Number = FiniteFloat | Literal["inf", "-inf"] | None
 """A measure may be infinite, which strict JSON cannot say as a number; null where there is none."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MeasuredImage(_Part):
+class MeasuredImage(Part):
     """One image with one measure; keys are those of its picture and of the measure's own picture in the store.
 
     Attributes:
@@ -39,7 +36,7 @@ class MeasuredImage(_Part):
     strip: bool
 
 
-class GroupStats(_Part):
+class GroupStats(Part):
     """A measure over one group of images; quantiles of the value, the interval is that of the median (95 %).
 
     Attributes:
@@ -58,7 +55,7 @@ class GroupStats(_Part):
     counts: tuple[int, ...]
 
 
-class MeasureSeparation(_Part):
+class MeasureSeparation(Part):
     """How a measure tells two groups of this run apart; AUROC of the evidence, two-sided p.
 
     By Mann-Whitney, or within strata where both groups hold images of the same classes or captions.
@@ -82,7 +79,7 @@ class MeasureSeparation(_Part):
     above: int = 0
 
 
-class GroupCurve(_Part):
+class GroupCurve(Part):
     """Median and quartiles over a group of what every image has as a sequence (growth along the path, spectrum)."""
 
     name: str
@@ -93,7 +90,7 @@ class GroupCurve(_Part):
     high: tuple[FiniteFloat, ...]
 
 
-class MeasureCost(_Part):
+class MeasureCost(Part):
     """Network evaluations and seconds of one image, means over all that were tried: unusable ones cost as much."""
 
     images: int
@@ -108,7 +105,7 @@ class MeasureCost(_Part):
     device: str | None
 
 
-class MeasureScore(_Part):
+class MeasureScore(Part):
     """One image score over all images of the run.
 
     Attributes:
@@ -138,7 +135,7 @@ class MeasureScore(_Part):
     cost: MeasureCost | None
 
 
-class Pairing(_Part):
+class Pairing(Part):
     """A membership score beside a memorization score on the same images: (x, y, held out), both as evidence.
 
     Attributes:
@@ -154,7 +151,7 @@ class Pairing(_Part):
     ranks: bool
 
 
-class ShiftFact(_Part):
+class ShiftFact(Part):
     """What a classifier that sees no model says of the two sets; see `evaluation.shift`."""
 
     auroc: Share
@@ -167,7 +164,7 @@ class ShiftFact(_Part):
     message: str
 
 
-class MeasuresDigest(_Part):
+class MeasuresDigest(Part):
     """Images that were measured one by one.
 
     Attributes:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pydantic import FiniteFloat
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
-
-Share = Annotated[float, Field(ge=0, le=1)]
+from diffmem.report.shapes.base import Part, Share
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ReviewedStratum(_Part):
+class ReviewedStratum(Part):
     """A stratum of the sample: its images, those drawn, those labelled, and those that estimates rest on."""
 
     stratum: str
@@ -23,7 +17,7 @@ class ReviewedStratum(_Part):
     used: int
 
 
-class Disagreement(_Part):
+class Disagreement(Part):
     """A pair of which reviewers say different things: reviewer -> category."""
 
     prompt_id: str
@@ -32,7 +26,7 @@ class Disagreement(_Part):
     said: dict[str, str]
 
 
-class Agreement(_Part):
+class Agreement(Part):
     """Two reviewers: Cohen's kappa of the five categories on the pairs that both labelled; null where it is undefined."""
 
     reviewers: tuple[str, str]
@@ -42,7 +36,7 @@ class Agreement(_Part):
     kappa_interval: tuple[FiniteFloat, FiniteFloat] | None
 
 
-class ReviewDigest(_Part):
+class ReviewDigest(Part):
     """What reviewers say of the pairs of a run.
 
     Attributes:

@@ -1,0 +1,1 @@
+"""The parts that a digest is made of, by what they are about."""
