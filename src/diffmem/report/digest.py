@@ -140,7 +140,7 @@ def build_digest(run_path: str | Path, methods: bool = True, waivers: Waivers | 
         fingerprints=manifest.fingerprints, provenance=manifest.provenance, prompts=counted, scores=described,
         images=images, copies=copies,
         galleries=() if matches is None else galleries(
-            chosen, matches, prompts, texts, store, Again(manifest, model)
+            chosen, matches, prompts, texts, store, Again(manifest, model), reviewed
         ),
         measures=measures,
         table=prompt_table(table, scores, per_prompt, prompts, texts, problems),

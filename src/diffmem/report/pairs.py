@@ -15,6 +15,7 @@ from diffmem.report.columns import PromptColumns
 from diffmem.report.matches import Matches, distinct, sections
 from diffmem.report.overlap import overlap_of
 from diffmem.report.prose import Texts, visible
+from diffmem.report.review.summary import Reviewed
 from diffmem.report.shapes.copies import Gallery, PairDigest, Section
 from diffmem.runs.manifest import Manifest
 from diffmem.runs.store import RunStore
@@ -41,6 +42,7 @@ def galleries(
     texts: Texts,
     store: RunStore,
     again: Again,
+    reviewed: Reviewed | None = None,
 ) -> tuple[Gallery, ...]:
     """The pairs in words; their pictures stay in the store and in the training set."""
     copied_groups = matches.group[matches.copy]
@@ -65,6 +67,7 @@ def galleries(
                     images=int(images[group]), image_key=row["image_key"].hex(), seed=seeds.get(row["image_key"]),
                     command=again.command(texts.whole(row["prompt_id"]), row["draw"]),
                     overlap=overlap_of(row["alignment"], row["view"]),
+                    said={} if reviewed is None else reviewed.categories_of(int(i)),
                 )
             )  # fmt: skip
         found.append(Gallery(section=section, prompts=count, groups=groups, pairs=tuple(shown)))

@@ -60,6 +60,10 @@ def test_a_pair_that_reviewers_call_a_copy_is_confirmed(run):
     say(run, "carl", "unrelated", ("a", 0))
     found = build_digest(run, methods=False)
     assert found.verdict.by != "review" and found.review.disputed == 1
+    shown = {pair.prompt_id: pair.said for gallery in found.galleries for pair in gallery.pairs}
+    assert shown.pop("a") == {"anna": "altered copy", "bert": "cannot say", "carl": "unrelated"}
+    assert shown and not any(shown.values())
+    assert "<p><bdi>anna</bdi>: altered copy; <bdi>bert</bdi>: cannot say; " in write_report(run).read_text()
     assert found.copies.images_copied == 2, "a disputed pair stays as the rule has it"
     assert [(one.train_id, one.said) for one in found.review.disagreements] == [
         ("t0.png", {"anna": "altered copy", "bert": "cannot say", "carl": "unrelated"})

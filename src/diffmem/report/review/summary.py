@@ -48,6 +48,11 @@ class Reviewed:
         found[[number for number, said in self.decisions.items() if said == decision]] = True
         return found
 
+    def categories_of(self, number: int) -> dict[str, str]:
+        """Reviewer -> category, of those who labelled a match."""
+        labels = self.by_pair.get(self.pair.get(number, b""), ())
+        return {label.reviewer: str(label.category) for label in sorted(labels, key=lambda label: label.reviewer)}
+
 
 def read_reviewed(folder: Path, fact: dict[str, Any], matches: Matches) -> Reviewed | None:
     """The review of a run; None where nobody has labelled a pair.
@@ -157,11 +162,10 @@ def summarize(folder: Path, fact: dict[str, Any], matches: Matches, reviewed: Re
 
 def _disagreements(matches: Matches, reviewed: Reviewed, pairs: Mapping[bytes, int]) -> list[shape.Disagreement]:
     found = []
-    for pair, number in sorted(pairs.items(), key=lambda one: one[1]):
-        labels = reviewed.by_pair[pair]
-        if len({label.category for label in labels}) > 1:
+    for number in sorted(pairs.values()):
+        said = reviewed.categories_of(number)
+        if len({*said.values()}) > 1:
             row = matches.row(number)
-            said = {label.reviewer: str(label.category) for label in labels}
             found.append(
                 shape.Disagreement(prompt_id=row["prompt_id"], draw=row["draw"], train_id=row["train_id"], said=said)
             )

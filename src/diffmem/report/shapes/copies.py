@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import FiniteFloat
+from pydantic import Field, FiniteFloat
 
 from diffmem.report.shapes.base import Interval, Part, Share, Text
 
@@ -142,6 +142,7 @@ class PairDigest(Part):
         image_key: hexadecimal key of the generated image in the store.
         command: one line that makes the image again (the last one that it makes); null where none can be written.
         overlap: null unless the pictures were aligned (descriptor `aligned`).
+        said: reviewer -> category, of those who labelled the pair.
     """
 
     prompt_id: str
@@ -161,6 +162,7 @@ class PairDigest(Part):
     seed: int | None
     command: str | None
     overlap: Overlap | None = None
+    said: dict[str, str] = Field(default_factory=dict)
 
 
 class Gallery(Part):
