@@ -69,7 +69,7 @@ def build_app(verbs: Mapping[str, tuple[str, ...] | Verb], asked: str | None = N
             group=groups.get(verb.job, groups[JOBS[-1]]),
             **({"help_prologue": verb.shown_examples} if name == asked and not verb.has_own_app else {}),
         )  # fmt: skip
-    if asked in verbs:
+    if asked is not None and asked in verbs:
         _flow_help(app[asked])
     return app
 
