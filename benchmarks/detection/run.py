@@ -1,7 +1,7 @@
 """How well prompt scores tell captions that a bundled model reproduces: `diffmem bench`, kept as JSON.
 
-`photos.json`: the suite photos. `anisotropy.json`: the tables of the anisotropy paper (suite anisotropy-paper) on the digits
-and the photos. The digits by tier stand in `benchmarks/predictions/result.json`.
+`photos.json`: the suite photos. `anisotropy.json`: the tables of the anisotropy paper (suite anisotropy-paper) on all
+bundled models. The digits by tier stand in `benchmarks/predictions/result.json`.
 
     python benchmarks/detection/run.py [photos anisotropy] [--draws 4]
 """
@@ -18,7 +18,7 @@ from diffmem.runs.provenance import provenance
 
 RUNS = {
     "photos": lambda draws: photos_suite(draws=draws, silent=True),
-    "anisotropy": lambda draws: anisotropy_suite(["digits", "photos"], draws=draws, silent=True, regimes=False),
+    "anisotropy": lambda draws: anisotropy_suite(draws=draws, silent=True),
 }
 
 
