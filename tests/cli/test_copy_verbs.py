@@ -95,7 +95,8 @@ def test_audit_and_show(folders, capsys, tmp_path):
         (["index", "TRAIN"], 2, "--out is missing"),
         (["audit", "MODEL", "x"], 2, "--out is missing"),
         (["audit", "MODEL", "x", "--heldout", "TRAIN", "--out", "r"], 2, "training set too"),
-        (["audit", "MODEL", "x", "--shard", "0/2", "--out", "r"], 2, "Unknown option: --shard"),
+        (["audit", "MODEL", "x", "--shard", "2/2", "--out", "r"], 2, "--shard takes I/N"),
+        (["audit", "MODEL", "x", "--shard", "0/2", "--out", "r", "--fail-if", "copies>0"], 2, "without --shard"),
         (["show", "EMPTY"], 2, "no run directory"),
     ],
 )

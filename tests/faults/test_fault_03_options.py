@@ -13,21 +13,14 @@ from tests.tiny import tiny_sd
 @pytest.mark.parametrize(
     ("verb", "option"),
     [
-        ("robustness", "--shard"), ("calibrate", "--dry-run"), ("calibrate", "--shard"),
-        ("calibrate", "--retry-errors"), ("audit", "--shard"), ("mitigate", "--shard"),
-        pytest.param("extract", "--shard"),
+        ("calibrate", "--dry-run"), ("calibrate", "--shard"), ("calibrate", "--retry-errors"), ("monitor", "--shard"),
+        ("curate", "--shard"),
     ],
 )  # fmt: skip
 def test_fault_03_what_is_not_honoured_does_not_exist(verb, option, capsys):
     code, out, _ = run(capsys, verb, "--help")
     assert code == 0
     assert option not in out
-
-
-def test_fault_03_canaries_measure_offers_no_shard(capsys):
-    code, out, _ = run(capsys, "canaries", "measure", "--help")
-    assert code == 0
-    assert "--shard" not in out
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from diffmem.cli.options import (
     ModelOptions,
     PromptOptions,
     RedactOption,
-    ResumeOptions,
     SamplesOption,
     SamplingOptions,
     StatisticOption,
+    WorkOptions,
     between_0_and_1,
     need,
 )
@@ -35,7 +35,7 @@ MODEL = ModelOptions()
 COPIES = DescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
-WORK = ResumeOptions()
+WORK = WorkOptions()
 GATES = GateOptions()
 
 
@@ -83,7 +83,7 @@ def audit(
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
-    work: ResumeOptions = WORK,
+    work: WorkOptions = WORK,
     gates: GateOptions = GATES,
 ) -> int:
     """Score prompts, generate images, find copies in the training set, say what was found.
@@ -114,7 +114,9 @@ def audit(
         raise UsageError("--gallery controls the search of one audit; with --against-base the base is the control.")
     if against_base and control:
         raise UsageError("--control says what one audit can find; leave it out with --against-base.")
-    conditions = gates.parse(Digest)
+    conditions, shard = gates.parse(Digest), work.part()
+    if shard is not None and conditions:
+        raise UsageError("--fail-if judges the whole audit; give it to the command without --shard, which finishes.")
     if measure_images < 1:
         raise UsageError(f"--measure-images is {measure_images}; expected at least 1.")
     # `vgr,invmm` are two names; a comma behind a colon stands between parameters.
@@ -153,7 +155,7 @@ def audit(
         "noise": noise, "sampling": how, "descriptor": copies.descriptor,
         "descriptor_options": copies.options(target.allow_pickle),
         "matching": Matching(statistic=statistic, fpr=fpr), "micro_batch": micro_batch,
-        "batch": batch, "retry_errors": work.retry_errors, "redact": redact, "silent": work.quiet or work.json,
+        "batch": batch, "retry_errors": work.retry_errors, "shard": shard, "redact": redact, "silent": work.quiet or work.json,
         "measure": asked, "measure_images": measure_images,
     }  # fmt: skip
     if against_base:
@@ -164,12 +166,16 @@ def audit(
         run = run_audit(
             lambda: target.open(model, how), given, train, base=lambda: without.open(model, how), **settings
         )
+        if shard is not None:
+            return work.tell_part(run.summary)
         folder_of, made = run.path / TUNED, run.results[TUNED].made
         summary = build_digest(folder_of).as_dict() | {"against": run.summary.as_dict()}
     else:
         run = run_audit(
             target.open(model, how), given, train, gallery=gallery, control=control, samples=samples, **settings
         )
+        if shard is not None:
+            return work.tell_part(run.summary)
         folder_of, made = run.path, run.results["audit"].made
         summary = run.summary.as_dict()
     for text in stage_notes(made):

@@ -15,8 +15,8 @@ from diffmem.cli.options import (
     DescriptorOptions,
     ModelOptions,
     RedactOption,
-    ResumeOptions,
     SamplingOptions,
+    WorkOptions,
     need,
 )
 from diffmem.cli.output import say
@@ -26,7 +26,7 @@ from diffmem.errors import DataError, UsageError
 MODEL = ModelOptions()
 COPIES = DescriptorOptions()
 SAMPLING = SamplingOptions()
-WORK = ResumeOptions()
+WORK = WorkOptions()
 
 canaries = App(
     name="canaries",
@@ -121,7 +121,7 @@ def measure(
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
-    work: ResumeOptions = WORK,
+    work: WorkOptions = WORK,
 ) -> int:
     """Measure how strongly a trained model reproduces each canary, against controls that it never saw.
 
@@ -154,8 +154,10 @@ def measure(
         opened, known, settings, out=folder, scores=() if scores == ("none",) else scores,
         descriptor=copies.descriptor, descriptor_options=copies.options(target.allow_pickle),
         trained_with=_recorded(Path(source), target.lora), retry_errors=work.retry_errors,
-        silent=work.quiet or work.json,
+        shard=work.part(), silent=work.quiet or work.json,
     )  # fmt: skip
+    if work.shard is not None:
+        return work.tell_part(run.summary)
     page = run.report(redact)
     summary: Any = run.summary
     if work.json:

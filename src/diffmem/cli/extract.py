@@ -13,9 +13,9 @@ from diffmem.cli.options import (
     ModelOptions,
     PromptOptions,
     RedactOption,
-    ResumeOptions,
     SamplesOption,
     SamplingOptions,
+    WorkOptions,
     need,
 )
 from diffmem.cli.output import say
@@ -25,7 +25,7 @@ MODEL = ModelOptions()
 COPIES = DescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
-WORK = ResumeOptions()
+WORK = WorkOptions()
 
 
 def extract(
@@ -47,7 +47,7 @@ def extract(
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
-    work: ResumeOptions = WORK,
+    work: WorkOptions = WORK,
 ) -> int:
     """Find memorized images without the training set: many images per prompt, and sets of them that are all alike.
 
@@ -80,8 +80,10 @@ def extract(
     run = extract_images(
         opened, listed, settings, train, out=folder, descriptor=copies.descriptor,
         descriptor_options=copies.options(target.allow_pickle), edge=edge, smallest=clique,
-        retry_errors=work.retry_errors, silent=work.quiet or work.json,
+        retry_errors=work.retry_errors, shard=work.part(), silent=work.quiet or work.json,
     )  # fmt: skip
+    if work.shard is not None:
+        return work.tell_part(run.summary)
     page = run.report(redact)
     summary: Any = run.summary
     if work.json:

@@ -59,13 +59,12 @@ def generate(
     """
     from diffmem.cli.estimates import estimate_generation, print_estimate
     from diffmem.cli.output import emit_json, note
-    from diffmem.runs.directory import parse_shard
     from diffmem.runs.images import write_png
     from diffmem.stages.generate import Generation
     from diffmem.stages.generate import generate as generate_images
     from diffmem.stages.samples import prompts_or_samples
 
-    shard = parse_shard(work.shard)
+    shard = work.part()
     given = prompts.load_or_none(typed, samples)
     images_per_prompt = images_per_prompt or (4 if samples is None else 1)
     settings = Generation(

@@ -56,7 +56,6 @@ def measure(
     from diffmem.cli.output import emit_json, note
     from diffmem.data.images import load_images
     from diffmem.report.measures.summary import summarize_measures
-    from diffmem.runs.directory import parse_shard
     from diffmem.scores.image import IMAGE_SCORES
     from diffmem.scores.spec import parse_image_scores
     from diffmem.stages.measure.measure import measure as measure_images
@@ -70,7 +69,7 @@ def measure(
     wanted = parse_image_scores(scores)
     source = load_images(need(images, "--images", "which images shall be measured?"), captions=captions)
     reference = None if heldout is None else load_images(heldout, captions=captions)
-    shard = parse_shard(work.shard)
+    shard = work.part()
     opened = target.open(model, check=not work.dry_run)
     if work.dry_run:
         counts = [min(len(part), limit or len(part)) for part in (source, reference) if part is not None]

@@ -15,9 +15,9 @@ from diffmem.cli.options import (
     ModelOptions,
     PromptOptions,
     RedactOption,
-    ResumeOptions,
     SamplingOptions,
     StatisticOption,
+    WorkOptions,
     between_0_and_1,
     need,
 )
@@ -28,7 +28,7 @@ MODEL = ModelOptions()
 COPIES = DescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
-WORK = ResumeOptions()
+WORK = WorkOptions()
 SHOWN = {
     "setting": "setting", "status": "status", "copied_after": "copied", "copied_after_low": "low",
     "copied_after_high": "high", "alignment_after": "alignment", "side_effect_similarity": "others, similarity",
@@ -64,7 +64,7 @@ def mitigate(
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
-    work: ResumeOptions = WORK,
+    work: WorkOptions = WORK,
 ) -> int:
     """Generate the same prompts from the same noises without and with mitigations; compare copies, alignment, side effects.
 
@@ -116,8 +116,11 @@ def mitigate(
     run = compare_mitigations(
         opened, listed, made, index, out=folder, others=bystanders, reference=ordinary, heldout=heldout, settings=settings,
         matching=Matching(descriptor=copies.descriptor, statistic=statistic, fpr=fpr),
-        alignment=judge, pictures=None if index_files.exists(train) else train, retry_errors=work.retry_errors, silent=silent,
+        alignment=judge, pictures=None if index_files.exists(train) else train, retry_errors=work.retry_errors, shard=work.part(),
+        silent=silent,
     )  # fmt: skip
+    if work.shard is not None:
+        return work.tell_part(run.summary)
     page = run.report(redact)
     summary: Any = run.summary
     if work.json:

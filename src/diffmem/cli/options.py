@@ -274,6 +274,22 @@ class WorkOptions(ResumeOptions):
         str | None, Parameter(group=verbs.RARE, help="I/N: do only this part of the prompts, the first is 0/N")
     ] = None
 
+    def part(self) -> tuple[int, int] | None:
+        """The shard as numbers; UsageError for one that is none."""
+        from diffmem.runs.directory import parse_shard
+
+        return parse_shard(self.shard)
+
+    def tell_part(self, summary: Summary) -> int:
+        """Say what a process has done that does one shard; its exit code."""
+        from diffmem.cli.output import emit_json, say
+
+        if self.json:
+            emit_json(summary.as_dict())
+        else:
+            say(summary.headline)
+        return 0
+
 
 @Parameter(name="*", group=verbs.COPIES)
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from diffmem.cli.options import (
     ModelOptions,
     PromptOptions,
     RedactOption,
-    ResumeOptions,
     SamplingOptions,
     StatisticOption,
+    WorkOptions,
     as_usage,
     between_0_and_1,
 )
@@ -31,7 +31,7 @@ MODEL = ModelOptions()
 COPIES = DescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
-WORK = ResumeOptions()
+WORK = WorkOptions()
 
 
 def robustness(
@@ -64,7 +64,7 @@ def robustness(
     sampling: SamplingOptions = SAMPLING,
     copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
-    work: ResumeOptions = WORK,
+    work: WorkOptions = WORK,
 ) -> int:
     """Generate memorized prompts without and with a mitigation while one other thing changes at a time.
 
@@ -110,8 +110,10 @@ def robustness(
     run = try_mitigations(
         opened, listed, mitigations, index, plan, out=out, heldout=heldout, paraphrase=others, pictures=pictures,
         matching=Matching(descriptor=copies.descriptor, statistic=statistic, fpr=fpr),
-        alignment=judge, retry_errors=work.retry_errors, silent=silent,
+        alignment=judge, retry_errors=work.retry_errors, shard=work.part(), silent=silent,
     )  # fmt: skip
+    if work.shard is not None:
+        return work.tell_part(run.summary)
     summary: Any = run.summary
     page = None if out is None else run.report(redact)
     if work.json:
@@ -129,7 +131,7 @@ def robustness(
 def _plan(
     worst_of: tuple[int, ...], scales: tuple[float, ...], samplers: tuple[str, ...] | None,
     images_per_prompt: int, steps: int,
-    batch: int, sampling: SamplingOptions, work: ResumeOptions,
+    batch: int, sampling: SamplingOptions, work: WorkOptions,
 ) -> RobustnessPlan:  # fmt: skip
     from pydantic import ValidationError
 

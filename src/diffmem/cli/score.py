@@ -58,7 +58,6 @@ def score(
     from diffmem.cli.estimates import estimate_scoring, print_estimate
     from diffmem.cli.output import emit_json, emit_table, note
     from diffmem.report.scores import ranking_of, top_prompts
-    from diffmem.runs.directory import parse_shard
     from diffmem.scores import DEFAULT_SCORES
     from diffmem.scores.spec import parse_scores
     from diffmem.stages.score.rows import Scoring
@@ -78,7 +77,7 @@ def score(
         raise UsageError("--early-exit needs --threshold FILE: without one there is nothing to decide.")
     draws, micro_batch = 4 if draws is None else draws, 64 if micro_batch is None else micro_batch
     wanted = parse_scores(scores or DEFAULT_SCORES)
-    shard = parse_shard(work.shard)
+    shard = work.part()
     listed = prompts.load(typed)
     opened = target.open(model, check=not work.dry_run)
     if not work.dry_run:

@@ -18,8 +18,8 @@ from diffmem.mitigation.base import Mitigation
 from diffmem.models.loading import quiet_libraries
 from diffmem.models.target import Target
 from diffmem.runs.asked import record_asked
-from diffmem.runs.directory import RunDirectory, record_model
-from diffmem.runs.facts import read_fact, write_fact
+from diffmem.runs.directory import RunDirectory, in_shard, record_model
+from diffmem.runs.facts import read_fact, update_fact
 from diffmem.runs.peak import peak_memory
 from diffmem.stages.fit import fit_once
 from diffmem.stages.generate import Generation, GenerationResult, generate_stage
@@ -118,10 +118,12 @@ class Options:
     Attributes:
         retry_errors: make images again that ended in an error.
         silent: no progress on stderr.
+        shard: (i, n): only this part of the prompts; what needs all of them waits for the call without it.
     """
 
     retry_errors: bool = False
     silent: bool = True
+    shard: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,9 @@ def make_arm(arm: Arm, folder: Path | None, reference: Reference | None, options
                 reference.heldout,
                 arm.judged_together or arm.generation.images_per_prompt,
                 options.silent,
+                None if options.shard is None else {p.id for p in arm.prompts if in_shard(p, options.shard)},
             )
-    after = None if arm.after is None else arm.after(run, target)
+    after = None if arm.after is None or options.shard is not None else arm.after(run, target)
     return Made(run, made, matching, before, after)
 
 
@@ -216,21 +219,24 @@ def _generate(arm: Arm, target: Target, run: RunDirectory, options: Options) -> 
         peak = None if device is None else stack.enter_context(peak_memory(device))
         stack.enter_context(quiet_libraries())  # a notice for every prompt that a mitigation makes too long
         made = generate_stage(
-            target, arm.prompts, arm.generation, run, None, options.retry_errors, options.silent, arm.work
+            target, arm.prompts, arm.generation, run, options.shard, options.retry_errors, options.silent, arm.work
         )
         seconds = time.perf_counter() - started
         spent = sum(record.nfe.total for record in records)
     if made.made:
         own = target.generation_nfe(arm.generation.sampling)
-        before = read_fact(run.path, "cost") or {"images": 0, "seconds": 0.0, "nfe": 0.0, "peak_memory_mb": None}
         megabytes = None if peak is None else peak.megabytes
-        fact = {
-            "images": before["images"] + made.made, "seconds": before["seconds"] + seconds,
-            "nfe": None if own is None or before["nfe"] is None else before["nfe"] + spent + own * made.made,
-            "peak_memory_mb": max((v for v in (before["peak_memory_mb"], megabytes) if v is not None), default=None),
-            "peak_memory_is": "not measured" if peak is None else peak.what,
-        }  # fmt: skip
-        write_fact(run.path, "cost", fact)
+
+        def added(before: dict[str, Any] | None) -> dict[str, Any]:
+            before = before or {"images": 0, "seconds": 0.0, "nfe": 0.0, "peak_memory_mb": None}
+            return {
+                "images": before["images"] + made.made, "seconds": before["seconds"] + seconds,
+                "nfe": None if own is None or before["nfe"] is None else before["nfe"] + spent + own * made.made,
+                "peak_memory_mb": max((v for v in (before["peak_memory_mb"], megabytes) if v is not None), default=None),
+                "peak_memory_is": "not measured" if peak is None else peak.what,
+            }  # fmt: skip
+
+        update_fact(run.path, "cost", added)
     return made
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from diffmem.errors import DiffmemError, IncompatibleRun, IncompleteRun, MitigationRefused
+from diffmem.errors import DiffmemError, IncompatibleRun, IncompleteRun, MitigationRefused, UsageError
 from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments._arm import Arm, Made, Options, Reference, cost_of, make_arm
 from diffmem.experiments._run import Run
@@ -84,7 +84,7 @@ def run_experiment(experiment: Experiment[S], out: str | Path | None, options: O
     Args:
         experiment: what to make and how to read it.
         out: its folder; None makes a temporary one that lives as long as the run that is given back.
-        options: how the work is done.
+        options: how the work is done; with a shard the arms are made in part, and nothing is compared or summarized.
 
     Returns:
         The run, with the results of all arms.
@@ -92,9 +92,12 @@ def run_experiment(experiment: Experiment[S], out: str | Path | None, options: O
     Raises:
         IncompatibleRun: the folder belongs to another experiment or model.
         IncompleteRun: stopped; everything made is kept.
+        UsageError: a shard without a folder.
     """
     options = options or Options()
     folder = None if out is None else Path(out)
+    if options.shard is not None:
+        return _run_shard(experiment, folder, options, options.shard)
     results: dict[str, ArmResult] = {}
     directory: RunDirectory | None = None
     summary: S | None = None
@@ -123,6 +126,33 @@ def run_experiment(experiment: Experiment[S], out: str | Path | None, options: O
     if summary is None or folder is None:
         raise ValueError("an experiment needs at least one arm")
     return Run(folder, summary.verb, summary, results, directory)
+
+
+class ShardSummary(Summary):
+    """What a process says that has made its shard; it is not written, for the command without a shard writes the whole."""
+
+    verb: ClassVar[str] = "shard"
+
+
+def _run_shard(experiment: Experiment[S], folder: Path | None, options: Options, shard: tuple[int, int]) -> Run:
+    """Make one shard of every arm that depends on no other arm's results."""
+    if folder is None:
+        raise UsageError("The processes that do the shards of a command share a folder: give it (--out).")
+    results: dict[str, ArmResult] = {}
+    directory: RunDirectory | None = None
+    for number, arm in enumerate(experiment.arms({}), start=1):
+        if arm.place and number == 1:
+            directory = RunDirectory(folder, *experiment.identity())
+        try:
+            results[arm.name] = ArmResult(arm, made=make_arm(arm, folder, experiment.reference, options))
+        except experiment.refusals as problem:
+            results[arm.name] = ArmResult(arm, "refused", str(problem))
+    made = [one.made.generation.made for one in results.values() if one.made is not None and one.made.generation]
+    headline = (
+        f"Shard {shard[0]}/{shard[1]} is done: {sum(made)} images made now in {len(results)} arm{'s' * (len(results) != 1)}. "
+        "Once all shards are done, the same command without --shard finishes."
+    )
+    return Run(folder, ShardSummary.verb, ShardSummary(headline=headline), results, directory)
 
 
 def _with_notes(summary: S, results: Results) -> S:

@@ -169,7 +169,7 @@ class Run:
 
     def _made_by(self) -> str:
         """The command; stages alone leave runs that are summarized as those of an audit."""
-        if VERBS.get(self.verb).live and (self.path / MANIFEST).exists():
+        if self.verb in VERBS and VERBS.get(self.verb).live and (self.path / MANIFEST).exists():
             sections = list(read_manifest(self.path).plan)
             return sections[0] if len(sections) == 1 else self.verb
         return self.verb

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffmem.atomic import locked
 from diffmem.errors import DataError
 from diffmem.runs.sealed import read_sealed, write_sealed
 
@@ -23,3 +25,9 @@ def read_fact(path: Path, name: str) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise DataError(f"'{file}' is damaged ({error}); delete it and run the same command again.") from error
+
+
+def update_fact(path: Path, name: str, change: Callable[[dict[str, Any] | None], dict[str, Any]]) -> None:
+    """Read, change and write a fact under a lock, so that no process undoes another's change."""
+    with locked(path / "facts" / f".{name}.lock"):
+        write_fact(path, name, change(read_fact(path, name)))

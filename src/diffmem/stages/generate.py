@@ -111,7 +111,8 @@ def generate_stage(
     mine = [p for p in prompts if in_shard(p, shard)]
     run.record_prompts(mine)
     done = run.store.finished("images", retry_errors)
-    work = [(p, d) for p in mine for d in range(settings.images_per_prompt)] if work is None else work
+    whole = [(p, d) for p in mine for d in range(settings.images_per_prompt)]
+    work = whole if work is None else [(p, d) for p, d in work if in_shard(p, shard)]
     todo = [(p, d) for p, d in work if image_key(target, p, d, settings) not in done]
     result = GenerationResult(run)
     tried = 0

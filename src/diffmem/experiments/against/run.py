@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from diffmem.atomic import locked
 from diffmem.copies.rule import CopyRule
 from diffmem.errors import ModelError, UsageError
 from diffmem.evaluation.paired import mean_difference
@@ -52,6 +53,8 @@ def audit_against(
         replace(tuned, open=open_base, name=BASE, place=BASE), replace(tuned, name=TUNED, place=TUNED), folder,
     )  # fmt: skip
     run = run_experiment(experiment, folder, tuned.options)
+    if tuned.options.shard is not None:
+        return run
     for name in (BASE, TUNED):
         write_report(folder / name, redact)
     run.report(redact)
@@ -78,8 +81,9 @@ class AgainstExperiment(Experiment[AgainstSummary]):
         """The base first; the fine-tune must differ from it."""
         yield self.base.arm()
         gc.collect()  # the next model takes this one's place in memory
-        if (self.folder / BASE / "index").exists() and not (self.folder / TUNED / "index").exists():
-            shutil.copytree(self.folder / BASE / "index", self.folder / TUNED / "index")  # described once
+        with locked(self.folder / ".index.lock"):  # several shards may be here at once
+            if (self.folder / BASE / "index").exists() and not (self.folder / TUNED / "index").exists():
+                shutil.copytree(self.folder / BASE / "index", self.folder / TUNED / "index")  # described once
         yield replace(self.tuned.arm(), open=self._open_tuned)
 
     def _open_tuned(self) -> Target:

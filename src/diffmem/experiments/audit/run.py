@@ -56,6 +56,7 @@ def audit(
     measure: str | ImageScore | Sequence[str | ImageScore] = (),
     measure_images: int = 64,
     control: bool = False,
+    shard: tuple[int, int] | None = None,
     redact: Redaction = "none",
     silent: bool = True,
 ) -> Run:
@@ -92,6 +93,8 @@ def audit(
         measure_images: how many of either kind at most (and of held-out images).
         control: plant 40 drawn pictures in a copy of the model by a short LoRA, and see how many of them this audit finds; at
             most a quarter of what the audit's images cost.
+        shard: (i, n): only this part of the prompts, without a report; n processes share `out`, and the call without it
+            finishes.
         redact: what becomes of images in the report, which republishes training images otherwise.
         silent: no progress on stderr.
 
@@ -142,13 +145,14 @@ def audit(
             batch=batch, sampling=sampling or Sampling()
         ),
         judged if reference is None else reference.matching, dict(descriptor_options or {}), reference,
-        measure=parse_image_scores(measure), measure_images=measure_images, options=Options(retry_errors, silent),
+        measure=parse_image_scores(measure), measure_images=measure_images, options=Options(retry_errors, silent, shard),
         gallery=None if gallery is None else as_images(gallery), control=control,
     )  # fmt: skip
     if base is not None:
         return audit_against(experiment, _opener(base), out, redact)
     run = run_experiment(experiment, out, experiment.options)
-    run.report(redact)
+    if shard is None:
+        run.report(redact)
     return run
 
 

@@ -46,6 +46,7 @@ def measure_canaries(
     descriptor_options: Mapping[str, Any] | None = None,
     trained_with: str | None = None,
     retry_errors: bool = False,
+    shard: tuple[int, int] | None = None,
     silent: bool = True,
 ) -> Run:
     """Measure how strongly each canary is reproduced, against negative controls of the same process.
@@ -64,6 +65,7 @@ def measure_canaries(
         descriptor_options: of the descriptor's class.
         trained_with: hash of the registration that the training recorded, if it did.
         retry_errors: make images and measures again that ended in an error.
+        shard: (i, n): only this part of the images, without a summary; the call without it finishes, and measures.
         silent: no progress on stderr.
 
     Returns:
@@ -84,7 +86,7 @@ def measure_canaries(
         raise UsageError("This model makes no images: name an image score that it can be measured with (--score loss).")
     maker = make_descriptor(descriptor, as_images(known.pictures()), **(descriptor_options or {}))
     experiment = CanariesExperiment(
-        target, known, settings or Generation(images_per_prompt=8), maker, wanted, Options(retry_errors, silent),
+        target, known, settings or Generation(images_per_prompt=8), maker, wanted, Options(retry_errors, silent, shard),
         _about(known, trained_with),
     )  # fmt: skip
     return run_experiment(experiment, out, experiment.options)

@@ -68,6 +68,7 @@ def extract_images(
     edge: float | None = None,
     smallest: int = CLIQUE,
     retry_errors: bool = False,
+    shard: tuple[int, int] | None = None,
     silent: bool = True,
 ) -> Run:
     """Extract images that a model has memorized, from prompts alone (Carlini et al., USENIX Security 2023, §4.2).
@@ -85,6 +86,7 @@ def extract_images(
             uncalibrated: `false_edges` says what it is worth here.
         smallest: members of a clique (the paper: 10).
         retry_errors: make images again that ended in an error.
+        shard: (i, n): only this part of the prompts, without a summary; the call without it finishes.
         silent: no progress on stderr.
 
     Returns:
@@ -116,7 +118,7 @@ def extract_images(
         smallest,
         silent,
     )
-    return run_experiment(experiment, out, Options(retry_errors, silent))
+    return run_experiment(experiment, out, Options(retry_errors, silent, shard))
 
 
 @dataclass

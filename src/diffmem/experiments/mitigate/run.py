@@ -46,6 +46,7 @@ def mitigate(
     alignment: TextAlignment | None = None,
     pictures: ImageSet | str | Path | None = None,
     retry_errors: bool = False,
+    shard: tuple[int, int] | None = None,
     silent: bool = True,
 ) -> Run:
     """Generate the same images without and with each mitigation and compare them in pairs; the same call resumes.
@@ -67,6 +68,7 @@ def mitigate(
         pictures: the training images themselves, for a mitigation that keeps away from them (amg); `train` by default,
             unless that is an index, which holds none.
         retry_errors: make images again that ended in an error.
+        shard: (i, n): only this part of the prompts, without a summary; the call without it finishes.
         silent: no progress on stderr.
 
     Returns:
@@ -91,7 +93,7 @@ def mitigate(
         )
     copies = Reference.of(train, heldout, matching or Matching(), descriptor_options, silent)
     experiment = MitigateExperiment(target, listed, made, settings, copies, alignment)
-    return run_experiment(experiment, out, Options(retry_errors, silent))
+    return run_experiment(experiment, out, Options(retry_errors, silent, shard))
 
 
 @dataclass

@@ -53,6 +53,7 @@ def robustness(
     pictures: ImageSet | str | Path | None = None,
     alignment: TextAlignment | None = None,
     retry_errors: bool = False,
+    shard: tuple[int, int] | None = None,
     silent: bool = True,
 ) -> Run:
     """Copies without and with each mitigation under every condition; the same call resumes.
@@ -72,6 +73,7 @@ def robustness(
             an index, which holds none.
         alignment: judges images against the words that asked for them: copies can vanish because the picture does.
         retry_errors: make images again that ended in an error.
+        shard: (i, n): only this part of the prompts, without a summary; the call without it finishes.
         silent: no progress on stderr.
 
     Returns:
@@ -85,7 +87,7 @@ def robustness(
         plan or RobustnessPlan(), Reference.of(train, heldout, matching or Matching(), descriptor_options, silent), alignment,
         paraphrase, None if given is None else pictures_of(given),
     )  # fmt: skip
-    return run_experiment(experiment, out, Options(retry_errors, silent))
+    return run_experiment(experiment, out, Options(retry_errors, silent, shard))
 
 
 @dataclass

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import ConfigDict, Field
 
 from diffmem.copies import index_files
@@ -131,11 +133,13 @@ def match_stage(
     heldout: ImageSet | None,
     images_per_prompt: int,
     silent: bool = True,
+    only: Collection[str] | None = None,
 ) -> MatchResult:
     """Match all images of a run that are not matched yet, and calibrate the threshold of a copy.
 
     Of a run that holds more images than were asked for last, only those asked for are matched and counted.
-    Images that a safety checker blackened or that are constant are set aside and counted, never matched.
+    Images that a safety checker blackened or that are constant are set aside and counted, never matched. With `only`, the
+    images of these prompts alone: this process does a part.
     """
     result = MatchResult()
     calibrated = calibrate(index, heldout, settings.fpr, images_per_prompt, settings.statistic)
@@ -146,13 +150,13 @@ def match_stage(
     result.threshold = CopyThreshold(**fact["threshold"])
     write_fact(run.path, "copies", fact)
     done = run.store.finished("matches")
-    total = sum(table.num_rows for table in asked_rows(run.path, "images", ["key"]))
+    total = sum(table.num_rows for table in _of_prompts(asked_rows(run.path, "images", ["prompt_id"]), only))
     with (
-        run.stage("match", total, 0, ("matches",)) as clock,
+        run.stage("match", total, 0, ("matches",) if only is None else ()) as clock,
         run.store.writer("matches") as writer,
         Progress(total, "matching", unit="images", silent=silent) as bar,
     ):
-        for rows in _batches(run.path):
+        for rows in _batches(run.path, only):
             fresh = []
             for row in rows:
                 if row["status"] != "ok" or row["degenerate"]:
@@ -267,8 +271,18 @@ def _agreements(store: RunStore) -> dict[str, list[bytes]]:
     return found
 
 
-def _batches(run: Path) -> Iterator[list[dict[str, Any]]]:
+def _batches(run: Path, only: Collection[str] | None = None) -> Iterator[list[dict[str, Any]]]:
     columns = ["key", "prompt_id", "draw", "png", "degenerate", "status"]
-    for table in asked_rows(run, "images", columns):
+    for table in _of_prompts(asked_rows(run, "images", columns), only):
         for start in range(0, table.num_rows, BATCH):
             yield table.slice(start, BATCH).to_pylist()
+
+
+def _of_prompts(tables: Iterator[pa.Table], only: Collection[str] | None) -> Iterator[pa.Table]:
+    """The rows of these prompts; all with None."""
+    if only is None:
+        yield from tables
+        return
+    wanted = pa.array(sorted(only), pa.string())
+    for table in tables:
+        yield table.filter(pc.is_in(table["prompt_id"], value_set=wanted))
