@@ -7,6 +7,8 @@ Sections, each resumable image by image (rows are kept in result.json and not me
   membership     loss, PIA, SecMI on the same groups, and the shift check
   settings       guidance, sampler, sampling steps on the plants at the edge of memorization (5 and 10 copies)
   training       models trained for fewer steps (--short STEPS=FOLDER, made by diffmem.testbeds.digits.train)
+  beta           the similarity that counts as reproduced, on the same plants (its default is in section text)
+  restarts       the searches of section long once more under other seeds: does one search find what the best finds?
   prompt         the caption is not given but fitted: which of its words come back
   speed          batched, one at a time, without skipped checks, with whole checks, without early stopping
 
@@ -43,6 +45,8 @@ SETTINGS = {
     "10 steps": "guidance=2,sampler_steps=10", "50 steps": "guidance=2,sampler_steps=50",
     "Heun, 10 steps": "guidance=2,sampler=heun,sampler_steps=10",
 }  # fmt: skip
+BETAS = (0.85, 0.9, 0.95, 0.97)
+RESTARTS = (1, 2)
 SPEED = {
     "batched": ("", 16), "one at a time": ("", 1), "no check skipped": (",skip=false", 16),
     "all samples at every check": (",skip=false,one_first=false", 16),
@@ -53,8 +57,8 @@ SPEED = {
 class Bench:
     """Nothing is kept of an image at work: the rows of finished images are enough here."""
 
-    def __init__(self, batch):
-        self.seed, self.batch = 0, batch
+    def __init__(self, batch, seed=0):
+        self.seed, self.batch = seed, batch
 
     def load(self, image_id):
         return None
@@ -121,7 +125,7 @@ class Benchmark:
         rows = ",\n".join(json.dumps(row) for row in self.report["rows"])
         self.path.write_text(f'{rest[:-2]},\n "rows": [\n{rows}\n]}}\n')
 
-    def measure(self, section, model, spec, groups, name=None, batch=16):
+    def measure(self, section, model, spec, groups, name=None, batch=16, seed=0):
         """Measure so many images of each group; what is there already is left alone."""
         denoiser = self.denoiser(model)
         name = name or model
@@ -135,7 +139,7 @@ class Benchmark:
                     items.append(item)
                     of[item.id] = group
         started, cpu = time.perf_counter(), time.process_time()
-        for result in score.run(denoiser, items, Bench(batch)):
+        for result in score.run(denoiser, items, Bench(batch, seed)):
             components = {k: v for k, v in result.components.items() if k not in ("trace", "beta") and v is not None}
             row = {"section": section, "model": name, "spec": spec, "group": of[result.id], "id": result.id}
             row["evidence"] = result.evidence
@@ -186,6 +190,16 @@ class Benchmark:
         for name, more in SETTINGS.items():
             self.measure("settings", "text", f"invmm:steps={STEPS},{more}", {"plant 5": 4, "plant 10": 4}, name=name)
 
+    def beta(self):
+        for beta in BETAS:
+            groups = {f"plant {count}": 4 for count in (2, 5, 10, 20)} | {"hard": 4}
+            self.measure("beta", "text", f"{TEXT},beta={beta}", groups, name=f"beta {beta}")
+
+    def restarts(self):
+        for seed in RESTARTS:
+            groups = {"plant 2": 4, "plant 5": 4, "hard": 4}
+            self.measure("restarts", "text", f"{LONG},guidance=2", groups, name=f"seed {seed}", seed=seed)
+
     def prompt(self):
         spec = f"invmm:prompt=invert,steps={2 * STEPS},guidance=2"
         self.measure("prompt", "text", spec, {"plant 50": 4, "plant 20": 4, "hard": 4})
@@ -223,7 +237,9 @@ class Benchmark:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = ("text", "unconditional", "membership", "settings", "prompt", "speed", "training", "long")
+    sections = (
+        "text", "unconditional", "membership", "settings", "beta", "restarts", "prompt", "speed", "training", "long",
+    )  # fmt: skip
     parser.add_argument("--sections", nargs="+", choices=sections, default=sections)
     parser.add_argument("--short", nargs="*", default=[], metavar="STEPS=FOLDER")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("result.json"))

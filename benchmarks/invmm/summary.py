@@ -25,6 +25,11 @@ def summary(report):
         some = [r for r in rows if r["section"] == "settings" and r["model"] == name]
         found["settings"][name] = paired(some, base)
     full = {r["id"]: r for r in rows if r["section"] == "text"}
+    found["beta"] = {
+        name: paired(some, full) | {"trend with duplicates": trend(some)}
+        for name, some in by_model(rows, "beta").items()
+    }
+    found["restarts"] = restarts(rows)
     for name in dict.fromkeys(r["model"] for r in rows if r["section"] == "training"):
         some = [r for r in rows if r["section"] == "training" and r["model"] == name]
         found["training"][name] = paired(some, full) | {"trend with duplicates": trend(some)}
@@ -36,11 +41,39 @@ def summary(report):
     return found
 
 
+def by_model(rows, section):
+    found = {}
+    for row in rows:
+        if row["section"] == section:
+            found.setdefault(row["model"], []).append(row)
+    return found
+
+
+def restarts(rows):
+    """One search against the best of all of the same image: statuses that differ, ratio of values, rank correlation."""
+    searches = [[r for r in rows if r["section"] == "long, text"], *by_model(rows, "restarts").values()]
+    by_id = {r["id"]: [{x["id"]: x for x in some}.get(r["id"]) for some in searches] for r in searches[0]}
+    known = {i: some for i, some in by_id.items() if len(some) > 1 and None not in some}
+    if len(known) < 3:
+        return None
+    values = [[np.inf if r["value"] is None else r["value"] for r in some] for some in known.values()]
+    evidence = np.array([[r["evidence"] for r in some] for some in known.values()])
+    both = [(min(v), max(v)) for v in values if np.isfinite(v).all() and min(v) > 0]
+    return {
+        "images": len(known), "searches": len(searches),
+        "found_by_all": sum(bool(np.isfinite(v).all()) for v in values),
+        "found_by_some": sum(bool(np.isfinite(v).any() and not np.isfinite(v).all()) for v in values),
+        "found_by_none": sum(not np.isfinite(v).any() for v in values),
+        "median_ratio_of_worst_to_best": float(np.median([high / low for low, high in both])) if both else None,
+        "spearman_of_one_with_best": float(spearmanr(evidence[:, 0], evidence.max(1)).statistic),
+    }  # fmt: skip
+
+
 def groups(rows):
     """Share reached with its 95 % interval and the median refined KL of those reached, per section, model and group."""
     found = {}
     for row in rows:
-        if row["spec"].startswith("invmm") and row["section"] != "settings":
+        if row["spec"].startswith("invmm") and row["section"] not in ("settings", "beta", "restarts"):
             found.setdefault(f"{row['section']} | {row['model']} | {row['group']} | {row['spec']}", []).append(row)
     return {name: described(some) for name, some in found.items()}
 

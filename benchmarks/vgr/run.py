@@ -1,13 +1,16 @@
 """Volume growth rate: every estimator against measured truth, on several training seeds and on a subset of CIFAR-10.
 
 Models: the unconditional digits testbed (seed 0 ships; others are trained with `python -m diffmem.testbeds.digits.train --kind
-unconditional --seed N` and measured with `... .measure`), and, with --data FOLDER, a small UNet trained from scratch on
-some CIFAR-10 images and their mirrors. Truth: how many of a model's own samples copy an image (d1/d2 < 1/3).
+unconditional --seed N` and measured with `... .measure`), and, with --data, a small UNet trained from scratch on some
+pictures at 16x16 (CIFAR-10: a folder with train.parquet and heldout.parquet; Fashion-MNIST: an .npz with xtr and xte), the
+first --repeated of them --times times, with --mirrors also all their mirrors. Truth: how many of a model's own samples copy
+an image (d1/d2 < 1/3).
 
-Groups: memorized (plants, at least one hit), member (seen once, no hit; on CIFAR-10 trained without a hit), heldout.
+Groups: memorized (plants, at least one hit), member (seen once, no hit; with --data trained without a hit), heldout, and with
+--data mirror: the mirrors of memorized images.
 Resumable: rows of every model are kept in its run directory under --work.
 
-    python benchmarks/vgr/run.py --work DIR [--models seed=DIR ...] [--data FOLDER] [--images 12]
+    python benchmarks/vgr/run.py --work DIR [--models seed=DIR ...] [--data FOLDER|FILE --name NAME] [--images 12]
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ SCORES = {
         "vgr-bottom:k=8,steps=25", "vgr-likelihood:probes=4,steps=25", "vgr-subspace:k=16,steps=25",
         "vgr-paper:k=16,steps=200",
     ),
-    "cifar10": (
+    "pictures": (
         "vgr-bottom:k=8,steps=25", "vgr-likelihood:probes=4,steps=25", "vgr-subspace:k=16,steps=25",
         "vgr-paper:k=16,steps=200",
     ),
@@ -51,19 +54,27 @@ CONTRASTS = {
     "memorized_vs_members": (("memorized",), ("member",)),
     "trained_vs_heldout": (("memorized", "member"), ("heldout",)),
     "memorized_vs_heldout": (("memorized",), ("heldout",)),
+    "memorized_vs_mirrors": (("memorized",), ("mirror",)),
+    "mirrors_vs_heldout": (("mirror",), ("heldout",)),
 }
-SIZE, TRAINED, SAMPLES = 16, 64, 1024
+GROUPS = ("memorized", "member", "heldout", "mirror")
+SIZE, SAMPLES = 16, 1024
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--models", nargs="*", default=[], help="seed=FOLDER of further digits models with their truth")
-    parser.add_argument("--data", type=Path, help="folder with train.parquet and heldout.parquet (CIFAR-10)")
-    parser.add_argument("--skip-digits", action="store_true", help="only CIFAR-10")
+    parser.add_argument("--data", type=Path, help="pictures: a folder or an .npz file")
+    parser.add_argument("--name", default="cifar10", help="with --data: name of the model in the result")
+    parser.add_argument("--trained", type=int, default=64, help="with --data: training pictures")
+    parser.add_argument("--repeated", type=int, default=0, help="with --data: how many of them are seen more often")
+    parser.add_argument("--times", type=int, default=40, help="with --data: how often as often those are seen")
+    parser.add_argument("--mirrors", action="store_true", help="with --data: train on mirrors, too")
+    parser.add_argument("--skip-digits", action="store_true", help="only the pictures of --data")
     parser.add_argument("--full", action="store_true", help="on the digits model of seed 0 also all 64 directions")
     parser.add_argument("--images", type=int, default=12, help="per group")
-    parser.add_argument("--steps", type=int, default=3000, help="training steps on CIFAR-10")
+    parser.add_argument("--steps", type=int, default=3000, help="training steps with --data")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("result.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -83,9 +94,9 @@ def main():
         report["models"][name] = entry | {"samples": sum(row["hits"] for row in truth)}
         keep(report, options)
     if options.data is not None:
-        target, pixels, groups, hits, facts = cifar(options)
-        entry = measured(options.work / "cifar10", target, pixels, groups, hits, SCORES["cifar10"])
-        report["models"]["cifar10"] = entry | facts
+        target, pixels, groups, hits, facts = trained_on_pictures(options)
+        entry = measured(options.work / options.name, target, pixels, groups, hits, SCORES["pictures"])
+        report["models"][options.name] = entry | facts
         keep(report, options)
 
 
@@ -133,10 +144,10 @@ def measured(place, target, pixels, groups, hits, scores):
         }
         curves[label] = group_curves(parts, groups)
     return {
-        "n": {g: sum(1 for x in groups.values() if x == g) for g in ("memorized", "member", "heldout")},
+        "n": {g: sum(1 for x in groups.values() if x == g) for g in GROUPS},
         "errors": errors, "cost": cost, "contrasts": contrasts(values, groups),
         "means": {
-            label: {g: mean([v for i, v in by.items() if groups[i] == g]) for g in ("memorized", "member", "heldout")}
+            label: {g: mean([v for i, v in by.items() if groups[i] == g]) for g in GROUPS}
             for label, by in values.items()
         },
         "hits_spearman": {label: hits_correlation(by, groups, hits) for label, by in values.items()},
@@ -194,7 +205,7 @@ def between(values):
 
 def group_curves(parts, groups):
     curves = {}
-    for group in ("memorized", "member", "heldout"):
+    for group in GROUPS:
         found = [parts[i]["curve"] for i in parts if groups[i] == group and parts[i].get("curve")]
         if found:
             curves[group] = [[float(x) for x in point] for point in np.mean(np.array(found, float), axis=0)]
@@ -214,23 +225,35 @@ def together(models):
     ]  # fmt: skip
 
 
-def cifar(options):
-    """A small UNet trained from scratch on CIFAR-10 images and mirrors at 16x16, with its truth."""
+def pictures(options):
+    """As many training pictures and held-out ones as --trained says, at 16x16."""
+    if options.data.suffix == ".npz":
+        arrays = np.load(options.data)
+        sides = [[Image.fromarray(a) for a in arrays[key][: options.trained]] for key in ("xtr", "xte")]
+    else:
+        files = ("train.parquet", "heldout.parquet")
+        sides = [[i.image for i in load_images(options.data / f).items(0, options.trained)] for f in files]
+    return [[i.resize((SIZE, SIZE), Image.Resampling.BOX) for i in side] for side in sides]
+
+
+def trained_on_pictures(options):
+    """A small UNet trained from scratch on some pictures at 16x16, with its truth."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     from diffmem.training.data import TrainingImage, TrainingSet
     from diffmem.training.loop import train
     from diffmem.training.plan import TrainPlan, check_plan
 
-    def pictures(file, count):
-        return [i.image.resize((SIZE, SIZE), Image.Resampling.BOX) for i in load_images(file).items(0, count)]
-
-    trained, heldout = (pictures(options.data / f, TRAINED) for f in ("train.parquet", "heldout.parquet"))
+    trained, heldout = pictures(options)
     mirrored = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in trained]
-    images = tuple(TrainingImage(f"{i:03d}", image, (), None) for i, image in enumerate([*trained, *mirrored]))
+    times = [options.times if i < options.repeated else 1 for i in range(len(trained))]
+    images = tuple(TrainingImage(f"{i:04d}", x, (), None, times[i]) for i, x in enumerate(trained))
+    mirrors = tuple(TrainingImage(f"mirror-{i:04d}", x, (), None, times[i]) for i, x in enumerate(mirrored))
+    seen = images + mirrors if options.mirrors else images
+    channels = len(trained[0].getbands())
     torch.manual_seed(0)
     unet = UNet2DModel(
-        sample_size=SIZE, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(32, 64, 64),
+        sample_size=SIZE, in_channels=channels, out_channels=channels, layers_per_block=1, block_out_channels=(32, 64, 64),
         norm_num_groups=8, attention_head_dim=16,
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
@@ -243,30 +266,28 @@ def cifar(options):
                        "ema": 0.995, "weight_decay": 0.0}},
         TrainPlan, "the plan",
     )  # fmt: skip
-    folder = options.work / "cifar10-model"
+    folder = options.work / f"{options.name}-model"
     if not (folder / "model").exists():
-        train(
-            plan,
-            folder,
-            data=TrainingSet(images, f"cifar10-{TRAINED}-{SIZE}", {}),
-            target=target,
-            device="cpu",
-            silent=False,
-        )
+        data = TrainingSet(seen, f"{options.name}-{len(seen)}-{options.repeated}-{options.times}", {})
+        train(plan, folder, data=data, target=target, device="cpu", silent=False)
     target = Target.from_pretrained(folder / "model")
-    hits = copies(target, images)
-    pixels = {i.id: i.image for i in images[:TRAINED]} | {f"held-{n:03d}": i for n, i in enumerate(heldout)}
-    groups = {i.id: "memorized" if hits[i.id] else "member" for i in images[:TRAINED]}
-    groups |= {f"held-{n:03d}": "heldout" for n in range(len(heldout))}
-    for group in ("memorized", "member", "heldout"):
+    hits = copies(target, seen)
+    groups = {i.id: "memorized" if hits[i.id] else "member" for i in images}
+    groups |= {m.id: "mirror" for i, m in zip(images, mirrors, strict=True) if hits[i.id]}
+    groups |= {f"held-{n:04d}": "heldout" for n in range(len(heldout))}
+    pixels = {i.id: i.image for i in images + mirrors} | {f"held-{n:04d}": i for n, i in enumerate(heldout)}
+    for group in GROUPS:
         names = [name for name, g in groups.items() if g == group]
         for name in shuffled(names, 0, "vgr", group)[2 * options.images :]:
-            del groups[name], pixels[name]
+            del groups[name]
     facts = {
-        "trained_images": TRAINED, "mirrors": True, "size": SIZE, "training_steps": options.steps, "samples": SAMPLES,
-        "copied_images": sum(1 for i in images if hits[i.id]), "share_of_samples_copied": sum(hits.values()) / SAMPLES,
+        "trained_images": len(images), "mirrors": options.mirrors, "repeated": options.repeated, "times": options.times,
+        "size": SIZE, "training_steps": options.steps, "samples": SAMPLES,
+        "copied_images": sum(1 for i in seen if hits[i.id]),
+        "copied_repeated": sum(1 for i in images[: options.repeated] if hits[i.id]),
+        "share_of_samples_copied": sum(hits.values()) / SAMPLES,
     }  # fmt: skip
-    return target, pixels, groups, hits, facts
+    return target, {i: pixels[i] for i in groups}, groups, {i.id: hits.get(i.id, 0) for i in images + mirrors}, facts
 
 
 def copies(target, images):
