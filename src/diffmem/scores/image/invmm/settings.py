@@ -57,7 +57,7 @@ class InvMMParameters(Parameters):
         ge=0,
         lt=0.5,
         description="early infinity: chance, over the whole search, of ending it although its loss falls fast enough "
-        "(0, the default: never; what it changes on real images is not measured yet)",
+        "(0, the default: never)",
     )
     keep: bool = Field(False, description="keep mu and log_var of every image")
 
