@@ -210,8 +210,9 @@ def _make(cls: Any, values: Mapping[str, Any], where: str) -> Any:
         return cls(parameters_class(cls)(**values))
     except ValidationError as problem:
         first = problem.errors()[0]
-        key = ".".join(str(p) for p in first["loc"][:1])
-        raise UsageError(f"{where}, {key} = {first.get('input')!r}: {first['msg']}.") from problem
+        if not first["loc"]:  # a check of several parameters together
+            raise UsageError(f"{where}: {first['ctx']['error']}.") from problem
+        raise UsageError(f"{where}, {first['loc'][0]} = {first.get('input')!r}: {first['msg']}.") from problem
 
 
 def parameters_class(cls: type[Any]) -> type[Parameters]:

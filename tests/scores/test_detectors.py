@@ -1,19 +1,23 @@
 """Detectors of the field against closed forms and plain loops."""
 
+import functools
 import itertools
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from scipy.stats import entropy
 from tests.tiny import tiny_sd
 from tests.tiny_families import pixart, sana, sd3, sdxl
 
-from diffmem.errors import ScoreRefused
+from diffmem.errors import ScoreRefused, UsageError
 from diffmem.models.attention import cross_attentions, recorded
 from diffmem.models.ode import ddim_update, guided, ode_step
 from diffmem.models.schedule import DiscreteSchedule, FlowSchedule
 from diffmem.models.target import Target
-from diffmem.scores.prompt.attention import ending_mask
+from diffmem.scores.prompt.attention import end_tokens, ending_mask
+from diffmem.scores.prompt.curvature import probes
 from diffmem.scores.spec import parse_score
 from diffmem.stages.score.executor import Executor, Noises
 from diffmem.stages.score.plan import nfe_per_prompt_seed
@@ -48,11 +52,25 @@ def jacobian(denoiser, x, t, cond, kind=None):
     return found.reshape(8, 8)
 
 
-@pytest.mark.parametrize(("prediction", "schedule"), [("epsilon", DiscreteSchedule.linear()), ("flow", FlowSchedule())])
-def test_sharpness_is_the_jacobian_of_the_pull_along_the_pull(prediction, schedule):
+STEP = {"ratio": 0.001, "first": 1.0}  # pure noise bends little: a long step is as exact there and loses no digits
+
+
+def time_of(denoiser, at):
+    return denoiser.schedule.time_at_ratio(1.0) if at == "ratio" else denoiser.schedule.sampling_times(50)[0]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "schedule", "at"),
+    [
+        ("epsilon", DiscreteSchedule.linear(), "ratio"),
+        ("flow", FlowSchedule(), "ratio"),
+        ("v", DiscreteSchedule.linear(), "first"),
+    ],
+)
+def test_sharpness_is_the_jacobian_of_the_pull_along_the_pull(prediction, schedule, at):
     denoiser = mixture(prediction, schedule)
-    _, rows = values(denoiser, "sharpness:at=ratio,ratio=1,step=0.0001")
-    t, noises = denoiser.schedule.time_at_ratio(1.0), Noises(SHAPE, 3)
+    _, rows = values(denoiser, f"sharpness:at={at},ratio=1,step={STEP[at]}")
+    t, noises = time_of(denoiser, at), Noises(SHAPE, 3)
     for i, prompt in enumerate("ab"):
         cond = denoiser.encode_prompts([prompt])
         for draw in range(2):
@@ -60,28 +78,39 @@ def test_sharpness_is_the_jacobian_of_the_pull_along_the_pull(prediction, schedu
             delta = denoiser.predict(x[None], t, cond) - denoiser.predict(x[None], t, denoiser.null())
             change = jacobian(denoiser, x, t, cond) - jacobian(denoiser, x, t, denoiser.null())
             expected = float((change @ delta.flatten()).norm())
-            assert rows[(i, draw)].values["sharpness:at=ratio,ratio=1.0,step=0.0001"] == pytest.approx(
-                expected, rel=2e-2
-            )
+            (value,) = rows[(i, draw)].values.values()
+            assert value == pytest.approx(expected, rel=2e-2)
 
 
-def test_the_curvature_gap_is_the_difference_of_the_diagonals():
-    # Axis-parallel single components have diagonal Jacobians, so every sign vector gives the diagonal exactly.
-    means = torch.zeros(2, *SHAPE, dtype=torch.float64)
-    variances = torch.stack([torch.linspace(0.1, 0.8, 8), torch.ones(8)]).double()
-    denoiser = MixtureDenoiser(means, variances, captions=["a", "b"])
-    _, rows = values(denoiser, "curvature-gap:probes=1,step=0.001", prompts=("a",), draws=1)
-    t = denoiser.schedule.time_at_ratio(0.2)
-    x = Noises(SHAPE, 3).of_draw(0).double()
-    cond, null = denoiser.encode_prompts(["a"]), denoiser.null()
-    alone = torch.diagonal(jacobian(denoiser, x, t, cond))
-    # The mixture's own Jacobian is not diagonal; what its rows add along the sign vector is part of the estimate.
-    from diffmem.scores.prompt.curvature import probes
+@pytest.mark.parametrize(
+    ("prediction", "schedule", "at"),
+    [
+        ("epsilon", DiscreteSchedule.linear(), "ratio"),
+        ("v", DiscreteSchedule.linear(), "ratio"),
+        ("flow", FlowSchedule(), "ratio"),
+        ("epsilon", DiscreteSchedule.linear(), "first"),
+    ],
+)
+def test_the_curvature_gap_is_hutchinsons_mean_of_the_difference_of_the_exact_hessians(prediction, schedule, at):
+    denoiser = mixture(prediction, schedule)
+    _, rows = values(denoiser, f"curvature-gap:at={at},ratio=1,probes=3,step={STEP[at]}", draws=1)
+    t, x = time_of(denoiser, at), Noises(SHAPE, 3).of_draw(0)[None].double()
+    alpha, sigma = denoiser.schedule.at(t)
+    signs = [v.double().flatten() for v in probes(3, torch.Size(SHAPE), 0)]
+    for i, prompt in enumerate("ab"):
+        with_prompt, without = (
+            denoiser.score_jacobian(x, t, cond)[0] for cond in (denoiser.encode_prompts([prompt]), denoiser.null())
+        )
+        change = sigma * (without - with_prompt) / (1 if prediction == "epsilon" else alpha)
+        gap = torch.stack([v * (change @ v) for v in signs]).mean(0)
+        (value,) = rows[(i, 0)].values.values()
+        assert value == pytest.approx(float(gap.square().mean().sqrt()), rel=2e-2)
 
-    v = probes(1, torch.Size(SHAPE), 0)[0].double().flatten()
-    gap = alone - v * (jacobian(denoiser, x, t, null) @ v)
-    (row,) = rows.values()
-    assert row.values[next(iter(row.values))] == pytest.approx(float(gap.square().mean().sqrt()), rel=2e-2)
+
+def test_sign_vectors_give_the_diagonal_on_average():
+    signs = torch.cat([v.flatten(1) for v in probes(4000, torch.Size(SHAPE), 0)])
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    torch.testing.assert_close(signs.T @ signs / 4000, torch.eye(8), atol=0.06, rtol=0)
 
 
 def test_flipd_of_a_gaussian_is_its_closed_form():
@@ -104,6 +133,36 @@ def test_flipd_of_a_gaussian_is_its_closed_form():
         assert value == -parts["dimension"]
 
 
+@pytest.mark.parametrize(("prediction", "schedule"), [("v", DiscreteSchedule.linear()), ("flow", FlowSchedule())])
+def test_flipd_is_the_dimension_without_the_prompt_minus_the_one_with_it(prediction, schedule):
+    denoiser = mixture(prediction, schedule)
+    _, rows = values(denoiser, "flipd:stop=-4,steps=5,probes=3,step=0.001,guidance=2", draws=1)
+    times, x = denoiser.schedule.sampling_times(5), Noises(SHAPE, 3).of_draw(0)[None].double()
+    cond = denoiser.encode_prompts(["a"])
+    for t, after in itertools.pairwise(times[:2]):
+        x = ode_step(denoiser, x, t, after, cond, 2.0)
+    (_, sigma), found = denoiser.schedule.at(times[1]), {}
+    for name, branch in (("dimension", cond), ("unconditional", denoiser.null())):
+        change = jacobian(denoiser, x[0], times[1], branch, "epsilon")
+        signs = [v.double().flatten() for v in probes(3, torch.Size(SHAPE), 0)]
+        trace = sum(float(v @ change @ v) for v in signs) / 3
+        found[name] = 8 - sigma * trace + float(denoiser.predict(x, times[1], branch, "epsilon").square().sum())
+    (parts,) = rows[(0, 0)].components.values()
+    assert parts == pytest.approx(found, rel=1e-2)
+    (value,) = rows[(0, 0)].values.values()
+    assert value == parts["unconditional"] - parts["dimension"]
+    assert abs(value) > 0.03
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [("score-evolution:first=4,steps=5", "first <= 3"), ("flipd:stop=-6,steps=5", "expected -5 to -1")],
+)
+def test_stops_that_the_trajectory_does_not_have_are_refused(spec, problem):
+    with pytest.raises(UsageError, match=problem):
+        parse_score(spec)
+
+
 def test_score_evolution_is_the_squared_change_between_stops():
     denoiser = Target.from_pipeline(tiny_sd()).denoiser
     executor, rows = values(denoiser, "score-evolution:steps=10", prompts=("a", "bc"), draws=1)
@@ -124,7 +183,29 @@ def test_score_evolution_is_the_squared_change_between_stops():
     assert executor.nfe.total == 2 * 5 + 1
 
 
-@pytest.mark.parametrize("pipe", [tiny_sd, pixart, sdxl, sana])
+def normed_sana(wide):
+    """Sana with norms of the queries and keys: of all heads together (Sana 1.5), or of each."""
+    from diffusers.models.normalization import RMSNorm
+
+    pipe = sana()
+    torch.manual_seed(5)
+    for module in pipe.transformer.modules():
+        if getattr(module, "is_cross_attention", False):
+            size = module.inner_dim if wide else module.inner_dim // module.heads
+            module.norm_q, module.norm_k = (RMSNorm(size, eps=1e-5, elementwise_affine=True) for _ in range(2))
+            if not wide:
+                module.set_processor(AttnProcessor2_0())
+            with torch.no_grad():
+                for norm in (module.norm_q, module.norm_k):
+                    norm.weight.copy_(torch.rand(size) + 1)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    "pipe",
+    [tiny_sd, pixart, sdxl, sana, functools.partial(normed_sana, True), functools.partial(normed_sana, False)],
+    ids=["sd", "pixart", "sdxl", "sana", "norm of all heads", "norm of each head"],
+)
 def test_recording_attention_changes_nothing_and_weights_sum_to_one(pipe):
     denoiser = Target.from_pipeline(pipe()).denoiser
     cond = denoiser.encode_prompts(["a fox", "a"])
@@ -170,6 +251,96 @@ def test_an_even_mask_makes_bright_ending_the_norm_along_the_trajectory():
         assert row.components["bright-ending:steps=4"]["unmasked"] == pytest.approx(
             row.values["bright-ending:steps=4"], rel=1e-4
         )
+
+
+def attention_by_hand(denoiser, x, t, cond):
+    """The network's output and its cross-attention by diffusers' own scores, the mean over heads, in order of evaluation."""
+    weights = {}
+
+    def see(name, module, args, kwargs):
+        query, key = module.to_q(args[0]), module.to_k(kwargs["encoder_hidden_states"])
+        scores = module.get_attention_scores(module.head_to_batch_dim(query), module.head_to_batch_dim(key))
+        weights[name] = scores.unflatten(0, (len(x), module.heads)).mean(1)
+
+    hooks = [
+        module.register_forward_pre_hook(functools.partial(see, name), with_kwargs=True)
+        for name, module in cross_attentions(denoiser)
+    ]
+    with torch.no_grad():
+        output = denoiser.predict(x, t, cond)
+    for hook in hooks:
+        hook.remove()
+    return output, weights
+
+
+def uneven_sd():
+    """A tiny pipeline whose attention is far from even."""
+    pipe = tiny_sd()
+    with torch.no_grad():
+        for name, module in pipe.unet.named_modules():
+            if name.endswith("attn2"):
+                module.to_q.weight.mul_(40)
+    return Target.from_pipeline(pipe).denoiser
+
+
+def test_bright_ending_is_a_plain_loop():
+    denoiser = uneven_sd()
+    _, rows = values(denoiser, "bright-ending:steps=4", prompts=("a", "bcd"), draws=1)
+    x, cond, times = (
+        Noises(denoiser.sample_shape, 3).of_draw(0)[None],
+        denoiser.encode_prompts(["bcd"]),
+        denoiser.schedule.sampling_times(4),
+    )
+    pulls, seen = [], []
+    for t, after in itertools.pairwise([*times, None]):
+        conditional, weights = attention_by_hand(denoiser, x, t, cond)
+        with torch.no_grad():
+            unconditional = denoiser.predict(x, t, denoiser.null())
+        pulls.append(conditional - unconditional)
+        seen.append(weights)
+        x = ddim_update(denoiser, x, guided(unconditional, conditional, 7.5), t, after)
+    masks = []
+    for weights in seen:
+        (early,) = (w for name, w in weights.items() if name.startswith("down_blocks"))
+        # start, b, c, d, end
+        small = early[0, :, 4].reshape(1, 1, 4, 4)
+        masks.append(torch.nn.functional.interpolate(small, size=(8, 8), mode="bilinear", align_corners=False))
+    first, last = (float(torch.stack([(p * m).norm() for p in pulls]).mean() / m.mean()) for m in (masks[0], masks[-1]))
+    plain = float(torch.stack([p.norm() for p in pulls]).mean())
+    assert abs(last / first - 1) > 1e-2, "the step that is read makes a difference"
+    assert abs(last / plain - 1) > 1e-2, "the mask makes a difference"
+    assert rows[(1, 0)].values["bright-ending:steps=4"] == pytest.approx(last, rel=1e-3)
+    assert rows[(1, 0)].components["bright-ending:steps=4"]["unmasked"] == pytest.approx(plain, rel=1e-3)
+
+
+def test_the_end_token_is_where_the_pipelines_own_encoding_ends():
+    lower = Target.from_pipeline(pixart()).denoiser  # its pipeline writes prompts in lower case
+    ids = lower.pipeline.tokenizer("a fox").input_ids
+    assert end_tokens(lower, ["A FOX"], lower.encode_prompts(["A FOX"])).tolist() == [len(ids) - 1]
+    behind = Target.from_pipeline(sana()).denoiser  # its pipeline puts an instruction before the prompt
+    both = behind.encode_prompts(["abc", "abd"])
+    (differ,) = (both.tensors["encoder_hidden_states"].diff(dim=0).abs().sum(2)[0] > 0).nonzero(as_tuple=True)
+    # Gemma reads forwards: what comes before the last letter is the same.
+    assert end_tokens(behind, ["abc", "abd"], both).tolist() == [int(differ[0])] * 2
+
+
+def test_attention_entropy_is_that_of_the_mean_attention():
+    denoiser = uneven_sd()
+    x, cond = Noises(denoiser.sample_shape, 3).of_draw(0)[None], denoiser.encode_prompts(["bcd"])
+    _, weights = attention_by_hand(denoiser, x, denoiser.schedule.sampling_times(50)[0], cond)
+    drawn = [w[0].mean(0).double().numpy() for w in weights.values()]
+    expected = [entropy(a) for a in drawn]
+    assert np.std(expected) > 1e-3, "layers differ"
+    assert (
+        abs(np.mean([entropy(w[0].double().numpy(), axis=1).mean() for w in weights.values()]) - np.mean(expected))
+        > 0.01
+    )
+    _, rows = values(denoiser, "attention-entropy", prompts=("a", "bcd"), draws=1)
+    assert rows[(1, 0)].values["attention-entropy"] == pytest.approx(np.mean(expected), rel=1e-4)
+    for layer, alone in enumerate(expected):
+        _, rows = values(denoiser, f"attention-entropy:layer={layer}", prompts=("a", "bcd"), draws=1)
+        (value,) = rows[(1, 0)].values.values()
+        assert value == pytest.approx(alone, rel=1e-4)
 
 
 def test_even_attention_has_the_entropy_of_the_number_of_tokens():

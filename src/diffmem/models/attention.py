@@ -59,10 +59,9 @@ class SeenAttention:
         size, tokens, _ = encoder_hidden_states.shape
         if attn.norm_cross:
             encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
-        query, key, value = (
-            attn.head_to_batch_dim(t)
-            for t in (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
-        )
+        query = _parted(attn, attn.to_q(hidden_states), attn.norm_q)
+        key = _parted(attn, attn.to_k(encoder_hidden_states), attn.norm_k)
+        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
         logits = (query @ key.transpose(1, 2) * attn.scale).float().unflatten(0, (size, attn.heads))
         mask = attn.prepare_attention_mask(attention_mask, tokens, size)
         if mask is not None:
@@ -73,6 +72,17 @@ class SeenAttention:
         if attn.residual_connection:
             result = result + residual
         return result / float(attn.rescale_output_factor)
+
+
+def _parted(attn: Any, projected: torch.Tensor, norm: Any) -> torch.Tensor:
+    """Queries or keys [rows, places, heads * width], parted into [rows * heads, places, width] and normalised.
+
+    A norm as wide as all heads (Sana 1.5) comes before they are parted, one of each head after, as diffusers does it.
+    """
+    weight = getattr(norm, "weight", None)
+    across = weight is not None and len(weight) == projected.shape[-1]
+    parted: torch.Tensor = attn.head_to_batch_dim(norm(projected) if across else projected)
+    return parted if norm is None or across else norm(parted)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from diffmem.scores.prompt.needs import AtNoise, Branch, Moment, Need
 if TYPE_CHECKING:
     import torch
 
+    from diffmem.models.conditioning import Conditioning
     from diffmem.models.denoiser import Denoiser
     from diffmem.models.ode import Stop
 
@@ -58,6 +59,9 @@ class Evaluations(Protocol):
 
     def texts(self) -> Sequence[str]:
         """The prompt of each row, [R]."""
+
+    def conditioning(self) -> Conditioning:
+        """The encoded prompt of each row, of size R."""
 
     def trajectory(self, steps: int, upto: int, guidance: float) -> Sequence[Stop]:
         """The first stops of the guided trajectory from x_T."""

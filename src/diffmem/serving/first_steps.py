@@ -185,6 +185,10 @@ class StepEvaluations:
         """Not known here; scores that need them are refused before."""
         raise UsageError("The first steps of a generation do not tell which prompt they belong to.")
 
+    def conditioning(self) -> Conditioning:
+        """Not known here; scores that need it are refused before."""
+        raise UsageError("The first steps of a generation do not tell which prompt they belong to.")
+
     def trajectory(self, steps: int, upto: int, guidance: float) -> Sequence[Stop]:
         """The first stops, [upto]."""
         return self._stops[:upto]

@@ -12,8 +12,10 @@ from diffmem.errors import ScoreRefused
 from diffmem.models.attention import cross_attentions, recorded
 from diffmem.scores.base import About, DenoiserScore, Evaluations, Parameters, require_guidance
 from diffmem.scores.prompt.needs import AlongTrajectory, AtPoint, Need, SamplerStep
+from diffmem.scores.prompt.score_difference import score_difference
 
 if TYPE_CHECKING:
+    from diffmem.models.conditioning import Conditioning
     from diffmem.models.denoiser import Denoiser
 
 
@@ -28,10 +30,16 @@ def require_attention(denoiser: Denoiser, name: str) -> None:
         )
 
 
-def end_tokens(denoiser: Denoiser, texts: Sequence[str], length: int) -> torch.Tensor:
-    """Position of each prompt's end token, its last one that is not padding, [R]."""
-    tokenizer = denoiser.pipeline.tokenizer  # type: ignore[attr-defined]
-    ids = tokenizer(list(texts), truncation=True, max_length=length).input_ids
+def end_tokens(denoiser: Denoiser, texts: Sequence[str], cond: Conditioning) -> torch.Tensor:
+    """Position of each prompt's last token that is not padding, [R]: by the encoding's own mask, else by the tokenizer.
+
+    The mask knows what the pipeline made of the text before (lower case, an instruction in front of it).
+    """
+    mask = cond.tensors.get("encoder_attention_mask")
+    if mask is not None:
+        return (mask.cpu().bool() * torch.arange(mask.shape[1])).argmax(1)
+    length = cond.tensors["encoder_hidden_states"].shape[1]
+    ids = denoiser.pipeline.tokenizer(list(texts), truncation=True, max_length=length).input_ids  # type: ignore[attr-defined]
     return torch.tensor([len(row) - 1 for row in ids])
 
 
@@ -96,13 +104,12 @@ class BrightEnding(DenoiserScore):
         stops = evaluations.trajectory(steps, steps, self.settings.guidance)
         with recorded(denoiser) as weights:
             evaluations.at_point(stops[-1].x, stops[-1].t, "conditional")
-        length = next(iter(weights.values())).shape[2]
-        ends = end_tokens(denoiser, evaluations.texts(), length)
+        ends = end_tokens(denoiser, evaluations.texts(), evaluations.conditioning())
         mask = ending_mask(weights, ends, *denoiser.sample_shape[-2:])
         size = mask.flatten(1).mean(1).clamp_min(1e-12)
-        pulls = [stop.conditional - stop.unconditional for stop in stops]
-        masked = torch.stack([(pull * mask).flatten(1).norm(dim=1) for pull in pulls]).mean(0) / size
-        return {"value": masked, "unmasked": torch.stack([p.flatten(1).norm(dim=1) for p in pulls]).mean(0)}
+        plain = [score_difference(stop.conditional, stop.unconditional) for stop in stops]
+        masked = [score_difference(stop.conditional * mask, stop.unconditional * mask) for stop in stops]
+        return {"value": torch.stack(masked).mean(0) / size, "unmasked": torch.stack(plain).mean(0)}
 
 
 class AttentionEntropyParameters(Parameters):
@@ -124,7 +131,7 @@ class AttentionEntropy(DenoiserScore):
         cost="1",
         fails_when="the number of tokens differs: longer prompts have more places to spread over",
         unit="nats",
-        sign="not kept: at chance or lower on most planted models tried (docs/detectors.md)",
+        sign="not kept: higher on photos, lower on the other four planted models tried in their worst tiers (docs/detectors.md)",
     )
 
     def __init__(self, parameters: AttentionEntropyParameters | None = None) -> None:

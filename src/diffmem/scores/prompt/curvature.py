@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from diffmem.randomness import generator
 from diffmem.scores.base import About, DenoiserScore, Evaluations, Parameters, both_branches, require_guidance
@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from diffmem.models.ode import Stop
 
 
-def places(moments: str, ratio: float, steps: int) -> Moment:
-    """The sampler's first step, or where sigma/alpha is closest to `ratio`."""
-    return NoiseRatio(ratio) if moments == "ratio" else SamplerStep(0, steps)
-
-
 def probes(count: int, shape: torch.Size, seed: int) -> list[torch.Tensor]:
     """`count` vectors of random signs, the same for every row, [1, *shape] each."""
     random = generator(seed, "hutchinson", *shape)
@@ -28,16 +23,15 @@ def probes(count: int, shape: torch.Size, seed: int) -> list[torch.Tensor]:
 
 
 class Pull:
-    """Both branches at one moment of pure noise, and the prompt's pull delta = eps_c - eps_u at states beside it.
+    """Both branches at one moment of pure noise, and how their difference f_c - f_u changes beside it.
 
-    Derivatives are central or one-sided differences, so that every network and every attention kernel works.
+    Derivatives are one-sided differences, so that every network and every attention kernel works.
     """
 
     def __init__(self, evaluations: Evaluations, moment: Moment) -> None:
-        self.seen, self.denoiser = evaluations, evaluations.denoiser
+        self.evaluations = evaluations
         self.x = evaluations.noise()
-        self.t = moment.resolve(self.denoiser.schedule)
-        self.alpha, self.sigma = self.denoiser.schedule.at(self.t)
+        self.t = moment.resolve(evaluations.denoiser.schedule)
         self.conditional = evaluations.at_noise(moment, "conditional")
         self.unconditional = evaluations.at_noise(moment, "unconditional")
 
@@ -46,19 +40,19 @@ class Pull:
         """f_c - f_u in the network's own output, [R, *shape]."""
         return self.conditional - self.unconditional
 
-    def along(self, direction: torch.Tensor, step: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """(J_c v, J_u v) in the network's own output for directions v, one-sided with |h v| = `step` per row. 2 NFE."""
+    def change(self, direction: torch.Tensor, step: float) -> torch.Tensor:
+        """(J_c - J_u) v in the network's own output for directions v, over a move of length `step` per row. 2 NFE."""
         size = direction.flatten(1).norm(dim=1).clamp_min(1e-12).reshape(-1, *[1] * (direction.ndim - 1))
         h = step / size
         moved = self.x.to(direction.device) + h * direction
-        return (
-            (self.seen.at_point(moved, self.t, "conditional") - self.conditional) / h,
-            (self.seen.at_point(moved, self.t, "unconditional") - self.unconditional) / h,
-        )
+        conditional = self.evaluations.at_point(moved, self.t, "conditional")
+        unconditional = self.evaluations.at_point(moved, self.t, "unconditional")
+        changed: torch.Tensor = (conditional - unconditional - self.delta) / h
+        return changed
 
 
-class SharpnessParameters(Parameters):
-    """Where, and how far beside x_T the pull is looked at."""
+class PlaceParameters(Parameters):
+    """Where pure noise is looked at, and how far beside it."""
 
     at: Literal["first", "ratio"] = Field(
         "first", description="the sampler's first step, or where sigma/alpha = `ratio`"
@@ -66,6 +60,11 @@ class SharpnessParameters(Parameters):
     ratio: float = Field(0.2, gt=0, description="sigma/alpha for at='ratio'")
     steps: int = Field(50, ge=1, description="steps of the sampler")
     step: float = Field(0.05, gt=0, description="length of the difference that stands for the derivative")
+
+    @property
+    def moment(self) -> Moment:
+        """The sampler's first step, or the time at which sigma/alpha is closest to `ratio`."""
+        return NoiseRatio(self.ratio) if self.at == "ratio" else SamplerStep(0, self.steps)
 
 
 class Sharpness(DenoiserScore):
@@ -83,37 +82,28 @@ class Sharpness(DenoiserScore):
         sign="higher on every planted model tried at low noise (at=ratio); at the first step hardly on some (docs/detectors.md)",
     )
 
-    def __init__(self, parameters: SharpnessParameters | None = None) -> None:
-        self.settings = parameters or SharpnessParameters()
+    def __init__(self, parameters: PlaceParameters | None = None) -> None:
+        self.settings = parameters or PlaceParameters()
         super().__init__(self.settings)
-
-    @property
-    def moment(self) -> Moment:
-        """Where it looks."""
-        return places(self.settings.at, self.settings.ratio, self.settings.steps)
 
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
         """Both branches of pure noise, and both a little further along the pull."""
         require_guidance(denoiser, self.name)
-        return (*both_branches(self.moment), AtPoint(2))
+        return (*both_branches(self.settings.moment), AtPoint(2))
 
     def compute(self, evaluations: Evaluations) -> dict[str, torch.Tensor]:
         """The norm per row."""
-        pull = Pull(evaluations, self.moment)
-        conditional, unconditional = pull.along(pull.delta, self.settings.step)
-        return {"value": (conditional - unconditional).flatten(1).norm(dim=1)}
+        pull = Pull(evaluations, self.settings.moment)
+        return {"value": pull.change(pull.delta, self.settings.step).flatten(1).norm(dim=1)}
 
 
-class CurvatureGapParameters(Parameters):
+class CurvatureGapParameters(PlaceParameters):
     """Where, and with how many probes."""
 
     at: Literal["first", "ratio"] = Field(
         "ratio", description="the sampler's first step, or where sigma/alpha = `ratio`"
     )
-    ratio: float = Field(0.2, gt=0, description="sigma/alpha for at='ratio'")
-    steps: int = Field(50, ge=1, description="steps of the sampler")
     probes: int = Field(2, ge=1, description="random sign vectors of Hutchinson's estimate")
-    step: float = Field(0.05, gt=0, description="length of the difference that stands for the derivative")
     seed: int = Field(0, description="of the probes, common to all prompts")
 
 
@@ -123,7 +113,8 @@ class CurvatureGap(DenoiserScore):
     about: ClassVar[About] = About(
         name="curvature-gap",
         summary="how differently the log-density bends, element by element, with the prompt and without",
-        formula="rms_i ( E_v[ v_i (J_c v - J_u v)_i ] ), v random signs, J of eps by a difference, = sigma diag(-H_c + H_u)_i",
+        formula="rms_i ( E_v[ v_i (J_c v - J_u v)_i ] ), v random signs, J of the network's own output by a difference "
+        "(of eps: sigma diag(H_u - H_c)_i, H the Hessian of log p; of v and flow: this / alpha)",
         reference="Gwangho et al., ICML 2026, arXiv 2605.26756 (there at the last DDIM step; the map is theirs, the rms ours)",
         access="denoiser",
         cost="1 + 2 per probe + shared",
@@ -136,24 +127,18 @@ class CurvatureGap(DenoiserScore):
         self.settings = parameters or CurvatureGapParameters()
         super().__init__(self.settings)
 
-    @property
-    def moment(self) -> Moment:
-        """Where it looks."""
-        return places(self.settings.at, self.settings.ratio, self.settings.steps)
-
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
         """Both branches of pure noise, and both beside it for every probe."""
         require_guidance(denoiser, self.name)
-        return (*both_branches(self.moment), AtPoint(2 * self.settings.probes))
+        return (*both_branches(self.settings.moment), AtPoint(2 * self.settings.probes))
 
     def compute(self, evaluations: Evaluations) -> dict[str, torch.Tensor]:
         """The root mean square per row."""
-        pull = Pull(evaluations, self.moment)
+        pull = Pull(evaluations, self.settings.moment)
         total = torch.zeros_like(pull.delta)
         for probe in probes(self.settings.probes, pull.x.shape[1:], self.settings.seed):
             v = probe.to(total.device).expand_as(total)
-            conditional, unconditional = pull.along(v, self.settings.step)
-            total += v * (conditional - unconditional)
+            total += v * pull.change(v, self.settings.step)
         gap = (total / self.settings.probes).flatten(1)
         return {"value": gap.square().mean(1).sqrt()}
 
@@ -171,6 +156,12 @@ class FlipdParameters(Parameters):
     step: float = Field(0.05, gt=0, description="length of the difference that stands for the derivative")
     seed: int = Field(0, description="of the probes, common to all prompts")
 
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if -self.stop > self.steps:
+            raise ValueError(f"stop {self.stop} of a trajectory of {self.steps} steps: expected -{self.steps} to -1")
+        return self
+
 
 class Flipd(DenoiserScore):
     """Minus the local intrinsic dimension near the end of a trajectory; difference: what of it the prompt takes away."""
@@ -184,7 +175,7 @@ class Flipd(DenoiserScore):
         cost="2 per step and per probe, less the shared first",
         fails_when="plain pictures have few dimensions, memorized or not; on pure noise it inverts",
         unit="dimensions",
-        sign="not kept: lower on every planted model tried, the prompt adds dimensions there (docs/detectors.md)",
+        sign="not kept: lower on four of five planted models tried, higher on the digits in v (docs/detectors.md)",
     )
 
     def __init__(self, parameters: FlipdParameters | None = None) -> None:
@@ -194,7 +185,7 @@ class Flipd(DenoiserScore):
     @property
     def upto(self) -> int:
         """How many stops are followed."""
-        return max(self.settings.steps + 1 + self.settings.stop, 1)
+        return self.settings.steps + 1 + self.settings.stop
 
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
         """The trajectory up to the stop, and both branches beside it for every probe."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from diffmem.scores.base import About, DenoiserScore, Evaluations, Parameters, require_guidance
 from diffmem.scores.prompt.needs import AlongTrajectory, Need
@@ -20,6 +20,12 @@ class ScoreEvolutionParameters(Parameters):
     first: int = Field(1, ge=0, description="k: from stop k to stop k + 1, counted from 0")
     steps: int = Field(50, ge=2, description="steps of the sampler")
     guidance: float = Field(7.5, ge=0, description="guidance scale of the trajectory")
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if self.first + 2 > self.steps:
+            raise ValueError(f"{self.steps} steps have no stop {self.first + 1}: expected first <= {self.steps - 2}")
+        return self
 
 
 class ScoreEvolution(DenoiserScore):
@@ -44,12 +50,10 @@ class ScoreEvolution(DenoiserScore):
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
         """Both branches at the first stops."""
         require_guidance(denoiser, self.name)
-        upto = min(self.settings.first + 2, self.settings.steps)
-        return (AlongTrajectory(self.settings.steps, upto, self.settings.guidance),)
+        return (AlongTrajectory(self.settings.steps, self.settings.first + 2, self.settings.guidance),)
 
     def compute(self, evaluations: Evaluations) -> dict[str, torch.Tensor]:
         """The squared norm per row."""
-        upto = min(self.settings.first + 2, self.settings.steps)
-        stops = evaluations.trajectory(self.settings.steps, upto, self.settings.guidance)
-        earlier, later = (stop.conditional - stop.unconditional for stop in list(stops)[-2:])
+        stops = evaluations.trajectory(self.settings.steps, self.settings.first + 2, self.settings.guidance)
+        earlier, later = (stop.conditional - stop.unconditional for stop in stops[-2:])
         return {"value": (later - earlier).flatten(1).square().sum(1)}

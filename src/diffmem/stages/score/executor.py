@@ -167,6 +167,10 @@ class RowEvaluations:
         """The prompt of each row, [R]."""
         return self._texts
 
+    def conditioning(self) -> Conditioning:
+        """The encoded prompt of each row, of size R."""
+        return self._cond
+
     def at_point(self, x: torch.Tensor, t: float, branch: Branch) -> torch.Tensor:
         """The network's own output on states x [R, *shape] at time t, [R, *shape]."""
         return self._predict(x, t, self._cond if branch == "conditional" else self.denoiser.null())
