@@ -40,9 +40,8 @@ DROP, WORDS, WIDTH = 0.1, 12, 64
 
 @dataclass(frozen=True)
 class Make:
-    """How one model is made: its pictures, its pipeline, how it is trained and sampled."""
+    """How one model is made: the size of its pictures, its pipeline, how it is trained and sampled."""
 
-    pictures: str
     size: int
     pipeline: Callable[[int, int, int], Any]
     recipe: Recipe
@@ -72,27 +71,6 @@ def digits(size: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     pictures = torch.from_numpy(flat[order].reshape(-1, 1, 8, 8) / 8 - 1).float()
     larger = torch.nn.functional.interpolate(pictures, size=(size, size), mode="bilinear", align_corners=False)
     return larger.numpy(), classes[order], list(DIGIT_WORDS)
-
-
-def shapes(size: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Drawn coloured pictures: a disk, square, cross or stripes on a shaded ground, [-1, 1], three channels."""
-    names = ["disk", "square", "cross", "stripes"]
-    random = np.random.default_rng(seed_of(seed, "shapes") % 2**32)
-    y, x = np.mgrid[0:size, 0:size] / (size - 1)
-    pictures, classes = [], random.integers(0, 4, PLANTS + HARD + GENERIC)
-    for kind in classes:
-        (cx, cy), radius, turn = random.uniform(0.3, 0.7, 2), random.uniform(0.15, 0.35), random.uniform(0, np.pi)
-        u, v = (x - cx) * np.cos(turn) + (y - cy) * np.sin(turn), (y - cy) * np.cos(turn) - (x - cx) * np.sin(turn)
-        inside = [
-            u**2 + v**2 < radius**2, np.maximum(abs(u), abs(v)) < radius, np.minimum(abs(u), abs(v)) < radius / 3,
-            np.sin(u * np.pi / radius * 2) > 0,
-        ][kind]  # fmt: skip
-        ground = random.uniform(-0.9, 0.9, (3, 1, 1)) + random.uniform(-0.5, 0.5, (3, 1, 1)) * (x if turn > 1.5 else y)
-        pictures.append(np.where(inside, random.uniform(-1, 1, (3, 1, 1)), np.clip(ground, -1, 1)))
-    return np.stack(pictures).astype(np.float32), classes, names
-
-
-PICTURES = {"digits": digits, "shapes": shapes}
 
 
 def unet(channels: int, size: int, seed: int) -> Any:
@@ -142,19 +120,10 @@ def pixart(channels: int, size: int, seed: int) -> Any:
     )  # fmt: skip
 
 
-def pixart_v(channels: int, size: int, seed: int) -> Any:
-    """The same, predicting v."""
-    from diffusers import DDIMScheduler
-
-    pipe = pixart(channels, size, seed)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
-    return pipe
-
-
 def vocabulary() -> list[str]:
     """Every word of a caption."""
     said = {w for phrase in PHRASINGS for w in phrase.replace(",", " ").replace("{}", " ").split()}
-    return sorted(said | set(ADJECTIVES) | set(NOUNS) | set(DIGIT_WORDS) | {"disk", "square", "cross", "stripes"})
+    return sorted(said | set(ADJECTIVES) | set(NOUNS) | set(DIGIT_WORDS))
 
 
 def words() -> Any:
@@ -162,16 +131,9 @@ def words() -> Any:
     return clip_tokenizer(vocabulary(), 1400, WORDS)
 
 
-def _digits16(seed: int) -> Make:
-    return Make("digits", 16, unet, Recipe(1400, batch=32), seed)
-
-
 MAKES = {
-    "digits16-unet-0": _digits16(0),
-    "digits16-unet-1": _digits16(1),
-    "digits16-unet-2": _digits16(2),
-    "digits8-pixart": Make("digits", 8, pixart, Recipe(3500), train_text=False),
-    "shapes8-pixart-v": Make("shapes", 8, pixart_v, Recipe(2500), train_text=False),
+    "digits16-unet-0": Make(16, unet, Recipe(1400, batch=32)),
+    "digits8-pixart": Make(8, pixart, Recipe(3500), train_text=False),
 }
 
 
@@ -205,7 +167,7 @@ def captions(classes: np.ndarray, names: list[str], seed: int) -> tuple[list[lis
 def make(name: str, folder: Path) -> None:
     """Train one model into FOLDER/NAME and measure its captions into FOLDER/NAME.parquet; done parts are kept."""
     how = MAKES[name]
-    pictures, classes, names = PICTURES[how.pictures](how.size, how.seed)
+    pictures, classes, names = digits(how.size, how.seed)
     pictures = pictures[: PLANTS + HARD + GENERIC]
     texts, counts, asked = captions(classes, names, how.seed)
     path = folder / name
@@ -240,7 +202,7 @@ def train(pipe: Any, how: Make, pictures: np.ndarray, texts: list[list[str]], co
     images = torch.from_numpy(pictures)
     network = (getattr(pipe, "transformer", None) or pipe.unet).eval()
     denoiser = Target.from_pipeline(pipe).denoiser
-    random = generator(how.seed, "training", how.pictures)
+    random = generator(how.seed, "training", "digits")
     batches = epochs(len(rows_of), how.recipe.batch, how.seed)
     tokens = CaptionIds(pipe.tokenizer, texts, DROP) if how.train_text else None
     flat = [text for several in texts for text in several]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import re
 import sys
 from abc import ABC
@@ -51,6 +52,8 @@ class About:
 class Method(ABC):
     """Base of scores, image scores, mitigations and descriptors.
 
+    A class says which parameters it takes by annotating `settings: MyParameters`, under which it finds them.
+
     Attributes:
         about: what a reader must know.
         version: raised whenever a value or an image can change; part of the key of every row. A class that is read from a
@@ -60,8 +63,9 @@ class Method(ABC):
     about: ClassVar[Any]
     version: ClassVar[int | str] = 1
 
-    def __init__(self, parameters: Parameters) -> None:
-        self.parameters = parameters
+    def __init__(self, parameters: Parameters | None = None) -> None:
+        self.parameters = parameters_class(type(self))() if parameters is None else parameters
+        self.settings: Any = self.parameters
 
     @classmethod
     def of(cls, **parameters: Any) -> Self:
@@ -216,10 +220,18 @@ def _make(cls: Any, values: Mapping[str, Any], where: str) -> Any:
 
 
 def parameters_class(cls: type[Any]) -> type[Parameters]:
-    """The parameter model that a method's constructor takes."""
-    hint = get_type_hints(cls.__init__)["parameters"]
-    options = getattr(hint, "__args__", (hint,))
-    return next(o for o in options if isinstance(o, type) and issubclass(o, Parameters))
+    """The parameter model of a method: of its `settings`, or of what its own constructor takes."""
+    for base in cls.__mro__:
+        hint = inspect.get_annotations(base).get("settings")
+        if isinstance(hint, str):
+            hint = getattr(sys.modules[base.__module__], hint)
+        elif hint is None and "__init__" in vars(base):
+            hint = get_type_hints(vars(base)["__init__"]).get("parameters")
+        options = getattr(hint, "__args__", (hint,))
+        for option in options:
+            if isinstance(option, type) and issubclass(option, Parameters):
+                return option
+    raise TypeError(f"{cls.__name__} says nowhere which parameters it takes: annotate `settings`.")
 
 
 def _typed(value: Any) -> str:

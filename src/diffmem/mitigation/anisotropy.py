@@ -55,10 +55,7 @@ class AnisotropyMitigation(EmbeddingMitigation):
     neutral: ClassVar = {"steps": 0}
     needs_guidance: ClassVar[bool] = True
     target_fields: ClassVar[frozenset[str]] = frozenset({"target", "weights"})
-
-    def __init__(self, parameters: AnisotropyMitigationParameters | None = None) -> None:
-        self.settings = parameters or AnisotropyMitigationParameters()
-        super().__init__(self.settings)
+    settings: AnisotropyMitigationParameters
 
     @property
     def low_noise_ratio(self) -> float:

@@ -35,10 +35,7 @@ class Attenuation(AttentionMitigation):
         fails_when="the prompt has one or two tokens; the threshold .01 flags about half of all tokens, memorized or not",
     )
     neutral: ClassVar = {"scale": 1.0}
-
-    def __init__(self, parameters: AttenuationParameters | None = None) -> None:
-        self.settings = parameters or AttenuationParameters()
-        super().__init__(self.settings)
+    settings: AttenuationParameters
 
     def neutral_now(self) -> bool:
         """Nothing is taken away."""

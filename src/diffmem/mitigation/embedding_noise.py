@@ -42,10 +42,7 @@ class EmbeddingNoise(EmbeddingMitigation):
         fails_when="at the published strength it hardly lowers copying; the scale of embeddings differs between encoders",
     )
     neutral: ClassVar = {"strength": 0.0}
-
-    def __init__(self, parameters: EmbeddingNoiseParameters | None = None) -> None:
-        self.settings = parameters or EmbeddingNoiseParameters()
-        super().__init__(self.settings)
+    settings: EmbeddingNoiseParameters
 
     def change(self, call: Call, embeddings: Embeddings, cond: Conditioning) -> Embeddings:
         """Each image's own noise, named by its prompt and seed. Cost: none."""

@@ -50,10 +50,7 @@ class HanBatch(NoiseMitigation):
     )
     version: ClassVar[int] = 2
     neutral: ClassVar = {"rounds": 0, "until": 1000}
-
-    def __init__(self, parameters: HanBatchParameters | None = None) -> None:
-        self.settings = parameters or HanBatchParameters()
-        super().__init__(self.settings)
+    settings: HanBatchParameters
 
     def change(self, call: Call, noise: torch.Tensor) -> torch.Tensor:
         """The noise after the rounds; norms are per sample, whatever "batch-wise" does in the released code."""

@@ -44,10 +44,7 @@ class HanSample(NoiseMitigation):
     )
     neutral: ClassVar = {"steps": 0}
     target_fields: ClassVar[frozenset[str]] = frozenset({"pull"})
-
-    def __init__(self, parameters: HanSampleParameters | None = None) -> None:
-        self.settings = parameters or HanSampleParameters()
-        super().__init__(self.settings)
+    settings: HanSampleParameters
 
     def target_on(self, levels: Levels, quantile: float) -> dict[str, Any]:
         """The pull of ordinary prompts at the first step."""

@@ -42,9 +42,6 @@ class LowNoiseNorm(Wen):
 
     settings: LowNoiseNormParameters
 
-    def __init__(self, parameters: LowNoiseNormParameters | None = None) -> None:
-        super().__init__(parameters or LowNoiseNormParameters())
-
     @property
     def low_noise_ratio(self) -> float:
         """As set."""

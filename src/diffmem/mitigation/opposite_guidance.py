@@ -35,10 +35,7 @@ class OppositeGuidance(GuidanceMitigation):
         fails_when="the image ends outside of what the prompt asks for",
     )
     neutral: ClassVar = {"until": 1000}
-
-    def __init__(self, parameters: OppositeGuidanceParameters | None = None) -> None:
-        self.settings = parameters or OppositeGuidanceParameters()
-        super().__init__(self.settings)
+    settings: OppositeGuidanceParameters
 
     def steering(self, call: Call) -> Callable[[Step], Decision]:
         """The early scale."""

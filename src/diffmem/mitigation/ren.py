@@ -35,10 +35,7 @@ class Ren(AttentionMitigation):
         fails_when="the memorized image hangs on the prompt's own tokens rather than on the summary",
     )
     neutral: ClassVar = {"start": 1.0, "mask": False}
-
-    def __init__(self, parameters: RenParameters | None = None) -> None:
-        self.settings = parameters or RenParameters()
-        super().__init__(self.settings)
+    settings: RenParameters
 
     def check(self, denoiser: Denoiser) -> None:
         """Refuses encoders without a start token (T5)."""

@@ -49,10 +49,7 @@ class Sail(NoiseMitigation):
     )
     version: ClassVar[int] = 2
     neutral: ClassVar = {"steps": 0}
-
-    def __init__(self, parameters: SailParameters | None = None) -> None:
-        self.settings = parameters or SailParameters()
-        super().__init__(self.settings)
+    settings: SailParameters
 
     def change(self, call: Call, noise: torch.Tensor) -> torch.Tensor:
         """The flattest noise found.

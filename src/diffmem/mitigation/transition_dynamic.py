@@ -38,10 +38,7 @@ class TransitionDynamic(GuidanceMitigation):
     )
     version: ClassVar[int] = 2
     neutral: ClassVar = {"before": 7.5}  # with a pipeline at guidance 7.5: the same scale before and after
-
-    def __init__(self, parameters: TransitionDynamicParameters | None = None) -> None:
-        self.settings = parameters or TransitionDynamicParameters()
-        super().__init__(self.settings)
+    settings: TransitionDynamicParameters
 
     def steering(self, call: Call) -> Callable[[Step], Decision]:
         """Norms and transitions per image: the released code takes one norm over the batch."""

@@ -35,10 +35,7 @@ class TransitionStatic(GuidanceMitigation):
         fails_when="the basin of the memorized image reaches beyond the transition; alignment falls for every prompt",
     )
     neutral: ClassVar = {"until": 1000}
-
-    def __init__(self, parameters: TransitionStaticParameters | None = None) -> None:
-        self.settings = parameters or TransitionStaticParameters()
-        super().__init__(self.settings)
+    settings: TransitionStaticParameters
 
     def steering(self, call: Call) -> Callable[[Step], Decision]:
         """The early scale."""

@@ -50,10 +50,7 @@ class Wen(EmbeddingMitigation):
     neutral: ClassVar = {"steps": 0}
     needs_guidance: ClassVar[bool] = True
     target_fields: ClassVar[frozenset[str]] = frozenset({"pull", "norm"})
-
-    def __init__(self, parameters: WenParameters | None = None) -> None:
-        self.settings = parameters or WenParameters()
-        super().__init__(self.settings)
+    settings: WenParameters
 
     def target_on(self, levels: Levels, quantile: float) -> dict[str, Any]:
         """The pull of ordinary prompts where this mitigation looks."""

@@ -32,10 +32,7 @@ class FewerWords(PromptMitigation):
         fails_when="the words that trigger a copy stand first",
     )
     neutral: ClassVar[dict[str, Any]] = {"words": 0}
-
-    def __init__(self, parameters: FewerWordsParameters | None = None) -> None:
-        self.settings = parameters or FewerWordsParameters()
-        super().__init__(self.settings)
+    settings: FewerWordsParameters
 
     def rewrite(self, prompt: str, tokenizer: Any, random: torch.Generator) -> str:
         """The prompt cut after `words` words."""

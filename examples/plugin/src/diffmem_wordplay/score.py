@@ -30,10 +30,7 @@ class LateDifference(DenoiserScore):
         cost="1 + shared",
         fails_when="no one has measured it on more than the bundled models",
     )
-
-    def __init__(self, parameters: LateDifferenceParameters | None = None) -> None:
-        self.settings = parameters or LateDifferenceParameters()
-        super().__init__(self.settings)
+    settings: LateDifferenceParameters
 
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
         """Both branches at one noise level."""

@@ -18,6 +18,7 @@ from diffmem.experiments.monitor.plan import MonitorPlan
 from diffmem.models.target import Target
 from diffmem.randomness import seed_of
 from diffmem.runs.directory import RunDirectory
+from diffmem.scores import DEFAULT_SCORE
 from diffmem.scores.spec import parse_scores
 from diffmem.stages.measure.measure import measure
 from diffmem.stages.measure.pixels import HELD_OUT
@@ -25,8 +26,6 @@ from diffmem.stages.samples import named_samples
 from diffmem.stages.score.rows import Scoring
 from diffmem.stages.score.score import Scorer
 
-NORM = "score-difference:over=ratio"
-"""The low-noise norm: how strongly a caption steers the network where its picture is nearly there."""
 REFERENCE_CAPTIONS = 64
 
 
@@ -161,9 +160,9 @@ def _norms(run: RunDirectory, target: Target, watched: Watched, look: Look, sile
     plan = watched.plan
     own = [Prompt(name, text) for name, text in watched.captions.items()]
     listed = PromptList((*own, *watched.reference.prompts), watched.train.name)
-    settings = Scoring(scores=(NORM,), draws=plan.draws, seed=plan.seed)
+    settings = Scoring(scores=(DEFAULT_SCORE,), draws=plan.draws, seed=plan.seed)
     try:
-        found = Scorer(target, listed, parse_scores(NORM), settings, run).score(None, False, silent)
+        found = Scorer(target, listed, parse_scores(DEFAULT_SCORE), settings, run).score(None, False, silent)
     except (DiffmemError, ScoreRefused) as problem:
         look.notes.append(f"the low-noise norm was not measured: {problem}")
         return

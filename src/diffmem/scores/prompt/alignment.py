@@ -75,10 +75,7 @@ class Alignment(DenoiserScore):
         unit="cosine",
         sign="not kept: higher on the 8x8 epsilon and flow digits, lower on v-prediction and on 16x16 epsilon models",
     )
-
-    def __init__(self, parameters: AlignmentParameters | None = None) -> None:
-        self.settings = parameters or AlignmentParameters()
-        super().__init__(self.settings)
+    settings: AlignmentParameters
 
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
         """Both branches at t_lo."""

@@ -65,10 +65,7 @@ class Anisotropy(SetScore):
         sign="follows its cosine: not kept on v-prediction and on 16x16 epsilon models (AUROC about .5)",
         fails_when="weights from another model; fewer than 20 prompts to standardize on; one half may carry noise only",
     )
-
-    def __init__(self, parameters: AnisotropyParameters | None = None) -> None:
-        self.settings = parameters or AnisotropyParameters()
-        super().__init__(self.settings)
+    settings: AnisotropyParameters
 
     def component_scores(self) -> tuple[DenoiserScore, ...]:
         """Score difference and alignment."""

@@ -85,10 +85,7 @@ class BrightEnding(DenoiserScore):
         unit="norm of the network's output",
         sign="higher on every planted model tried, like the norm along the trajectory (docs/detectors.md)",
     )
-
-    def __init__(self, parameters: BrightEndingParameters | None = None) -> None:
-        self.settings = parameters or BrightEndingParameters()
-        super().__init__(self.settings)
+    settings: BrightEndingParameters
 
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
         """The whole trajectory, and its last state once more with the attention read."""
@@ -133,10 +130,7 @@ class AttentionEntropy(DenoiserScore):
         unit="nats",
         sign="not kept: higher on photos, lower on the other four planted models tried in their worst tiers (docs/detectors.md)",
     )
-
-    def __init__(self, parameters: AttentionEntropyParameters | None = None) -> None:
-        self.settings = parameters or AttentionEntropyParameters()
-        super().__init__(self.settings)
+    settings: AttentionEntropyParameters
 
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
         """One conditional evaluation with the attention read."""

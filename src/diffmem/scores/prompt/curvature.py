@@ -81,10 +81,7 @@ class Sharpness(DenoiserScore):
         unit="norm of the network's output",
         sign="higher on every planted model tried at low noise (at=ratio); at the first step hardly on some (docs/detectors.md)",
     )
-
-    def __init__(self, parameters: PlaceParameters | None = None) -> None:
-        self.settings = parameters or PlaceParameters()
-        super().__init__(self.settings)
+    settings: PlaceParameters
 
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
         """Both branches of pure noise, and both a little further along the pull."""
@@ -122,10 +119,7 @@ class CurvatureGap(DenoiserScore):
         unit="derivative of the network's output",
         sign="higher on every planted model tried (docs/detectors.md)",
     )
-
-    def __init__(self, parameters: CurvatureGapParameters | None = None) -> None:
-        self.settings = parameters or CurvatureGapParameters()
-        super().__init__(self.settings)
+    settings: CurvatureGapParameters
 
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
         """Both branches of pure noise, and both beside it for every probe."""
@@ -177,10 +171,7 @@ class Flipd(DenoiserScore):
         unit="dimensions",
         sign="not kept: lower on four of five planted models tried, higher on the digits in v (docs/detectors.md)",
     )
-
-    def __init__(self, parameters: FlipdParameters | None = None) -> None:
-        self.settings = parameters or FlipdParameters()
-        super().__init__(self.settings)
+    settings: FlipdParameters
 
     @property
     def upto(self) -> int:

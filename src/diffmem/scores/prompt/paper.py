@@ -45,10 +45,7 @@ class AnisotropyPaper(DenoiserScore):
         sign="follows its cosine: not kept on v-prediction and on 16x16 epsilon models",
         fails_when="other models than the one that the weights were fitted on; v-prediction; models with one channel",
     )
-
-    def __init__(self, parameters: AnisotropyPaperParameters | None = None) -> None:
-        self.settings = parameters or AnisotropyPaperParameters()
-        super().__init__(self.settings)
+    settings: AnisotropyPaperParameters
 
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
         """Both branches at the first and at the third-last time of the sampler."""

@@ -60,10 +60,7 @@ class ScoreDifference(DenoiserScore):
         sign="higher on every planted model tried; most clearly at low noise (over=ratio)",
         unit="norm of the network's output",
     )
-
-    def __init__(self, parameters: ScoreDifferenceParameters | None = None) -> None:
-        self.settings = parameters or ScoreDifferenceParameters()
-        super().__init__(self.settings)
+    settings: ScoreDifferenceParameters
 
     @property
     def moment(self) -> Moment:

@@ -42,10 +42,7 @@ class ScoreEvolution(DenoiserScore):
         unit="squared norm of the network's output",
         sign="higher on every planted model tried, weakly on some (docs/detectors.md)",
     )
-
-    def __init__(self, parameters: ScoreEvolutionParameters | None = None) -> None:
-        self.settings = parameters or ScoreEvolutionParameters()
-        super().__init__(self.settings)
+    settings: ScoreEvolutionParameters
 
     def needs(self, denoiser: Denoiser) -> tuple[Need, ...]:
         """Both branches at the first stops."""

@@ -29,9 +29,7 @@ class TextUppercase(TextScore):
         fails_when="always, as a detector: it shows how much of a benchmark is letter case",
         unit="share of letters",
     )
-
-    def __init__(self, parameters: NoParameters | None = None) -> None:
-        super().__init__(parameters or NoParameters())
+    settings: NoParameters
 
     def compute(self, texts: Sequence[str]) -> np.ndarray:
         """[P] in [0, 1]; 0 for a prompt without letters."""
@@ -59,9 +57,7 @@ class TextNgram(SetScore):
         fails_when="always, as a detector: it shows how far the texts of both classes differ",
         unit="log-odds",
     )
-
-    def __init__(self, parameters: NoParameters | None = None) -> None:
-        super().__init__(parameters or NoParameters())
+    settings: NoParameters
 
     def component_scores(self) -> tuple[DenoiserScore, ...]:
         """None: it reads text and labels."""

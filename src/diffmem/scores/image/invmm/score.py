@@ -40,10 +40,7 @@ class InvMM(ImageScore):
     )
     version: ClassVar[int] = 2
     high_means: ClassVar[Literal["more memorized", "less memorized"]] = "less memorized"
-
-    def __init__(self, parameters: InvMMParameters | None = None) -> None:
-        self.settings = parameters or InvMMParameters()
-        super().__init__(self.settings)
+    settings: InvMMParameters
 
     @property
     def similarity(self) -> str:

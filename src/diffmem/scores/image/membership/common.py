@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
 from diffmem.errors import ScoreRefused
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.meter import Nfe
-from diffmem.scores.image.base import ImageItem, ImageResult
+from diffmem.scores.image.base import BatchImageScore, ImageItem, ImageResult
 
 if TYPE_CHECKING:
     from diffmem.models.denoiser import Denoiser
@@ -20,6 +20,12 @@ FAILS_WHEN = (
     "near chance without a difference of distribution between members and others (CopyMark: AUROC .53 on LAION-MI): "
     "look at the shift check; a member is not therefore memorized"
 )
+
+
+class MembershipScore(BatchImageScore):
+    """Base of the membership scores: all are errors of the network, which are small for images it was trained on."""
+
+    high_means: ClassVar[Literal["more memorized", "less memorized"]] = "less memorized"
 
 
 def time_of(denoiser: Denoiser, share: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
@@ -11,8 +11,8 @@ from pydantic import Field
 from diffmem.models.meter import Nfe
 from diffmem.randomness import gaussian
 from diffmem.scores.base import About, Parameters
-from diffmem.scores.image.base import BatchImageScore, ImageItem, ImageResult
-from diffmem.scores.image.membership.common import FAILS_WHEN, result, stacked, time_of
+from diffmem.scores.image.base import ImageItem, ImageResult
+from diffmem.scores.image.membership.common import FAILS_WHEN, MembershipScore, result, stacked, time_of
 
 if TYPE_CHECKING:
     from diffmem.models.denoiser import Denoiser
@@ -52,7 +52,7 @@ class LossParameters(Parameters):
     draws: int = Field(8, ge=1, description="noises per image")
 
 
-class Loss(BatchImageScore):
+class Loss(MembershipScore):
     """Mean denoising loss at one time."""
 
     about: ClassVar[About] = About(
@@ -66,11 +66,7 @@ class Loss(BatchImageScore):
         fails_when=FAILS_WHEN + "; plain images have a low loss whether seen or not",
         unit="mean square of noise (1 for a guess of zero)",
     )
-    high_means: ClassVar[Literal["more memorized", "less memorized"]] = "less memorized"
-
-    def __init__(self, parameters: LossParameters | None = None) -> None:
-        self.settings = parameters or LossParameters()
-        super().__init__(self.settings)
+    settings: LossParameters
 
     def check(self, denoiser: Denoiser) -> None:
         """Every model has a loss."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
@@ -12,8 +12,15 @@ from pydantic import Field
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.meter import Nfe
 from diffmem.scores.base import About, Parameters
-from diffmem.scores.image.base import BatchImageScore, ImageItem, ImageResult
-from diffmem.scores.image.membership.common import FAILS_WHEN, require_epsilon_at, result, stacked, time_of
+from diffmem.scores.image.base import ImageItem, ImageResult
+from diffmem.scores.image.membership.common import (
+    FAILS_WHEN,
+    MembershipScore,
+    require_epsilon_at,
+    result,
+    stacked,
+    time_of,
+)
 
 if TYPE_CHECKING:
     from diffmem.models.denoiser import Denoiser
@@ -58,7 +65,7 @@ class PIAParameters(Parameters):
     normalised: bool = Field(False, description="PIAN: the noise estimate at t = 0 is scaled to that of Gaussian noise")
 
 
-class PIA(BatchImageScore):
+class PIA(MembershipScore):
     """The proximal initialization attack."""
 
     about: ClassVar[About] = About(
@@ -72,11 +79,7 @@ class PIA(BatchImageScore):
         fails_when=FAILS_WHEN,
         unit="norm of noise",
     )
-    high_means: ClassVar[Literal["more memorized", "less memorized"]] = "less memorized"
-
-    def __init__(self, parameters: PIAParameters | None = None) -> None:
-        self.settings = parameters or PIAParameters()
-        super().__init__(self.settings)
+    settings: PIAParameters
 
     def check(self, denoiser: Denoiser) -> None:
         """Refused where epsilon does not exist at t = 0."""

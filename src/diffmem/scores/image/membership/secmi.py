@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
@@ -13,8 +13,15 @@ from diffmem.models.conditioning import Conditioning
 from diffmem.models.meter import Nfe
 from diffmem.models.ode import ode_step
 from diffmem.scores.base import About, Parameters
-from diffmem.scores.image.base import BatchImageScore, ImageItem, ImageResult
-from diffmem.scores.image.membership.common import FAILS_WHEN, require_epsilon_at, result, stacked, time_of
+from diffmem.scores.image.base import ImageItem, ImageResult
+from diffmem.scores.image.membership.common import (
+    FAILS_WHEN,
+    MembershipScore,
+    require_epsilon_at,
+    result,
+    stacked,
+    time_of,
+)
 
 if TYPE_CHECKING:
     from diffmem.models.denoiser import Denoiser
@@ -50,7 +57,7 @@ class SecMIParameters(Parameters):
     steps: int = Field(10, ge=1, description="inversion steps up to that time; their width is also that of the test")
 
 
-class SecMI(BatchImageScore):
+class SecMI(MembershipScore):
     """The step-wise error comparing attack, its t-error as a statistic (SecMI_stat)."""
 
     about: ClassVar[About] = About(
@@ -64,11 +71,7 @@ class SecMI(BatchImageScore):
         fails_when=FAILS_WHEN,
         unit="mean square of the sample's units",
     )
-    high_means: ClassVar[Literal["more memorized", "less memorized"]] = "less memorized"
-
-    def __init__(self, parameters: SecMIParameters | None = None) -> None:
-        self.settings = parameters or SecMIParameters()
-        super().__init__(self.settings)
+    settings: SecMIParameters
 
     def times(self, denoiser: Denoiser) -> list[float]:
         """0, k, 2k ... t_sec, t_sec + k."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import Field
@@ -12,8 +12,15 @@ from diffmem.errors import ScoreRefused
 from diffmem.models.meter import Nfe
 from diffmem.randomness import generator
 from diffmem.scores.base import About, Parameters
-from diffmem.scores.image.base import BatchImageScore, ImageItem, ImageResult
-from diffmem.scores.image.membership.common import FAILS_WHEN, require_epsilon_at, result, stacked, time_of
+from diffmem.scores.image.base import ImageItem, ImageResult
+from diffmem.scores.image.membership.common import (
+    FAILS_WHEN,
+    MembershipScore,
+    require_epsilon_at,
+    result,
+    stacked,
+    time_of,
+)
 
 if TYPE_CHECKING:
     from diffmem.models.denoiser import Denoiser
@@ -59,7 +66,7 @@ class SimAParameters(Parameters):
     draws: int = Field(16, ge=1, description="random sign pictures of that estimate")
 
 
-class SimA(BatchImageScore):
+class SimA(MembershipScore):
     """The simple attack: one evaluation of the clean image."""
 
     about: ClassVar[About] = About(
@@ -74,11 +81,7 @@ class SimA(BatchImageScore):
         fails_when=FAILS_WHEN + "; plain pictures have small norms, seen or not",
         unit="norm of noise",
     )
-    high_means: ClassVar[Literal["more memorized", "less memorized"]] = "less memorized"
-
-    def __init__(self, parameters: SimAParameters | None = None) -> None:
-        self.settings = parameters or SimAParameters()
-        super().__init__(self.settings)
+    settings: SimAParameters
 
     def check(self, denoiser: Denoiser) -> None:
         """Refused where epsilon does not exist, and with `drop` for models that have no decoder."""

@@ -36,10 +36,7 @@ class VGRBottom(FlowScore):
         fails_when="a random start in the latent sees a few nats too much, alike for all images of a run; no membership test",
         unit="nats",
     )
-
-    def __init__(self, parameters: BottomParameters | None = None) -> None:
-        self.settings = parameters or BottomParameters()
-        super().__init__(self.settings)
+    settings: BottomParameters
 
     def directions(self, size: int) -> int:
         """See VolumeScore.directions."""

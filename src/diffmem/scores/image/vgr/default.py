@@ -11,13 +11,10 @@ from dataclasses import replace
 from typing import ClassVar
 
 from diffmem.scores.base import About
-from diffmem.scores.image.vgr.bottom import BottomParameters, VGRBottom
+from diffmem.scores.image.vgr.bottom import VGRBottom
 
 
 class VGR(VGRBottom):
     """The default: vgr-bottom."""
 
     about: ClassVar[About] = replace(VGRBottom.about, name="vgr")
-
-    def __init__(self, parameters: BottomParameters | None = None) -> None:
-        super().__init__(parameters)

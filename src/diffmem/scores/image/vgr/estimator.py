@@ -28,9 +28,7 @@ _PEAKS: WeakKeyDictionary[Denoiser, int] = WeakKeyDictionary()
 class VolumeScore(BatchImageScore):
     """Checks, memory and conditioning common to all volume scores."""
 
-    def __init__(self, parameters: VolumeParameters) -> None:
-        self.common = parameters
-        super().__init__(parameters)
+    settings: VolumeParameters
 
     def check(self, denoiser: Denoiser) -> None:
         """See ImageScore.check."""
@@ -39,12 +37,12 @@ class VolumeScore(BatchImageScore):
                 f"{self.name} differentiates the network, which runs in {str(denoiser.dtype).removeprefix('torch.')}; "
                 "rounding would drown the result. Load the model in float32."
             )
-        if self.common.condition == "caption" and not denoiser.conditional:
+        if self.settings.condition == "caption" and not denoiser.conditional:
             raise ScoreRefused(
                 f"{self.name}:condition=caption asks for the model under a caption, and this model takes no prompts: "
                 "leave condition out."
             )
-        if self.common.condition == "null" and not denoiser.unconditional_branch:
+        if self.settings.condition == "null" and not denoiser.unconditional_branch:
             raise ScoreRefused(
                 f"{self.name} asks for the model without a prompt, which this model does not have (it has no "
                 f"unconditional branch): use {self.name}:condition=caption."
@@ -62,7 +60,7 @@ class VolumeScore(BatchImageScore):
         with forward_mode(denoiser.device):
             size = items[0].x0.numel()
             together, chunk = portions(
-                len(items), self.directions(size), size, _peak(denoiser), self.common.memory * GIB
+                len(items), self.directions(size), size, _peak(denoiser), self.settings.memory * GIB
             )
             for start in range(0, len(items), together):
                 found += self.portion(denoiser, items[start : start + together], seed, chunk)
@@ -73,7 +71,7 @@ class VolumeScore(BatchImageScore):
 
     def condition(self, denoiser: Denoiser, items: Sequence[ImageItem]) -> Conditioning:
         """What the network is told: nothing, or each image's caption."""
-        if self.common.condition == "null":
+        if self.settings.condition == "null":
             return denoiser.null()
         return Conditioning.cat([item.condition for item in items])
 
@@ -94,42 +92,42 @@ class VolumeScore(BatchImageScore):
 class FlowScore(VolumeScore):
     """A volume score along the solver's grid, from one or several starts."""
 
-    def __init__(self, parameters: FlowParameters) -> None:
-        self.flow = parameters
-        super().__init__(parameters)
+    settings: FlowParameters
 
     def portion(self, denoiser: Denoiser, items: Sequence[ImageItem], seed: int, chunk: int) -> list[ImageResult]:
         """See VolumeScore.portion."""
         ids = [item.id for item in items]
         cond = self.condition(denoiser, items)
-        flow = Flow(denoiser, cond, noise_grid(denoiser.schedule, self.flow.steps), self.flow.solver)
+        flow = Flow(denoiser, cond, noise_grid(denoiser.schedule, self.settings.steps), self.settings.solver)
         runs = [(x, self.measure(flow, x, ids, seed, chunk)) for x in self.starts(flow, denoiser, items, seed)]
         facts = {
             "method": self.name,
             "steps": flow.last,
-            "solver": self.flow.solver,
-            "start": self.flow.start,
-            "condition": self.flow.condition,
+            "solver": self.settings.solver,
+            "start": self.settings.start,
+            "condition": self.settings.condition,
             "space": denoiser.space,
         }
-        return results(ids, runs, cap=flow.cap, level=flow.levels[-1], limit=self.flow.limit, nfe=flow.nfe, facts=facts)
+        return results(
+            ids, runs, cap=flow.cap, level=flow.levels[-1], limit=self.settings.limit, nfe=flow.nfe, facts=facts
+        )
 
     def starts(self, flow: Flow, denoiser: Denoiser, items: Sequence[ImageItem], seed: int) -> Iterator[torch.Tensor]:
         """Where the images start, at the lowest noise level."""
         clean = self.samples(denoiser, items)
-        if self.flow.start == "clean":
+        if self.settings.start == "clean":
             yield clean
             return
         alpha, sigma = flow.levels[0]
-        for draw in range(self.flow.draws):
+        for draw in range(self.settings.draws):
             noise = [gaussian(item.x0.shape, seed, "vgr", item.id, "noise", draw) for item in items]
             yield alpha * clean + sigma * torch.stack(noise).to(clean)
 
     def estimate(self, denoiser: Denoiser) -> Nfe:
         """See ImageScore.estimate; where frames do not fit into memory at once, forward evaluations are repeated."""
-        steps = len(noise_grid(denoiser.schedule, self.flow.steps)) - 1
-        draws = 1 if self.flow.start == "clean" else self.flow.draws
-        per_step = 2 if self.flow.solver == "heun" else 1
+        steps = len(noise_grid(denoiser.schedule, self.settings.steps)) - 1
+        draws = 1 if self.settings.start == "clean" else self.settings.draws
+        per_step = 2 if self.settings.solver == "heun" else 1
         forward, tangent = self.cost(steps, per_step, int(torch.Size(denoiser.sample_shape).numel()))
         return Nfe(draws * forward, draws * tangent)
 

@@ -38,10 +38,7 @@ class VGRExact(FlowScore):
         fails_when="the latent's density is left out: images far from the data can have large volumes, too",
         unit="nats",
     )
-
-    def __init__(self, parameters: ExactParameters | None = None) -> None:
-        self.settings = parameters or ExactParameters()
-        super().__init__(self.settings)
+    settings: ExactParameters
 
     def check(self, denoiser: Denoiser) -> None:
         """See ImageScore.check."""

@@ -41,10 +41,7 @@ class VGRLikelihood(FlowScore):
         fails_when="simple images are likely under any model: compare images of one kind",
         unit="nats",
     )
-
-    def __init__(self, parameters: LikelihoodParameters | None = None) -> None:
-        self.settings = parameters or LikelihoodParameters()
-        super().__init__(self.settings)
+    settings: LikelihoodParameters
 
     def check(self, denoiser: Denoiser) -> None:
         """See ImageScore.check."""

@@ -49,10 +49,7 @@ class VGRPaper(VolumeScore):
         fails_when="edge lengths over-state the volume, and Euler's first step its growth (.076 nats per direction)",
         unit="nats",
     )
-
-    def __init__(self, parameters: PaperParameters | None = None) -> None:
-        self.settings = parameters or PaperParameters()
-        super().__init__(self.settings)
+    settings: PaperParameters
 
     def check(self, denoiser: Denoiser) -> None:
         """See ImageScore.check."""

@@ -35,10 +35,7 @@ class VGRSubspace(FlowScore):
         fails_when="random directions see mostly the largest stretches: with k far below d, memorized images hardly differ",
         unit="nats",
     )
-
-    def __init__(self, parameters: SubspaceParameters | None = None) -> None:
-        self.settings = parameters or SubspaceParameters()
-        super().__init__(self.settings)
+    settings: SubspaceParameters
 
     def directions(self, size: int) -> int:
         """See VolumeScore.directions."""

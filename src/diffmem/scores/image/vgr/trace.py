@@ -37,10 +37,7 @@ class VGRTrace(FlowScore):
         fails_when="the latent's density is left out: images far from the data can have large volumes, too",
         unit="nats",
     )
-
-    def __init__(self, parameters: TraceParameters | None = None) -> None:
-        self.settings = parameters or TraceParameters()
-        super().__init__(self.settings)
+    settings: TraceParameters
 
     def directions(self, size: int) -> int:
         """See VolumeScore.directions."""
