@@ -19,7 +19,7 @@ from diffmem.scores.image import IMAGE_SCORES
 from diffmem.scores.image.base import ImageScore
 
 ROOMS = [
-    {"errors"}, {"randomness", "registry", "renamed", "keys", "atomic", "user_code"}, {"method"},
+    {"errors"}, {"randomness", "registry", "renamed", "keys", "atomic", "user_code", "notebook"}, {"method"},
     {"data"}, {"models"}, {"runs"}, {"evaluation"}, {"copies"}, {"scores"}, {"mitigation"},
     {"stages", "report"}, {"training", "serving"}, {"experiments"}, {"testbeds"}, {"bench"}, {"cli"},
 ]  # fmt: skip

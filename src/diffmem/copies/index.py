@@ -30,6 +30,7 @@ from diffmem.data.fingerprint import hash_array, hash_json
 from diffmem.data.images import ImageItem, ImageSet, as_images, load_images
 from diffmem.data.notes import count, named, say
 from diffmem.errors import DataError, UsageError
+from diffmem.notebook import ShownInNotebooks
 
 if TYPE_CHECKING:
     from diffmem.copies.verification import Verifier
@@ -38,7 +39,7 @@ _ALIKE = 16  # near-duplicates that are looked for per image by the approximate 
 MATCHING_VERSION = 1  # to be raised whenever the same index and image would give another match
 
 
-class CopyIndex:
+class CopyIndex(ShownInNotebooks):
     """Vectors of a training set's images, by id; made by `build`, `load` or `from_vectors`.
 
     Attributes:
@@ -222,6 +223,12 @@ class CopyIndex:
     def __repr__(self) -> str:
         place = "in memory" if self.path is None else f"in {str(self.path)!r}"
         return f"CopyIndex({len(self)} images by {self.about['name']}, {place})"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "images": len(self), "descriptor": self.about["name"], "folder": "in memory" if self.path is None else str(self.path),
+        }  # fmt: skip
 
     @property
     def path(self) -> Path | None:

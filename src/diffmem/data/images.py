@@ -20,6 +20,7 @@ from diffmem.data.notes import count, named, say
 from diffmem.data.opening import open_memory, open_path, open_tables
 from diffmem.data.views import View, views_of
 from diffmem.errors import DataError, UsageError
+from diffmem.notebook import ShownInNotebooks
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class ImageItem:
         return () if self.image is None else views_of(self.image, self.original, side)
 
 
-class ImageSet:
+class ImageSet(ShownInNotebooks):
     """Pictures with ids in a fixed order; iterating reads and decodes them one at a time, in bounded memory.
 
     Args:
@@ -114,6 +115,12 @@ class ImageSet:
 
     def __repr__(self) -> str:
         return f"ImageSet({len(self)} images of {self.name})"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "images": len(self), "source": str(self.name), "unreadable so far": len(self.problems),
+        }  # fmt: skip
 
     def items(self, start: int = 0, stop: int | None = None) -> Iterator[ImageItem]:
         """The pictures at positions start … stop − 1."""

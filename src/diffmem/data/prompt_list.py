@@ -9,6 +9,7 @@ from typing import Any
 
 from diffmem.data.fingerprint import hash_json
 from diffmem.errors import DataError
+from diffmem.notebook import ShownInNotebooks
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class PromptList(Sequence[Prompt]):
+class PromptList(Sequence[Prompt], ShownInNotebooks):
     """Prompts in the order of their source, where they came from and which columns were read."""
 
     prompts: tuple[Prompt, ...]
@@ -46,6 +47,12 @@ class PromptList(Sequence[Prompt]):
 
     def __repr__(self) -> str:
         return f"PromptList({len(self)} prompts of {self.source})"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "prompts": [prompt.text for prompt in self.prompts], "source": self.source, "column": self.column,
+        }  # fmt: skip
 
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)

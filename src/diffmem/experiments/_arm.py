@@ -17,6 +17,7 @@ from diffmem.errors import IncompatibleRun, UsageError
 from diffmem.mitigation.base import Mitigation
 from diffmem.models.loading import quiet_libraries
 from diffmem.models.target import Target
+from diffmem.notebook import ShownInNotebooks
 from diffmem.runs.asked import record_asked
 from diffmem.runs.directory import RunDirectory, in_shard, record_model
 from diffmem.runs.facts import read_fact, update_fact
@@ -30,7 +31,7 @@ Hook = Callable[[RunDirectory, Target], Any]
 
 
 @dataclass(frozen=True)
-class Arm:
+class Arm(ShownInNotebooks):
     """Whatever distinguishes one set of images from another.
 
     Attributes:
@@ -64,9 +65,21 @@ class Arm:
     before: Hook | None = None
     after: Hook | None = None
 
+    def __repr__(self) -> str:
+        settings = "".join(f", {mitigation.label}" for mitigation in self.mitigations)
+        return f"Arm({self.name!r}: {len(self.prompts)} prompts, {self.generation.images_per_prompt} images each{settings})"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "prompts": len(self.prompts), "images per prompt": self.generation.images_per_prompt,
+            "sampling": str(self.generation.sampling), "mitigations": [mitigation.label for mitigation in self.mitigations],
+            "folder": self.place,
+        }  # fmt: skip
+
 
 @dataclass
-class Reference:
+class Reference(ShownInNotebooks):
     """What all arms' images are compared with; the training images are described once, at the first use.
 
     Attributes:
@@ -83,6 +96,15 @@ class Reference:
     options: Mapping[str, Any] = field(default_factory=dict)
     silent: bool = True
     _index: CopyIndex | None = None
+
+    def __repr__(self) -> str:
+        return f"Reference({self.train!r}, held out: {self.heldout!r}, by {self.matching.descriptor})"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "training images": repr(self.train), "held-out images": repr(self.heldout), "matching": str(self.matching),
+        }  # fmt: skip
 
     @classmethod
     def of(

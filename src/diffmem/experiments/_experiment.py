@@ -14,6 +14,7 @@ from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments._arm import Arm, Made, Options, Reference, cost_of, make_arm
 from diffmem.experiments._run import Run
 from diffmem.experiments._table import ArmTable, read_arm
+from diffmem.notebook import ShownInNotebooks
 from diffmem.runs.directory import RunDirectory
 from diffmem.runs.facts import read_fact
 from diffmem.runs.summary import ArmPlace, Summary
@@ -22,7 +23,7 @@ S = TypeVar("S", bound=Summary)
 
 
 @dataclass(frozen=True)
-class ArmResult:
+class ArmResult(ShownInNotebooks):
     """What became of an arm.
 
     Attributes:
@@ -40,6 +41,16 @@ class ArmResult:
     made: Made | None = None
     table: ArmTable | None = None
     cost: Mapping[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"ArmResult({self.arm!r}: {self.status}{'' if self.reason is None else ', ' + self.reason})"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "status": self.status, "reason": self.reason, "folder": None if self.made is None else str(self.made.run.path),
+            **{name.replace("_", " "): value for name, value in (self.cost or {}).items() if isinstance(value, int | float)},
+        }  # fmt: skip
 
 
 Results = Mapping[str, ArmResult]

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from diffmem.errors import DataError
 from diffmem.experiments._run import Run, as_run
+from diffmem.notebook import ShownInNotebooks
 from diffmem.runs.asked import asked_rows
 from diffmem.runs.images import write_png
 from diffmem.runs.manifest import FILE as MANIFEST
@@ -25,7 +26,7 @@ _LOGGER = logging.getLogger("diffmem")
 
 
 @dataclass(frozen=True)
-class Written:
+class Written(ShownInNotebooks):
     """One file, or the folder of the images.
 
     Attributes:
@@ -37,6 +38,12 @@ class Written:
     file: Path
     rows: int
     left_out: tuple[str, ...] = ()
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "file": str(self.file), "rows": self.rows, "left out": self.left_out,
+        }  # fmt: skip
 
 
 def export_run(

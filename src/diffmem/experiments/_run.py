@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from diffmem.errors import DataError
+from diffmem.notebook import ShownInNotebooks
 from diffmem.registry import Registry
 from diffmem.report.prose import shorten
 from diffmem.runs.manifest import FILE as MANIFEST
@@ -68,7 +68,7 @@ LONGEST = 120
 """Characters of a headline in the `repr` of a run."""
 
 
-class Run:
+class Run(ShownInNotebooks):
     """A run directory of any verb.
 
     Attributes:
@@ -174,12 +174,12 @@ class Run:
             return sections[0] if len(sections) == 1 else self.verb
         return self.verb
 
-    def _repr_html_(self) -> str:
-        limits = "".join(f"<li>{escape(text)}</li>" for text in self._summary.limits[:3])
-        return (
-            f"<p><b>{escape(self._made_by())}</b> {escape(str(self.path))}<br>{escape(self._summary.headline)}</p>"
-            f"<ul>{limits}</ul>"
-        )  # fmt: skip
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "made by": f"diffmem {self._made_by()}", "finding": self._summary.headline, "folder": str(self.path),
+            "arms": list(self.arms) if len(self.arms) > 1 else None, "notes": self._summary.notes, "limits": self._summary.limits,
+        }  # fmt: skip
 
 
 def open_run(path: str | Path) -> Run:

@@ -24,11 +24,12 @@ from diffmem.models.network_pipeline import NetworkPipeline
 from diffmem.models.parameterization import Prediction
 from diffmem.models.schedule import Schedule
 from diffmem.models.versions import require_versions
+from diffmem.notebook import ShownInNotebooks
 
 Generate = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
 
 
-class Target(Checked):
+class Target(Checked, ShownInNotebooks):
     """A model under audit.
 
     Build one with `from_pretrained`, `from_pipeline` or `from_callable`.
@@ -65,6 +66,15 @@ class Target(Checked):
     def __repr__(self) -> str:
         does = "only generates images" if self.denoiser is None else f"{self.denoiser.family} on {self.denoiser.device}"
         return f"Target({self.name!r}: {does})"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "family": "-" if self.denoiser is None else self.denoiser.family,
+            "only generates": self.generates_only,
+            "sample shape": None if self.denoiser is None else " x ".join(map(str, self.denoiser.sample_shape)),
+            "device": None if self.denoiser is None else str(self.denoiser.device), "notes": self.notes,
+        }  # fmt: skip
 
     @classmethod
     def from_pretrained(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from diffmem import __version__
 from diffmem.errors import DataError, IncompatibleRun
+from diffmem.notebook import LONGEST, ShownInNotebooks
 from diffmem.runs.sealed import SEAL, read_sealed, write_sealed
 
 FILE = "summary.json"
@@ -43,7 +44,7 @@ class ArmPlace(BaseModel):
     place: str
 
 
-class Summary(BaseModel):
+class Summary(BaseModel, ShownInNotebooks):
     """Base of all summaries.
 
     Attributes:
@@ -66,6 +67,21 @@ class Summary(BaseModel):
     arms: tuple[ArmPlace, ...] = ()
     notes: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.arms)} arms: {self.headline[:LONGEST]})"
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "finding": self.headline,
+            "arms": [arm.name for arm in self.arms],
+            "notes": self.notes,
+            "limits": self.limits,
+        }
 
     def nothing_judged(self) -> str | None:
         """Why there is no value at all to judge by; None where there is one. A run without a value never passes a gate."""

@@ -24,6 +24,7 @@ from diffmem.mitigation.spec import parse_mitigation
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.pipelines.branches import own_evaluations
 from diffmem.models.pipelines.calls import Layer, intercepted, layered, layers_of, target_of
+from diffmem.notebook import ShownInNotebooks, is_silent
 from diffmem.renamed import renamed
 from diffmem.scores import DEFAULT_SCORE
 from diffmem.serving.call import GuardedCall
@@ -50,7 +51,7 @@ MITIGATION = "anisotropy:weights=0/1,target=-0.25,lr=0.1,steps=20"
 models; the published target of both halves is a norm of Stable Diffusion 1.4 (benchmarks/mitigation, robustness)."""
 
 
-class Guard:
+class Guard(ShownInNotebooks):
     """A context manager that guards a pipeline, and the network behind it whoever calls that.
 
     Each prompt is scored on the calibrated noises before a call generates (regime "before"), or each image on its own
@@ -134,11 +135,21 @@ class Guard:
         self._lock = threading.RLock()
         self._open: ExitStack | None = None
 
+    def __repr__(self) -> str:
+        return f"Guard({self.target.name!r}: {self.action}, {len(self.decisions)} decisions kept)"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "model": repr(self.target), "scores": f"{self.regime} the images are made", "action": self.action,
+            "mitigation": self.mitigation.label, "last decisions": [str(decision) for decision in list(self.decisions)[-5:]],
+        }  # fmt: skip
+
     @staticmethod
     @renamed(false_alarms="fpr")
     def calibrate(
         pipe: Any, prompts: PromptList | str | Path | Sequence[str], fpr: float = 0.01, *,
-        score: str | None = None, draws: int | None = None, seed: int = 0, silent: bool = True,
+        score: str | None = None, draws: int | None = None, seed: int = 0, silent: bool | None = None,
         regime: Regime = "before", steps: int | None = None, guidance: float | None = None,
     ) -> Calibration:  # fmt: skip
         """A threshold for a guard, on prompts like those that will come, of which none is memorized.
@@ -151,7 +162,7 @@ class Guard:
                 first half of the steps ("generation").
             draws: noises per prompt in the regime "before", by default 2, each one network evaluation per new prompt.
             seed: root seed.
-            silent: no progress.
+            silent: no progress on stderr; by default progress shows in notebooks only.
             regime: "before" or "generation".
             steps: of the calls that will come, for "generation"; by default the pipeline's own.
             guidance: of the calls that will come, for "generation"; by default the pipeline's own.
@@ -159,6 +170,7 @@ class Guard:
         Raises:
             UsageError: arguments that belong to the other regime, or a score that the regime cannot compute.
         """
+        silent = is_silent(silent)
         if regime not in REGIMES:
             raise UsageError(f"There is no regime '{regime}'; available: {', '.join(REGIMES)}.")
         listed = as_prompts(prompts)

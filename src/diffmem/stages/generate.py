@@ -18,6 +18,7 @@ from diffmem.errors import DiffmemError
 from diffmem.keys import row_key
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
+from diffmem.notebook import ShownInNotebooks, is_silent
 from diffmem.randomness import seed_of
 from diffmem.renamed import RenamedFields
 from diffmem.runs.directory import RunDirectory, in_shard
@@ -40,7 +41,7 @@ class Generation(RenamedFields):
 
 
 @dataclass
-class GenerationResult:
+class GenerationResult(ShownInNotebooks):
     """What the generation stage did.
 
     Attributes:
@@ -57,6 +58,17 @@ class GenerationResult:
     nfe: int | None = None
     notes: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"GenerationResult({self.made} images made{failed}, in {str(self.run.path)!r})"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "made": self.made, "failed": self.failed, "network evaluations": self.nfe, "run": str(self.run.path),
+            "notes": self.notes,
+        }  # fmt: skip
+
 
 def generate(
     target: Target,
@@ -67,7 +79,7 @@ def generate(
     out: str | Path | None = None,
     shard: tuple[int, int] | None = None,
     retry_errors: bool = False,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> GenerationResult:
     """Generate images per prompt and keep them in the run directory.
 
@@ -80,8 +92,9 @@ def generate(
         out: run directory; the same command resumes it.
         shard: (i, n): only this part of the prompts.
         retry_errors: make images again that ended in an error.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
     """
+    silent = is_silent(silent)
     prompt_list = prompts_or_samples(target, prompts, samples)
     settings = settings or Generation()
     fingerprints = {"model": target.fingerprint, "prompts": prompt_list.fingerprint}

@@ -19,6 +19,7 @@ from diffmem.data.canaries import Canary, Registration, pixel_hash
 from diffmem.data.canary_pictures import draw_picture, known_phrases, phrases
 from diffmem.data.images import ImageSet, as_images
 from diffmem.errors import UsageError
+from diffmem.notebook import is_silent
 from diffmem.randomness import seed_of
 from diffmem.stages.match.stage import build_index
 from diffmem.training.data import captions_in
@@ -48,7 +49,7 @@ class Drawn:
     pictures: dict[str, Image.Image]
 
 
-def draw_canaries(dataset: ImageSet | str | Path, plan: CanaryPlan, silent: bool = True) -> Drawn:
+def draw_canaries(dataset: ImageSet | str | Path, plan: CanaryPlan, silent: bool | None = None) -> Drawn:
     """Draw canaries and negative controls by one process, then give them their counts at random.
 
     Every picture keeps at least the distance `apart` to all others and to the whole dataset, so that a model that has
@@ -58,11 +59,12 @@ def draw_canaries(dataset: ImageSet | str | Path, plan: CanaryPlan, silent: bool
     Args:
         dataset: the pictures that the model will be trained on; size and mode are theirs.
         plan: counts, number of controls, seed.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Raises:
         UsageError: counts that repeat or are below 1, or no room for so many pictures so far apart.
     """
+    silent = is_silent(silent)
     if min(plan.counts) < 1 or len(set(plan.counts)) < len(plan.counts):
         raise UsageError(f"Counts {', '.join(map(str, plan.counts))}; expected different numbers of at least 1.")
     images = as_images(dataset)

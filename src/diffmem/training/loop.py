@@ -14,6 +14,7 @@ import torch
 from diffmem.atomic import write_atomic
 from diffmem.errors import IncompleteRun, UsageError
 from diffmem.models.target import Target
+from diffmem.notebook import ShownInNotebooks, is_silent
 from diffmem.randomness import seed_of
 from diffmem.runs.microbatch import is_out_of_memory
 from diffmem.runs.progress import Progress
@@ -43,7 +44,7 @@ MakeWatch = Callable[[TrainingSet, Mapping[str, str | None]], Watch]
 
 
 @dataclass
-class TrainResult:
+class TrainResult(ShownInNotebooks):
     """A finished training run.
 
     Attributes:
@@ -64,10 +65,18 @@ class TrainResult:
     def __repr__(self) -> str:
         return f"TrainResult({str(self.saved)!r}, {len(self.log.get('loss', ()))} losses logged, {self.target!r})"
 
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "saved": str(self.saved), "model": repr(self.target), "steps": self.log.get("steps"),
+            "seconds": self.log.get("seconds"),
+            "last loss": self.log["loss"][-1] if self.log.get("loss") else None, "notes": self.notes,
+        }  # fmt: skip
+
 
 def train(
     plan: TrainPlan, out: str | Path, *, data: TrainingSet | None = None, target: Target | None = None,
-    device: str | None = None, silent: bool = True, watch: MakeWatch | None = None,
+    device: str | None = None, silent: bool | None = None, watch: MakeWatch | None = None,
 ) -> TrainResult:  # fmt: skip
     """Train a model as a plan says; the same call goes on where an earlier one stopped.
 
@@ -77,7 +86,7 @@ def train(
         data: the images, instead of reading `plan.data.images`.
         target: the base model, instead of opening `plan.model.base`; it is changed.
         device: where to train; default: a GPU where there is one.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
         watch: makes a monitor that sees the pipeline, with the averaged weights where there are any; it changes no result.
 
     Raises:
@@ -85,6 +94,7 @@ def train(
         IncompatibleRun: the folder holds another plan or other data.
         DataError, UsageError, ModelError: what was found, what was expected, what to do.
     """
+    silent = is_silent(silent)
     trainer = Trainer(plan, Path(out), data, target, device, silent)
     if watch is not None and trainer.accelerator.is_main_process:
         trainer.watch = watch(trainer.data, trainer.captions)

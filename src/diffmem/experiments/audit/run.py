@@ -18,6 +18,7 @@ from diffmem.experiments.against.run import audit_against
 from diffmem.experiments.audit.experiment import AuditExperiment
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
+from diffmem.notebook import is_silent
 from diffmem.renamed import renamed
 from diffmem.report.redaction import Redaction
 from diffmem.scores import DEFAULT_SCORES
@@ -58,7 +59,7 @@ def audit(
     control: bool = False,
     shard: tuple[int, int] | None = None,
     redact: Redaction = "none",
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> Run:
     """Audit a model: does it reproduce its training images from these prompts?
 
@@ -96,7 +97,7 @@ def audit(
         shard: (i, n): only this part of the prompts, without a report; n processes share `out`, and the call without it
             finishes.
         redact: what becomes of images in the report, which republishes training images otherwise.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Returns:
         The run; what each stage did in this call lies in `run.results["audit"].made` (with a base: "base" and "lora").
@@ -107,6 +108,7 @@ def audit(
         ModelError: `target` and `base` are the same model; a control of a model that cannot be fine-tuned.
         IncompatibleRun: `out` belongs to another model or plan.
     """
+    silent = is_silent(silent)
     if base is not None and (gallery is not None or samples is not None or control):
         raise UsageError(
             "With a base the base is the control, and both models are given prompts: leave gallery, samples and control out."

@@ -25,6 +25,7 @@ from diffmem.experiments.canaries.page import headline
 from diffmem.experiments.canaries.statistics import DETECTED, CanaryMeasure, summarize
 from diffmem.experiments.canaries.summary import CanariesSummary, ClosestImage
 from diffmem.models.target import Target
+from diffmem.notebook import is_silent
 from diffmem.runs.directory import RunDirectory
 from diffmem.runs.summary import ArmPlace
 from diffmem.scores.image.base import ImageScore
@@ -47,7 +48,7 @@ def measure_canaries(
     trained_with: str | None = None,
     retry_errors: bool = False,
     shard: tuple[int, int] | None = None,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> Run:
     """Measure how strongly each canary is reproduced, against negative controls of the same process.
 
@@ -66,7 +67,7 @@ def measure_canaries(
         trained_with: hash of the registration that the training recorded, if it did.
         retry_errors: make images and measures again that ended in an error.
         shard: (i, n): only this part of the images, without a summary; the call without it finishes, and measures.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Returns:
         The run; `run.summary.measures` has one entry per way of measuring.
@@ -75,6 +76,7 @@ def measure_canaries(
         DataError: a registration that was changed, or whose pictures are gone.
         UsageError: fewer than two controls, or a model that makes no images and no scores.
     """
+    silent = is_silent(silent)
     known = registration if isinstance(registration, Registration) else read_registration(registration)
     if len(known.controls) < 2 or not known.trained:
         raise UsageError(

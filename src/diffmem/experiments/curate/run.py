@@ -18,6 +18,7 @@ from diffmem.experiments.curate.trials import LEAST, Trial, try_changes
 from diffmem.experiments.curate.write import Format, write_dataset, write_table, write_trials
 from diffmem.models.model_image import ModelImage, convert
 from diffmem.models.target import Target
+from diffmem.notebook import ShownInNotebooks, is_silent
 from diffmem.report.measures.summary import is_membership
 from diffmem.runs.facts import read_fact
 from diffmem.runs.manifest import read_manifest
@@ -28,7 +29,7 @@ from diffmem.stages.measure.rows import label_in
 
 
 @dataclass(frozen=True)
-class Curation:
+class Curation(ShownInNotebooks):
     """What was proposed.
 
     Attributes:
@@ -46,6 +47,17 @@ class Curation:
     files: list[Path]
     dataset: tuple[Path, int] | None
     notes: list[str]
+
+    def __repr__(self) -> str:
+        return f"Curation({len(self.proposals)} images by {self.score}: {self.counts()})"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            **self.counts(), "limit": self.limit, "files": [str(file) for file in self.files],
+            "changed data set": None if self.dataset is None else f"{self.dataset[0]}, {self.dataset[1]:,} images",
+            "notes": self.notes,
+        }  # fmt: skip
 
     def counts(self) -> dict[str, int]:
         """Action -> images."""
@@ -66,7 +78,7 @@ def curate(
     format: Format = "folder",
     model: Target | str | Path | None = None,
     seed: int = 0,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> Curation:
     """Propose for every image of a training set: keep, drop, de-duplicate, re-caption, or change it.
 
@@ -83,12 +95,13 @@ def curate(
         format: of that dataset, "folder" with metadata.jsonl or "parquet".
         model: the model that was measured; taken by `Rule(alter="least")`, which measures each held image changed.
         seed: of the places of crops and of the images that others are mixed with.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Raises:
         DataError: the run holds no measures, or none of these images.
         UsageError: `least` without the model.
     """
+    silent = is_silent(silent)
     folder, target = Path(run), Path(out)
     read_manifest(folder)
     source = as_images(images)

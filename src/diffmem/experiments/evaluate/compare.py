@@ -14,6 +14,7 @@ from diffmem.evaluation.paired import compare_paired, mean_difference
 from diffmem.experiments._run import Run, folder_of
 from diffmem.experiments.evaluate.labels import measured_labels
 from diffmem.experiments.evaluate.runs import Labels, labels_of, prompt_groups, read_scores
+from diffmem.notebook import ShownInNotebooks
 from diffmem.renamed import renamed
 from diffmem.report.redaction import Redaction
 from diffmem.runs.facts import read_fact
@@ -26,8 +27,12 @@ _INDIFFERENT = {"score.scores", "score.micro_batch", "generate.batch"}
 _NAMES = {"generate.draws": "images per prompt (--images-per-prompt)", "score.draws": "noises per prompt (--draws)"}
 
 
+MOST = 10
+"""Figures of a comparison that a notebook shows."""
+
+
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(ShownInNotebooks):
     """What changed between two runs.
 
     Attributes:
@@ -50,6 +55,14 @@ class Comparison:
     def __repr__(self) -> str:
         before, after = self.models
         return f"Comparison({after} minus {before}: {len(self.rows)} figures, {len(self.missing)} that could not be compared)"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "before": self.models[0], "after": self.models[1],
+            **{row["what"]: _change(row) for row in self.rows[:MOST]}, "further figures": max(0, len(self.rows) - MOST) or None,
+            "not compared": [f"{what}: {why}" for what, why in self.missing.items()], "settings that differ": self.unlike,
+        }  # fmt: skip
 
     @property
     def headline(self) -> str:
@@ -196,3 +209,8 @@ def _copies(
 
 def _model(folder: Path) -> str:
     return str((read_fact(folder, "model") or {}).get("name") or read_manifest(folder).fingerprints.get("model"))
+
+
+def _change(row: Mapping[str, Any]) -> str:
+    interval = "" if row["low"] is None else f", 95 % interval {row['low']:+.3f} to {row['high']:+.3f}"
+    return f"{row['before']:.3f} before, {row['after']:.3f} after: {row['difference']:+.3f}{interval}"

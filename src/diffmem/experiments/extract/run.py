@@ -40,6 +40,7 @@ from diffmem.experiments._verdict import of_extractions
 from diffmem.experiments.extract.proof import Circumstances, prove
 from diffmem.experiments.extract.summary import DOUBTFUL, EXTRACTED, MATCHED, UNJUDGED, ExtractSummary, headline
 from diffmem.models.target import Target
+from diffmem.notebook import is_silent
 from diffmem.runs.directory import RunDirectory
 from diffmem.runs.progress import Progress
 from diffmem.runs.store import RunStore
@@ -69,7 +70,7 @@ def extract_images(
     smallest: int = CLIQUE,
     retry_errors: bool = False,
     shard: tuple[int, int] | None = None,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> Run:
     """Extract images that a model has memorized, from prompts alone (Carlini et al., USENIX Security 2023, §4.2).
 
@@ -87,7 +88,7 @@ def extract_images(
         smallest: members of a clique (the paper: 10).
         retry_errors: make images again that ended in an error.
         shard: (i, n): only this part of the prompts, without a summary; the call without it finishes.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Returns:
         The run; `run.summary.extractions` has one row per extraction, and `extracted/` in its folder one folder with its
@@ -96,6 +97,7 @@ def extract_images(
     Raises:
         UsageError: fewer images per prompt than a clique takes.
     """
+    silent = is_silent(silent)
     # Cliques are looked for within a prompt: all samples are one.
     listed = prompts_or_samples(target, prompts, None if samples is None else 1)
     settings = settings or Generation(images_per_prompt=100)

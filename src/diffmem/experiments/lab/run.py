@@ -26,6 +26,7 @@ from diffmem.experiments.lab.summary import CellPair, LabSummary
 from diffmem.experiments.lab.view import cells_of_rows, headline
 from diffmem.keys import row_key
 from diffmem.models.target import Target
+from diffmem.notebook import is_silent
 from diffmem.renamed import renamed
 from diffmem.report.verdict import STATISTICS
 from diffmem.runs.directory import RunDirectory
@@ -51,7 +52,7 @@ def run_lab(
     *,
     shard: tuple[int, int] | None = None,
     device: str | None = None,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> Run:
     """Train, generate, measure and compare every cell of a plan; the same call goes on where an earlier one stopped.
 
@@ -61,7 +62,7 @@ def run_lab(
         shard: (i, n): only the trainings of this part, so that several processes share a lab; the last call, without it,
             puts the table together.
         device: where to train and generate; default: a GPU where there is one.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Returns:
         The run: `run.summary.rows` and `.contrasts` of all cells that are done. A cell that cannot be
@@ -74,6 +75,7 @@ def run_lab(
 
     Cost: the trainings, and per cell `generate.images_per_cell` generated images (steps x 2 NFE each under guidance).
     """
+    silent = is_silent(silent)
     lab = Lab(plan, Path(out), device, silent)
     lab.shard = shard or (0, 1)
     return run_experiment(lab, out, Options(silent=silent))

@@ -23,6 +23,7 @@ from diffmem.mitigation.calibrate import calibrated
 from diffmem.mitigation.spec import parse_mitigations
 from diffmem.models.generation import Sampling, steps_of
 from diffmem.models.target import Target
+from diffmem.notebook import is_silent
 from diffmem.runs.summary import ArmPlace
 from diffmem.stages.generate import Generation
 from diffmem.stages.match.stage import Matching
@@ -47,7 +48,7 @@ def mitigate(
     pictures: ImageSet | str | Path | None = None,
     retry_errors: bool = False,
     shard: tuple[int, int] | None = None,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> Run:
     """Generate the same images without and with each mitigation and compare them in pairs; the same call resumes.
 
@@ -69,7 +70,7 @@ def mitigate(
             unless that is an index, which holds none.
         retry_errors: make images again that ended in an error.
         shard: (i, n): only this part of the prompts, without a summary; the call without it finishes.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Returns:
         The run: its arms are "none" and one per setting, `run.summary.rows` compares them.
@@ -79,6 +80,7 @@ def mitigate(
 
     Cost: (1 + settings) x prompts x images, each with the mitigation's own evaluations on top; the rows say how many.
     """
+    silent = is_silent(silent)
     listed = _sides(as_prompts(prompts), None if others is None else as_prompts(others))
     settings = settings or Generation()
     known = pictures if pictures is not None else None if isinstance(train, CopyIndex) else train

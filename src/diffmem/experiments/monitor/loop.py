@@ -24,13 +24,14 @@ from diffmem.experiments.monitor.experiment import MonitorExperiment
 from diffmem.experiments.monitor.look import Watched
 from diffmem.experiments.monitor.plan import MonitorPlan
 from diffmem.models.target import Target
+from diffmem.notebook import ShownInNotebooks, is_silent
 from diffmem.report.prose import percent
 from diffmem.stages.match.stage import Matching
 
 SHARE = 0.05
 
 
-class Monitor:
+class Monitor(ShownInNotebooks):
     """Watches a training from within its loop: `monitor(step, pipeline)` every few hundred steps.
 
     What it writes is a run of `diffmem monitor`: `summary.json` after every look, and the page on `monitor.report()`. Random
@@ -68,8 +69,9 @@ class Monitor:
         share: float | None = SHARE,
         matching: Matching | None = None,
         alignment: TextAlignment | None = None,
-        silent: bool = True,
+        silent: bool | None = None,
     ) -> None:
+        silent = is_silent(silent)
         if share is not None and not share > 0:
             raise UsageError(
                 f"share is {share}; expected a share of the training's time above 0, or None for no bound."
@@ -124,6 +126,16 @@ class Monitor:
             f"{count(len(self.skipped), 'look')} of the monitor left out{limit} (steps {named([*map(str, self.skipped)])}); "
             "diffmem monitor measures what is saved"
         ]
+
+    def __repr__(self) -> str:
+        looks = 0 if self.run is None else len(self.run.arms)
+        return f"Monitor({str(self.out)!r}: {looks} looks, {len(self.skipped)} left out)"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "found": None if self.run is None else self.run.summary.headline, "left out": self.notes(), "folder": str(self.out),
+        }  # fmt: skip
 
     def report(self, **options: Any) -> Path:
         """Write the page and give its path; options as of `Run.report`."""

@@ -21,6 +21,7 @@ from diffmem.experiments.monitor.opening import Opening
 from diffmem.experiments.monitor.parts import require_parts
 from diffmem.experiments.monitor.plan import MonitorPlan
 from diffmem.experiments.monitor.watch import Watching
+from diffmem.notebook import is_silent
 from diffmem.stages.match.stage import Matching
 
 
@@ -40,7 +41,7 @@ def monitor(
     parts: bool = False,
     watching: Watching | None = None,
     retry_errors: bool = False,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> Run:
     """Measure the checkpoints of a training and say from which one on it copies; the same call resumes and takes new ones.
 
@@ -60,7 +61,7 @@ def monitor(
             left out, and what the autoencoder alone knows.
         watching: go on as new checkpoints appear; None: those that are there.
         retry_errors: make images again that ended in an error.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Returns:
         The run; `run.summary.rows` has one row per checkpoint. Cost per checkpoint, by default: 128 images x (3 times x 2
@@ -70,6 +71,7 @@ def monitor(
         UsageError: no checkpoints, ambiguous steps, LoRAs without a base. A checkpoint that cannot be opened or measured is
             a row with its error, and the others go on.
     """
+    silent = is_silent(silent)
     reference = Reference.of(train, heldout, matching or Matching(), descriptor_options, silent)
     if isinstance(reference.train, CopyIndex):
         raise UsageError("Monitoring measures losses of the training images themselves: give the images, not an index.")

@@ -31,6 +31,7 @@ from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.spec import parse_mitigations
 from diffmem.models.pipelines.calls import target_of
 from diffmem.models.target import Target
+from diffmem.notebook import is_silent
 from diffmem.runs.summary import ArmPlace
 from diffmem.stages.generate import Generation
 from diffmem.stages.match.stage import Matching
@@ -54,7 +55,7 @@ def robustness(
     alignment: TextAlignment | None = None,
     retry_errors: bool = False,
     shard: tuple[int, int] | None = None,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> Run:
     """Copies without and with each mitigation under every condition; the same call resumes.
 
@@ -74,12 +75,13 @@ def robustness(
         alignment: judges images against the words that asked for them: copies can vanish because the picture does.
         retry_errors: make images again that ended in an error.
         shard: (i, n): only this part of the prompts, without a summary; the call without it finishes.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Returns:
         The run; `run.summary.rows` has one row per mitigation and condition. Cost: (1 + mitigations) times the images of
         all conditions, and once the adversarial search (50 steps of 8 noises per prompt: 1,200 NFE).
     """
+    silent = is_silent(silent)
     listed = [prompt.text for prompt in as_prompts(prompts) if prompt.problem is None]
     given = pictures if pictures is not None else None if isinstance(train, CopyIndex) else train
     experiment = RobustnessExperiment(

@@ -13,6 +13,7 @@ from diffmem import __version__
 from diffmem.copies import index_files
 from diffmem.errors import DataError, UsageError
 from diffmem.experiments._run import Run, as_run
+from diffmem.notebook import ShownInNotebooks
 from diffmem.runs.bundle import RUN, Checked, check_bundle, write_bundle
 from diffmem.runs.manifest import FILE as MANIFEST
 from diffmem.runs.manifest import read_manifest
@@ -27,7 +28,7 @@ _OF_WRITERS = (".tmp", ".lock", ".corrupt", ".recomputed")
 
 
 @dataclass(frozen=True)
-class Sealed:
+class Sealed(ShownInNotebooks):
     """A bundle that was written.
 
     Attributes:
@@ -42,9 +43,19 @@ class Sealed:
     files: int
     left_out: Mapping[str, str]
 
+    def __repr__(self) -> str:
+        return f"Sealed({str(self.path)!r}, {self.files} files, seal {self.seal})"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "file": str(self.path), "seal": self.seal, "files": self.files,
+            "left out": [f"{file}: {reason}" for file, reason in self.left_out.items()],
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
-class Verified:
+class Verified(ShownInNotebooks):
     """What `verify` found.
 
     Attributes:
@@ -58,6 +69,15 @@ class Verified:
     expected: str | None
     replays: tuple[Replay, ...]
     problems: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Verified({len(self.problems)} problems, {len(self.replays)} images made again)"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "problems": self.problems or "none", "expected seal": self.expected, "images made again": len(self.replays),
+        }  # fmt: skip
 
 
 def seal(run: Run | str | Path, out: str | Path | None = None) -> Sealed:

@@ -15,6 +15,7 @@ from diffmem.copies.match import match
 from diffmem.copies.rule import Verdict
 from diffmem.data.images import as_images
 from diffmem.evaluation.estimate import Estimate
+from diffmem.notebook import ShownInNotebooks, is_silent
 from diffmem.runs.images import images_of
 from diffmem.runs.progress import Progress
 from diffmem.stages.match.stage import BATCH, Matching, index_of
@@ -23,7 +24,7 @@ _COPY: dict[Verdict, bool | None] = {"copy": True, "no copy": False, "cannot be 
 
 
 @dataclass
-class FolderMatches:
+class FolderMatches(ShownInNotebooks):
     """Each image's nearest training image, and the threshold of a copy.
 
     Attributes:
@@ -47,6 +48,15 @@ class FolderMatches:
         copies = sum(row["copy"] is True for row in self.rows)
         return f"FolderMatches({copies} copies among {len(self.rows)} images, {len(self.set_aside)} set aside)"
 
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "images": len(self.rows), "copies": sum(row["copy"] is True for row in self.rows),
+            "most alike": [f"{row['image']} and {row['train_id']}: {row['similarity']:.3f}" for row in self.rows],
+            "copy from": f"{self.threshold.statistic} {abs(self.threshold.value):.4g}", "set aside": len(self.set_aside),
+            "search": self.search,
+        }  # fmt: skip
+
     def as_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
         recall = None if self.recall is None else asdict(self.recall)
@@ -59,7 +69,7 @@ class FolderMatches:
 
 
 def match_images(
-    images: Any, train: Any, settings: Matching | None = None, heldout: Any = None, silent: bool = True
+    images: Any, train: Any, settings: Matching | None = None, heldout: Any = None, silent: bool | None = None
 ) -> FolderMatches:
     """Find the nearest training image of every image of a set; rows are sorted, most alike first.
 
@@ -68,8 +78,9 @@ def match_images(
         train: the training images likewise, or an index of them; `index.use_search` says how it is searched.
         settings: descriptor, statistic and nominal rate per image.
         heldout: images that no training has seen, for the threshold.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
     """
+    silent = is_silent(silent)
     settings = settings or Matching()
     images, index = images_of(images), index_of(train, settings.descriptor, silent)
     heldout = None if heldout is None else as_images(heldout)

@@ -26,6 +26,7 @@ from diffmem.copies.statistics import Statistic
 from diffmem.data.images import ImageSet, as_images
 from diffmem.data.png import decode_png
 from diffmem.keys import row_key
+from diffmem.notebook import is_silent
 from diffmem.renamed import RenamedFields
 from diffmem.runs.asked import asked_rows
 from diffmem.runs.directory import RunDirectory
@@ -111,7 +112,7 @@ def index_of(train: Any, descriptor: str, silent: bool = True) -> CopyIndex:
 
 def index(
     images: Any, out: str | Path, descriptor: str = DEFAULT_DESCRIPTOR, *, descriptor_options: Mapping[str, Any] | None = None,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> CopyIndex:  # fmt: skip
     """Describe training images once, for later matching; the same call goes on where it was stopped.
 
@@ -120,8 +121,9 @@ def index(
         out: folder of the index; `train=` of every verb takes it.
         descriptor: how images are compared.
         descriptor_options: of the descriptor's class.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
     """
+    silent = is_silent(silent)
     listed = as_images(images)
     return build_index(listed, make_descriptor(descriptor, listed, **(descriptor_options or {})), Path(out), silent)
 

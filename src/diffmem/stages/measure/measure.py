@@ -10,6 +10,7 @@ from diffmem.data.images import ImageSet, as_images
 from diffmem.errors import UsageError
 from diffmem.models.model_image import model_image
 from diffmem.models.target import Target
+from diffmem.notebook import is_silent
 from diffmem.runs.directory import RunDirectory
 from diffmem.scores.image.base import ImageScore
 from diffmem.scores.spec import parse_image_scores
@@ -39,7 +40,7 @@ def measure(
     batch: int = 64,
     shard: tuple[int, int] | None = None,
     retry_errors: bool = False,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> MeasureResult:
     """Measure how strongly a model holds on to images.
 
@@ -61,7 +62,7 @@ def measure(
         batch: images at once at first; halved when memory runs out.
         shard: (i, n): only this part of the images; n processes together do all.
         retry_errors: measure images again that ended in an error.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Returns:
         A MeasureResult; rows are in its run directory ("targets", "measures"). Images of equal pixels (and caption,
@@ -72,6 +73,7 @@ def measure(
         ModelError: a model that cannot encode images.
         IncompatibleRun: `out` belongs to another model, plan or to other images of the same names.
     """
+    silent = is_silent(silent)
     parsed = parse_image_scores(scores)
     if not parsed:
         raise UsageError("No score to measure with; `diffmem methods` lists them.")

@@ -16,6 +16,7 @@ from diffmem.models.conditioning import Conditioning
 from diffmem.models.meter import Nfe
 from diffmem.models.model_image import encode, to_pixels
 from diffmem.models.target import Target
+from diffmem.notebook import ShownInNotebooks
 from diffmem.runs.directory import RunDirectory, StageClock, record_model
 from diffmem.runs.facts import read_fact, write_fact
 from diffmem.runs.microbatch import describe
@@ -34,7 +35,7 @@ BLOCK_BYTES = 1 << 30
 
 
 @dataclass
-class MeasureResult:
+class MeasureResult(ShownInNotebooks):
     """What the measuring stage did.
 
     Attributes:
@@ -60,6 +61,13 @@ class MeasureResult:
         return (
             f"MeasureResult({', '.join(self.labels)} of {len(self.targets)} images in {str(self.run.path)!r}{refused})"
         )
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "scores": self.labels, "refused": [f"{label}: {reason}" for label, reason in self.refused.items()],
+            "images": len(self.targets), "network evaluations": self.nfe.total, "run": str(self.run.path), "notes": self.notes,
+        }  # fmt: skip
 
     def values(self, label: str) -> dict[str, float]:
         """Image id -> value of one score, in its own sign (may be infinite); images with errors are absent.

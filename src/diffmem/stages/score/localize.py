@@ -11,6 +11,7 @@ import numpy as np
 from diffmem.data.prompts import PromptList, as_prompts
 from diffmem.errors import UsageError
 from diffmem.models.target import Target
+from diffmem.notebook import ShownInNotebooks, is_silent
 from diffmem.scores import DEFAULT_SCORE
 from diffmem.scores.base import Score
 from diffmem.scores.spec import parse_score
@@ -18,7 +19,7 @@ from diffmem.stages.score.score import score as score_prompts
 
 
 @dataclass(frozen=True)
-class Localized:
+class Localized(ShownInNotebooks):
     """What each word of one prompt does to its score.
 
     Attributes:
@@ -38,6 +39,17 @@ class Localized:
     sd: tuple[float | None, ...]
     problem: str | None = None
 
+    def __repr__(self) -> str:
+        value = self.problem if self.value is None else f"{self.value:.4g}"
+        return f"Localized({self.prompt_id!r}: {value}, {len(self.words)} words)"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "score": self.value, "problem": self.problem,
+            **{f"{i}. {word}": drop for i, (word, drop) in enumerate(zip(self.words, self.drops, strict=True), start=1)},
+        }  # fmt: skip
+
 
 def without(words: Sequence[str], place: int) -> str:
     """The words without one of them, as a prompt."""
@@ -51,7 +63,7 @@ def localize(
     *,
     draws: int = 4,
     seed: int = 0,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> list[Localized]:
     """Which words of each prompt carry its score: drop_j = (s(prompt) - s(prompt without word j)) / |s(prompt)|.
 
@@ -63,7 +75,7 @@ def localize(
         score: a score that is computed from the network prompt by prompt.
         draws: noises, the same for a prompt and its variants.
         seed: root seed.
-        silent: no progress.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Returns:
         One entry per prompt, in order. Cost: 1 + words times the score's NFE per prompt and noise, plus what is shared.
@@ -71,6 +83,7 @@ def localize(
     Raises:
         UsageError: the score is not computed prompt by prompt from the network, or this model refuses it.
     """
+    silent = is_silent(silent)
     chosen = parse_score(score)
     if chosen.reads != "network":
         raise UsageError(

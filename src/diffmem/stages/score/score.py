@@ -17,6 +17,7 @@ from diffmem.keys import row_key
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.meter import Nfe
 from diffmem.models.target import Target
+from diffmem.notebook import ShownInNotebooks, is_silent
 from diffmem.runs.directory import RunDirectory, StageClock, in_shard, record_model
 from diffmem.runs.microbatch import MicroBatches, describe
 from diffmem.runs.progress import Progress
@@ -34,7 +35,7 @@ BLOCK = 256
 
 
 @dataclass
-class ScoreResult:
+class ScoreResult(ShownInNotebooks):
     """What the scoring stage did.
 
     Attributes:
@@ -62,6 +63,13 @@ class ScoreResult:
         return (
             f"ScoreResult({', '.join(self.labels)} of {len(self.prompts)} prompts in {str(self.run.path)!r}{refused})"
         )
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "scores": self.labels, "refused": [f"{label}: {reason}" for label, reason in self.refused.items()],
+            "prompts": len(self.prompts), "network evaluations": self.nfe.total, "run": str(self.run.path), "notes": self.notes,
+        }  # fmt: skip
 
     def values(self, label: str) -> dict[str, np.ndarray]:
         """Prompt id -> values per draw of one score; prompts with errors are absent."""
@@ -92,7 +100,7 @@ def score(
     out: str | Path | None = None,
     shard: tuple[int, int] | None = None,
     retry_errors: bool = False,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> ScoreResult:
     """Score prompts for memorization.
 
@@ -108,7 +116,7 @@ def score(
         out: run directory; the same command resumes it. None keeps rows in a temporary one.
         shard: (i, n): only this part of the prompts; n processes together do all.
         retry_errors: compute rows again that ended in an error.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Returns:
         A ScoreResult; rows are in its run directory. Cost: see ScoreResult.nfe.
@@ -122,6 +130,7 @@ def score(
         >>> [round(float(value.mean()), 2) for value in scored.values("text-uppercase").values()]
         [0.57, 0.0]
     """
+    silent = is_silent(silent)
     prompt_list = as_prompts(prompts)
     settings = Scoring(
         scores=tuple(s if isinstance(s, str) else s.label for s in scores),

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffmem.data.prompts import Prompt, PromptList
+from diffmem.data.prompts import Prompt, PromptList, as_prompts
 from diffmem.errors import UsageError
 from diffmem.evaluation.calibration import ScoreThreshold, Setting, calibrate_threshold, require_matching
 from diffmem.evaluation.conformal import benjamini_hochberg, conformal_p_values
 from diffmem.evaluation.sequential import SequentialRule, calibrate_sequential
 from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.models.target import Target
+from diffmem.notebook import ShownInNotebooks, is_silent
 from diffmem.renamed import STORED, renamed
 from diffmem.scores import DEFAULT_SCORE
 from diffmem.scores.base import Score
@@ -27,7 +29,7 @@ EARLY_MISSES = 0.05
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(ShownInNotebooks):
     """Everything that a calibration on reference prompts gives; it is written to one JSON file.
 
     Attributes:
@@ -46,6 +48,14 @@ class Calibration:
         set_at = self.threshold
         value = "not measurable" if set_at.value is None else f">= {set_at.value:.6g}"
         return f"Calibration({set_at.score} {value} at an fpr of {set_at.nominal_fpr:g}, {set_at.n_reference} prompts)"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "score": self.threshold.score, "threshold": self.threshold.value, "nominal fpr": self.threshold.nominal_fpr,
+            "reference prompts": self.threshold.n_reference, "without a score": self.skipped,
+            "early exit": "possible" if self.rule else "not possible",
+        }  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -67,7 +77,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Screening:
+class Screening(ShownInNotebooks):
     """The decisions on a list of prompts.
 
     Attributes:
@@ -79,6 +89,18 @@ class Screening:
     rows: list[dict[str, Any]]
     saved: float
     nfe: float
+
+    def __repr__(self) -> str:
+        flagged = sum(row["flagged"] is True for row in self.rows)
+        return f"Screening({flagged} of {len(self.rows)} prompts flagged)"
+
+    def shown_facts(self) -> dict[str, object]:
+        """What a notebook shows."""
+        return {
+            "flagged": [row["prompt"] for row in self.rows if row["flagged"]], "prompts": len(self.rows),
+            "without a score": sum(row["value"] is None for row in self.rows), "network evaluations": self.nfe,
+            "saved by early exit": f"{self.saved:.0%}",
+        }  # fmt: skip
 
 
 def setting_of(target: Target, rule: Score, draws: int, seed: int, noise: str) -> Setting:
@@ -93,7 +115,7 @@ def setting_of(target: Target, rule: Score, draws: int, seed: int, noise: str) -
 @renamed(spec="score", rate="fpr")
 def calibrate(
     target: Target,
-    reference: PromptList,
+    reference: PromptList | str | Path | Sequence[str],
     score: str | Score = DEFAULT_SCORE,
     *,
     fpr: float = 0.01,
@@ -101,7 +123,7 @@ def calibrate(
     seed: int = 0,
     noise: Any = "bank",
     out: Path | None = None,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> Calibration:
     """Score reference prompts, none of which should be memorized, and set a threshold at a false-positive rate.
 
@@ -114,8 +136,10 @@ def calibrate(
         seed: root seed.
         noise: regime.
         out: run directory of the reference scores.
-        silent: no progress.
+        silent: no progress on stderr; by default progress shows in notebooks only.
     """
+    silent = is_silent(silent)
+    reference = as_prompts(reference)
     chosen = _row_wise(score)
     result = score_prompts(target, reference, [chosen], draws=draws, seed=seed, noise=noise, out=out, silent=silent)
     if chosen.label in result.refused:
@@ -141,7 +165,7 @@ def calibrate(
 
 def screen(
     target: Target,
-    prompts: PromptList,
+    prompts: PromptList | str | Path | Sequence[str],
     calibration: Calibration,
     *,
     seed: int = 0,
@@ -149,7 +173,7 @@ def screen(
     early_exit: bool = False,
     discovery_rate: float = 0.05,
     out: Path | None = None,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> Screening:
     """Decide every prompt at a calibrated threshold.
 
@@ -157,6 +181,8 @@ def screen(
         IncompatibleRun: the threshold was made for another score, model, noise or number of draws.
         UsageError: early exit without a rule, or a threshold that is not measurable.
     """
+    silent = is_silent(silent)
+    prompts = as_prompts(prompts)
     chosen = _row_wise(calibration.threshold.score)
     draws = calibration.threshold.draws
     require_matching(calibration.threshold, setting_of(target, chosen, draws, seed, noise))
