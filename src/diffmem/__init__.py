@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from diffmem.experiments._run import open_run
     from diffmem.experiments.audit.run import audit
     from diffmem.experiments.canaries.run import measure_canaries as canaries
+    from diffmem.experiments.claim.run import claim
     from diffmem.experiments.curate.run import curate
     from diffmem.experiments.evaluate.compare import compare
     from diffmem.experiments.evaluate.runs import evaluate
@@ -66,6 +67,7 @@ _DOOR = {
 _VERBS = {
     "calibrate": "diffmem.stages.score.screen",
     "canaries": "diffmem.experiments.canaries.run:measure_canaries",
+    "claim": "diffmem.experiments.claim.run",
     "compare": "diffmem.experiments.evaluate.compare",
     "curate": "diffmem.experiments.curate.run",
     "evaluate": "diffmem.experiments.evaluate.runs",

@@ -118,6 +118,11 @@ VERBS = {
         "extract", 1, "Find memorized images without the training set, from prompts alone.",
         './my-model "a red fox" --out runs/extract', "./my-model --prompts captions.csv --train ./images --out runs/extract",
     ),
+    "claim": _verb(
+        "claim", 1, "Say which of the given works a model, or a set of images, reproduces.",
+        "./my-model --works ./works --decoys ./decoys --out runs/claim",
+        "--images ./made --log log.csv --works ./works --decoys ./decoys --out runs/claim",
+    ),
     "curate": _verb(
         "curate", 1, "Propose what to do with each training image, from what was measured.",
         "./images --run runs/measure --out runs/curate", "./images --run runs/measure --out curated --write",

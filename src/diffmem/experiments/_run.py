@@ -57,6 +57,7 @@ VERBS: Registry[Verb] = Registry(
         "lab": "diffmem.experiments.lab.page:VERB",
         "canaries": "diffmem.experiments.canaries.page:VERB",
         "match": "diffmem.experiments.match.page:VERB",
+        "claim": "diffmem.experiments.claim.page:VERB",
         "monitor": "diffmem.experiments.monitor.page:VERB",
         "audit": "diffmem.experiments.audit.page:VERB",
     },

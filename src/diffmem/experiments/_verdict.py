@@ -22,7 +22,8 @@ class FoundVerdict(BaseModel):
 
     Attributes:
         state: as of an audit: `reproduces`, `no-excess` or `unknown`.
-        by: what it rests on: "pixel identity", "rate" or "seeds" (sets of alike images that are a training image); None.
+        by: what it rests on: "pixel identity", "rate", "seeds" (sets of alike images that are a training image) or "decoys"
+            (works against others that cannot have been seen); None.
         sentence: the finding.
         plain: the same for those who read no further.
         needs: what would change `unknown`; None otherwise.
@@ -35,7 +36,7 @@ class FoundVerdict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     state: Literal["reproduces", "no-excess", "unknown"]
-    by: Literal["pixel identity", "rate", "seeds"] | None
+    by: Literal["pixel identity", "rate", "seeds", "decoys"] | None
     sentence: str
     plain: str
     needs: str | None = None

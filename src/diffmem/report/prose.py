@@ -116,3 +116,12 @@ def percent(share: float | None) -> str:
 def count(number_of: int, one: str, many: str | None = None) -> str:
     """A number with its noun: `count(1, "image")` -> "1 image"."""
     return f"{number_of:,} {one if number_of == 1 else many or one + 's'}"
+
+
+def at_most(share: float | None) -> str:
+    """An upper bound of a share as people write one: two digits, rounded up, so that the sentence stays true."""
+    if share is None or not 0 < share < 1:
+        return percent(share)
+    digits = max(0, 1 - math.floor(math.log10(100 * share)))
+    scaled = math.ceil(100 * share * 10**digits - 1e-9) / 10**digits
+    return "100\u00a0%" if scaled >= 100 else f"{scaled:.{digits}f}\u00a0%"

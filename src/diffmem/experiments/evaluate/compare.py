@@ -16,6 +16,7 @@ from diffmem.experiments.evaluate.labels import measured_labels
 from diffmem.experiments.evaluate.runs import Labels, labels_of, prompt_groups, read_scores
 from diffmem.notebook import ShownInNotebooks
 from diffmem.renamed import renamed
+from diffmem.report.prose import count
 from diffmem.report.redaction import Redaction
 from diffmem.runs.facts import read_fact
 from diffmem.runs.identity import ABSENT, plan_differences
@@ -54,7 +55,8 @@ class Comparison(ShownInNotebooks):
 
     def __repr__(self) -> str:
         before, after = self.models
-        return f"Comparison({after} minus {before}: {len(self.rows)} figures, {len(self.missing)} that could not be compared)"
+        figures = count(len(self.rows), "figure")
+        return f"Comparison({after} minus {before}: {figures}, {len(self.missing)} that could not be compared)"
 
     def shown_facts(self) -> dict[str, object]:
         """What a notebook shows."""
