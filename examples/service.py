@@ -6,7 +6,8 @@
 
     curl -si -X POST localhost:8000/images -H 'content-type: application/json' -d '{"prompt": "a red fox"}' -o fox.png
 
-A refused prompt gets status 451 and says why; an order that cannot be carried out gets 400. Every answer carries the
+A refused prompt gets status 451 and says why; an order that cannot be carried out gets 400, one of more than 64 KiB 413
+(411 where it does not say its length). Every answer carries the
 header X-Request-ID (the client's own, or a new one), and an image X-Diffmem-Outcome: passed, mitigated, reseeded or logged.
 Every decision is a line of JSON on stderr with the same request id. A threshold made with --regime generation --steps 50
 --guidance 7.5 costs a passing image nothing, and takes orders of these settings only.
@@ -29,7 +30,7 @@ import torch
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 import diffmem as dm
 from diffmem.errors import DiffmemError, IncompatibleRun
@@ -39,10 +40,16 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 decided: ContextVar[list[Decision] | None] = ContextVar("decided", default=None)
 
 
-class Order(BaseModel):
-    """What a client asks for."""
+LARGEST = 64 * 1024
+"""Bytes of an order; a longer one is not read."""
 
-    prompt: str = Field(min_length=1, max_length=2000)
+
+class Order(BaseModel):
+    """What a client asks for; a field that it does not have is refused, as nobody would carry it out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str = Field(min_length=1, max_length=2000, pattern=r"\S")
     seed: int = Field(0, ge=0, lt=2**64)
     steps: int = Field(50, ge=1, le=200)
     guidance: float = Field(7.5, ge=0, le=30, allow_inf_nan=False)
@@ -75,7 +82,7 @@ def make_app(open_guard: Callable[[], Any]) -> FastAPI:
         name = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex
         request_id.set(name)
         try:
-            response = await call_next(request)
+            response = too_long(request) or await call_next(request)
         except Exception:
             logging.exception("request %s failed", name)
             response = JSONResponse({"detail": f"The service failed; its log says why under request {name}."}, 500)
@@ -115,6 +122,16 @@ def make_app(open_guard: Callable[[], Any]) -> FastAPI:
         return {"decisions": len(decisions), "flagged": sum(d.flagged for d in decisions)}
 
     return app
+
+
+def too_long(request: Request) -> Response | None:
+    """What an order gets that says no length, or one over `LARGEST`; None for others."""
+    length = request.headers.get("content-length")
+    if request.method != "POST" or (length is not None and length.isdigit() and int(length) <= LARGEST):
+        return None
+    if length is None:
+        return JSONResponse({"detail": "This order does not say its length (the header Content-Length)."}, 411)
+    return JSONResponse({"detail": f"This order has {length[:20]} bytes; expected at most {LARGEST}."}, 413)
 
 
 class JsonLines(logging.Formatter):

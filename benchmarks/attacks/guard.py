@@ -254,12 +254,14 @@ def attempt(case, guard, pipe, arguments, tally, wrong, label):
     return outcome
 
 
-def campaign(case, limit, only=None, until=float("inf")):
-    """All classes of one tiny pipeline; the counts and what went wrong."""
+def campaign(case, limit, only=None, until=float("inf"), done=()):
+    """All classes of one tiny pipeline; the counts, what went wrong, and whether every class was reached."""
     tally, wrong, per_class, left_out = Counter(), [], {}, []
     for name, pipe, guardable in case.classes(only):
+        if f"{case.name}: {name}" in done:
+            continue
         if time.perf_counter() > until:
-            break
+            return tally, wrong, per_class, left_out, False
         accepted = inspect.signature(type(pipe).__call__).parameters
         counted = sum(n for (kind, _), n in tally.items() if kind == "calls")
         for guarded in (True, False) if guardable else (False,):
@@ -275,7 +277,7 @@ def campaign(case, limit, only=None, until=float("inf")):
             ) as guard:  # fmt: skip
                 plain = case.arguments(pipe)
                 if attempt(case, guard, pipe, plain, tally, wrong, f"{name}: plain") not in ("given out", "refused"):
-                    left_out.append(name)
+                    left_out.append(f"{case.name}: {name}")
                     continue
                 for argument, parameter in accepted.items():
                     if argument in ("self", "kwargs", "args"):
@@ -292,12 +294,11 @@ def campaign(case, limit, only=None, until=float("inf")):
             hooks = list(case.network._forward_pre_hooks.values())
             if type(pipe) is not cls or hooks:
                 wrong.append(f"{name}: left behind")
-        per_class[name] = sum(n for (kind, _), n in tally.items() if kind == "calls") - counted
-        print(f"{name}: {per_class[name]} calls", dict(tally), wrong[-3:], flush=True)
-    return tally, wrong, per_class, left_out
+        per_class[f"{case.name}: {name}"] = sum(n for (kind, _), n in tally.items() if kind == "calls") - counted
+    return tally, wrong, per_class, left_out, True
 
 
-def run(families=None, limit=4, only=None, seconds=None, seed=0):
+def run(families=None, limit=4, only=None, seconds=None, seed=0, done=()):
     """The campaign: {"trials", "failures", "failed", "classes", "outcomes"}.
 
     Args:
@@ -306,6 +307,7 @@ def run(families=None, limit=4, only=None, seconds=None, seed=0):
         only: names of pipeline classes; None for all.
         seconds: no class is begun after so many.
         seed: which family comes first.
+        done: "family: class" of those that an earlier call has tried.
     """
     logging.getLogger("diffmem.guard").setLevel(logging.CRITICAL)
     logging.getLogger("diffusers").setLevel(logging.CRITICAL)
@@ -315,11 +317,13 @@ def run(families=None, limit=4, only=None, seconds=None, seed=0):
     started = time.perf_counter()
     names = families or [n for n in builders if n != "flux"]  # the distilled one has no score
     names = names[seed % len(names) :] + names[: seed % len(names)]
-    until = started + (seconds or float("inf"))
+    until, complete = started + (seconds or float("inf")), True
     for name in names:
         if time.perf_counter() > until:
+            complete = False
             break
-        tally, found, per_class, without = campaign(Case(name, builders[name]), limit, only, until)
+        tally, found, per_class, without, whole = campaign(Case(name, builders[name]), limit, only, until, done)
+        complete &= whole
         left_out += without
         for (kind, what), count in tally.items():
             (outcomes if kind == "calls" else errors)[what] += count
@@ -329,7 +333,7 @@ def run(families=None, limit=4, only=None, seconds=None, seed=0):
     return {
         "campaign": "guard", "trials": sum(classes.values()) - outcomes["refused by the pipeline itself"],
         "calls": sum(classes.values()), "failures": len(wrong), "failed": wrong,
-        "outcomes": dict(outcomes), "errors_of_the_pipelines": dict(errors), "calls_per_class": classes,
+        "outcomes": dict(outcomes), "errors_of_the_pipelines": dict(errors), "classes": classes, "complete": complete,
         "plain_call_fails": sorted(set(left_out)),
         "seed": seed, "seconds": round(time.perf_counter() - started),
     }  # fmt: skip
@@ -349,7 +353,7 @@ def main():
         seconds=options.seconds,
         seed=options.seed,
     )
-    print(json.dumps({k: v for k, v in result.items() if k != "calls_per_class"}, indent=1))
+    print(json.dumps({k: v for k, v in result.items() if k != "classes"}, indent=1))
     if result["trials"]:
         written = {
             **result,

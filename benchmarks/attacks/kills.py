@@ -23,10 +23,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from common import Inputs, Tally, command, opened_once, quiet
 from flips import contents, difference, timeless
+from tests.tiny import random_lora, tiny_sd
 
 from diffmem.cli.app import main as diffmem
+from diffmem.experiments.review.session import Session
+from diffmem.report.review.csv_file import write_labels
+from diffmem.report.review.labels import CATEGORIES, read_labels
 from diffmem.runs.schemas import SCHEMAS
 from diffmem.runs.store import RunStore
 
@@ -43,7 +48,52 @@ captions = "none"
 steps = 12
 batch = 2
 """
+LAB = """
+[train.model]
+base = "testbed:digits"
+[train.data]
+images = "testbed:digits"
+limit = 8
+[train.optimizer]
+steps = 2
+batch = 2
+[generate]
+images_per_cell = 6
+sampling = {steps = 1, guidance = 2.0}
+[grid]
+duplication = ["nodup", "dup_both"]
+"""
+GROWS = ("review --add",)
+"""Verbs that write into a run that is there: a copy of the audit."""
 KEPT = (".npy", ".safetensors", ".png", ".jsonl", ".csv")
+
+
+def prepared(inputs, folder):
+    """What some verbs start from: runs, registered pictures, labels and checkpoints, made without a kill."""
+    model, train, prompts = str(inputs.model), str(inputs.train), ("--prompts", str(inputs.prompts))
+    short = ("--images-per-prompt", "2", "--steps", "2", "--quiet", "--out")
+    made = {
+        name: str(folder / name) for name in ("measured", "canaries", "generated", "audit", "labelled", "labels.csv")
+    }
+    for words in (
+        ("canaries", "make", train, "--counts", "1", "--per-count", "2", "--controls", "2", "--quiet", "--out",
+         made["canaries"]),
+        ("generate", model, *prompts, *short, made["generated"]),
+        ("measure", model, "--images", train, "--score", "loss:draws=1", "--quiet", "--out", made["measured"]),
+        ("audit", model, *prompts, "--train", train, "--draws", "2", *short, made["audit"]),
+    ):  # fmt: skip
+        code, err = run_child(words, None)
+        assert code == 0, (words, err)
+    shutil.copytree(made["audit"], made["labelled"])
+    session = Session(Path(made["labelled"]), "anna", None, None)
+    for pair in range(len(session)):
+        session.label(pair, CATEGORIES[pair % 3], "")
+    session.close()
+    write_labels(Path(made["labels.csv"]), read_labels(Path(made["labelled"])).current)
+    for step in (1, 2):
+        tiny_sd(seed=step).save_pretrained(folder / "checkpoints" / f"checkpoint-{step}")
+    made["lora"] = str(random_lora(tiny_sd(), folder / "lora")[0])
+    return made
 
 
 def verbs(inputs, folder):
@@ -51,37 +101,18 @@ def verbs(inputs, folder):
     model, train, prompts = str(inputs.model), str(inputs.train), ("--prompts", str(inputs.prompts))
     short = ("--images-per-prompt", "2", "--steps", "2", "--quiet", "--out", "OUT")
     mitigation = ("--method", "random-tokens:count=1", "--train", train)
-    for method in ("full", "lora"):
-        (folder / f"{method}.toml").write_text(PLAN.format(model=model, train=train, method=method))
-    measured = folder / "measured"
-    reference, canaries, generated = folder / "reference.txt", folder / "canaries", folder / "generated"
+    for name in ("full", "lora"):
+        (folder / f"{name}.toml").write_text(PLAN.format(model=model, train=train, method=name))
+    (folder / "lab.toml").write_text(LAB)
+    made = prepared(inputs, folder)
+    reference = folder / "reference.txt"
     reference.write_text("".join(f"picture of thing {i}\n" for i in range(30)))
-    run_child(
-        [
-            "canaries",
-            "make",
-            train,
-            "--counts",
-            "1",
-            "--per-count",
-            "2",
-            "--controls",
-            "2",
-            "--quiet",
-            "--out",
-            str(canaries),
-        ],
-        None,
-    )
-    run_child(
-        ["generate", model, *prompts, "--images-per-prompt", "2", "--steps", "2", "--quiet", "--out", str(generated)],
-        None,
-    )
-    run_child(["measure", model, "--images", train, "--score", "loss:draws=1", "--quiet", "--out", str(measured)], None)
     return {
         "score": ("score", model, *prompts, "--draws", "6", "--micro-batch", "1", "--quiet", "--out", "OUT"),
         "generate": ("generate", model, *prompts, "--batch", "1", *short),
         "audit": ("audit", model, *prompts, "--train", train, "--draws", "2", "--batch", "1", *short),
+        "audit against the base": ("audit", model, "--lora", made["lora"], "--against-base", *prompts, "--train", train,
+                                   "--draws", "2", "--batch", "1", *short),
         "measure": ("measure", model, "--images", train, "--score", "loss:draws=2", "--batch", "2", "--quiet", "--out", "OUT"),
         "index": ("index", train, "--quiet", "--out", "OUT"),
         "extract": ("extract", model, "a fox", "a dog", "--clique", "2", "--batch", "1", *short),
@@ -90,14 +121,24 @@ def verbs(inputs, folder):
                        "--adversarial-steps", "0", "--paraphrases", "none", *short),
         "canaries make": ("canaries", "make", train, "--counts", "1,2", "--per-count", "2", "--controls", "2", "--quiet", "--out",
                           "OUT"),
-        "canaries measure": ("canaries", "measure", model, "--registration", str(canaries), "--images-per-prompt", "1", "--steps",
-                             "1", "--quiet", "--out", "OUT"),
-        "match": ("match", str(generated), "--train", train, "--metrics", "--quiet", "--out", "OUT"),
+        "canaries measure": ("canaries", "measure", model, "--registration", made["canaries"], "--images-per-prompt", "1",
+                             "--steps", "1", "--quiet", "--out", "OUT"),
+        "match": ("match", made["generated"], "--train", train, "--metrics", "--quiet", "--out", "OUT"),
         "calibrate": ("calibrate", model, "--reference", str(reference), "--fpr", "0.1", "--draws", "2", "--quiet", "--run",
                       "OUT/run", "--out", "OUT/threshold.json"),
         "train": ("train", str(folder / "full.toml"), "--quiet", "--out", "OUT"),
         "train a LoRA": ("train", str(folder / "lora.toml"), "--quiet", "--out", "OUT"),
-        "curate": ("curate", train, "--run", str(measured), "--write", "--quiet", "--out", "OUT"),
+        "curate": ("curate", train, "--run", made["measured"], "--write", "--quiet", "--out", "OUT"),
+        "lab": ("lab", str(folder / "lab.toml"), "--device", "cpu", "--quiet", "--out", "OUT"),
+        "monitor": ("monitor", str(folder / "checkpoints"), "--train", train, "--heldout", str(inputs.heldout), *prompts,
+                    "--prompt-count", "2", "--images-per-prompt", "1", "--steps", "1", "--draws", "1", "--quiet", "--out", "OUT"),
+        "seal": ("seal", made["audit"], "--out", "OUT/sealed"),
+        "export": ("export", made["audit"], "--csv", "OUT/csv", "--parquet", "OUT/parquet", "--png", "OUT/png"),
+        "report": ("report", made["audit"], "--out", "OUT/page.html"),
+        "compare": ("compare", made["audit"], made["labelled"], "--out", "OUT/page.html"),
+        "review --add": ("review", "OUT", "--add", made["labels.csv"]),
+        "review --csv": ("review", made["labelled"], "--csv", "OUT/labels.csv"),
+        "waive": ("waive", made["audit"], "--owner", "anna", "--expires", "2099-01-01", "--out", "OUT/waivers.json"),
     }  # fmt: skip
 
 
@@ -144,9 +185,15 @@ def snapshot(folder):
             found[name] = timeless(json.loads(file.read_bytes()), folder)
         elif file.suffix in KEPT and file.is_file():
             found[name] = array(file)
-        elif file.name in ("canaries.json", "threshold.json"):
+        elif file.name in ("canaries.json", "threshold.json", "waivers.json"):
             values = timeless(json.loads(file.read_bytes()), folder)
-            found[name] = {k: v for k, v in values.items() if k != "hash"}
+            found[name] = {k: v for k, v in values.items() if k not in ("hash", "waived")}
+        elif file.suffix == ".html":
+            found[name] = file.read_text().rstrip().endswith("</html>")
+        elif file.name == "sealed":
+            found[name] = command("verify", file)[0]
+        elif file.suffix == ".parquet" and file.parent.name == "parquet":
+            found[name] = pq.read_table(file).num_rows
     return found
 
 
@@ -189,15 +236,23 @@ def run(kills=200, seed=0, seconds=None, only=None):
             if verb not in known:
                 truth = folder / "runs" / verb.replace(" ", "_")
                 started = time.time()
+                begin(verb, folder, truth)
                 code, err = run_child([word.replace("OUT", str(truth)) for word in table[verb]], None)
                 if code:
                     tally.add(f"{verb} fails without a kill: {err.strip()[-200:]}", verb, wrong=True)
                     names.remove(verb)
                     continue
                 known[verb] = snapshot(truth), time.time() - started
+            begin(verb, folder, folder / "trial" / str(turn))
             story(tally, chance, folder / "trial" / str(turn), table[verb], verb, known[verb], per_verb)
             shutil.rmtree(folder / "trial", ignore_errors=True)
     return tally.result(seed=seed, per_verb=per_verb, seconds=round(time.time() - begun))
+
+
+def begin(verb, folder, out):
+    """Lay what a verb goes on from."""
+    if verb in GROWS:
+        shutil.copytree(folder / "audit", out)
 
 
 def story(tally, chance, out, words, verb, known, per_verb):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -33,9 +34,10 @@ CAMPAIGNS = {
     "inputs": lambda seconds, seed: call("inputs", trials=100_000, seed=seed, seconds=seconds),
     "disks": lambda seconds, seed: call("disks", trials=100_000, seed=seed, seconds=seconds),
     "pages": lambda seconds, seed: call("pages", seconds=seconds),
-    "guard": lambda seconds, seed: call("guard", limit=2, seconds=seconds, seed=seed),
+    "guard": lambda seconds, seed: call("guard", limit=2, seconds=seconds, seed=seed, done=done("guard")),
 }
-"""Name -> the campaign, given seconds and a seed; the guard's takes two values per argument and ends a class that it began."""
+"""Name -> the campaign, given seconds and a seed; the guard's takes two values per argument, ends a class that it began, and
+goes on with the classes that no earlier call has tried."""
 
 ABOUT = {
     "flips": (
@@ -84,6 +86,12 @@ ABOUT = {
 }
 
 
+def done(name):
+    """Classes that earlier calls of a campaign have tried."""
+    known = json.loads(RESULTS.read_text()).get(name, {}) if RESULTS.exists() and "--fresh" not in sys.argv else {}
+    return frozenset(known.get("classes", {}))
+
+
 def call(module, **options):
     return importlib.import_module(module).run(**options)
 
@@ -102,6 +110,9 @@ def add(results, name, result, seed, revision):
         "outcomes": dict(sorted((Counter(old["outcomes"]) + Counter(result["outcomes"])).items())),
         "calls": [*old["calls"], {"seed": seed, "revision": revision, **about}],
     }  # fmt: skip
+    for kind in ("classes", "per_verb"):
+        if kind in result:
+            results[name][kind] = dict(sorted((Counter(old.get(kind, {})) + Counter(result[kind])).items()))
 
 
 def revision():
@@ -153,6 +164,7 @@ def page(results):
         revisions = sorted({str(call["revision"]) for call in result["calls"]})
         lines += ["", f"## {name[0].upper()}{name[1:]}", "", f"{ABOUT[name]} Revision: {', '.join(revisions)}."]
         lines += ["", *(f"- {outcome[:120]}: {count:,}" for outcome, count in result["outcomes"].items())]
+        lines += [*of_parts(result)]
         if result["failed"]:
             lines += ["", "Failures:", "", *(f"- `{text[:200]}`" for text in result["failed"][:10])]
     versions = ROOT / "benchmarks" / "versions" / "result.json"
@@ -161,9 +173,22 @@ def page(results):
     return "\n".join(lines) + "\n"
 
 
+def of_parts(result):
+    """How the trials are spread over verbs or classes."""
+    if "per_verb" in result:
+        yield from ("", "By verb: " + ", ".join(f"{verb} {count}" for verb, count in result["per_verb"].items()) + ".")
+    if "classes" in result:
+        tried = [count for count in result["classes"].values() if count]
+        every = "every one that there is" if result["calls"][-1].get("complete") else "not yet every one"
+        yield from (
+            "",
+            f"{len(tried)} pairs of a family's parts and a class, {every}; {min(tried)} to {max(tried)} calls each.",
+        )
+
+
 def of_versions(results):
-    yield "`benchmarks/versions/run.py` installs the lowest and the newest versions that pyproject.toml allows (torch as the"
-    yield "machine has it: its lower bound was not tried by it), runs a short list of tests and the digits demo."
+    yield "`benchmarks/versions/run.py` installs the lowest and the newest versions that pyproject.toml allows, extras for "
+    yield "users included, runs a short list of tests and the digits demo."
     yield ""
     yield "| set | tests passed | tests failed | demo: found of planted |"
     yield "|---|---|---|---|"

@@ -6,7 +6,7 @@
 Builds an environment in a temporary folder (uv resolves it; direct dependencies at their lower bounds for "lowest"), runs a
 short list of tests and the digits demo in it, and writes what it saw into result.json. torch is taken as this Python has it
 (with its label, such as +cpu) unless --torch says otherwise: on Linux the registry's older builds of it are for GPUs and need
-gigabytes of libraries, so the lower bound of torch is not tried here.
+6 GB of libraries. With --python one environment can be tried in parts: --parts tests, then --parts demo.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RESULT = Path(__file__).with_name("result.json")
-EXTRAS = ("lora", "plots", "faiss")
+EXTRAS = ("lora", "plots", "faiss", "formats", "features", "examples")
 TOOLS = ("pytest", "hypothesis", "jsonschema")
 TESTS = (
     "tests/runs", "tests/cli/test_app.py", "tests/copies/test_index.py", "tests/copies/test_duplicates.py",
     "tests/models/test_families.py", "tests/models/test_lora_peft.py", "tests/scores/test_formulas.py",
-    "tests/evaluation", "tests/report/test_digest.py",
+    "tests/evaluation", "tests/report/test_digest.py", "tests/data", "tests/examples/test_service.py",
+    "tests/attacks/test_guard_callers.py",
 )  # fmt: skip
 
 
@@ -73,34 +74,40 @@ def build(folder, which, torch, links):
     return python
 
 
-def try_out(python):
-    """What the tests and the demo say in an environment."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def run_tests(python):
+    """What the tests say in an environment."""
     begun = time.time()
     told = subprocess.run(
         [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-    ).stdout
-    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", told, re.M)
-    counted = {
-        word: int(number)
-        for number, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", told.splitlines()[-1])
-    }
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    counted = re.findall(r"(\d+) (passed|failed|skipped|errors?)", told.splitlines()[-1])
+    return {
+        "tests": {word: int(number) for number, word in counted},
+        "failed": re.findall(r"^(?:FAILED|ERROR) (\S+)", told, re.M), "seconds": round(time.time() - begun),
+    }  # fmt: skip
+
+
+def run_demo(python):
+    """What the digits demo finds in an environment."""
     with tempfile.TemporaryDirectory() as scratch:
         demo = subprocess.run(
             [python, "-m", "diffmem", "demo", "--testbed", "digits", "--prompts", "60", "--images-per-prompt", "2", "--json",
-             "--out", f"{scratch}/run"], cwd=scratch, env=env, capture_output=True, text=True,
+             "--out", f"{scratch}/run"], cwd=scratch, env=environment(), capture_output=True, text=True,
         )  # fmt: skip
     copies = json.loads(demo.stdout)["copies"] if demo.returncode == 0 else None
     return {
-        "tests": counted, "failed": failed, "demo_exit_code": demo.returncode,
+        "demo_exit_code": demo.returncode,
         "demo": None if copies is None else {name: copies[name] for name in ("planted", "found", "negatives", "false")},
         "demo_said": demo.stderr.strip().splitlines()[-1:] if copies is None else [],
-        "seconds": round(time.time() - begun),
     }  # fmt: skip
+
+
+PARTS = {"tests": run_tests, "demo": run_demo}
 
 
 def versions(python):
@@ -115,17 +122,24 @@ def main():
     parser.add_argument("--torch", default=version("torch"), help="version of torch; default: the one of this Python")
     parser.add_argument("--find-links", default=os.environ.get("PIP_FIND_LINKS"), help="where else to look for wheels")
     parser.add_argument("--python", help="of an environment that is there already; nothing is built")
+    parser.add_argument("--parts", default="tests,demo", help="what is run, with commas")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="diffmem-versions-"))
     try:
         python = options.python or build(folder, options.set, options.torch, options.find_links)
-        found = {"versions": versions(python), **try_out(python)}
+        found = {"versions": versions(python)}
+        for part in options.parts.split(","):
+            found |= PARTS[part](python)
     finally:
         shutil.rmtree(folder)
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    before = results.get(options.set, {})
+    # The other part holds for the same versions only.
+    found = (before if before.get("versions") == found["versions"] else {}) | found
     RESULT.write_text(json.dumps(results | {options.set: found}, indent=1, sort_keys=True) + "\n")
     print(json.dumps(found, indent=1))
-    sound = not found["failed"] and found["demo"] is not None and found["demo"]["found"] == found["demo"]["planted"] > 0
+    demo = found.get("demo")
+    sound = found.get("failed") == [] and demo is not None and demo["found"] == demo["planted"] > 0
     raise SystemExit(0 if sound else 1)
 
 

@@ -210,6 +210,8 @@ def test_further_formats_are_read(tmp_path, name, kind, module):
     from diffmem.data.formats import formats
 
     formats()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this version of Pillow writes no {kind}")
     smooth = Image.fromarray(PIXELS[0]).resize((64, 64), Image.Resampling.BICUBIC)
     options = {"HEIF": {"quality": 100}, "JXL": {"lossless": True}}.get(kind, {})
     item = only(encode(smooth, kind, **options), name, tmp=tmp_path)

@@ -108,13 +108,79 @@ def test_a_prompt_that_is_flagged_gets_status_451(service):
         b'{"prompt": "sea", "seed": 18446744073709551616}', b'{"prompt": "sea", "seed": -1}', b'{"prompt": ""}',
         b'{"prompt": "\\ud800"}', b'{"prompt": "a \\udfff b", "steps": 2}', b'{"prompt": "sea", "guidance": NaN}',
         b'{"prompt": "sea", "guidance": Infinity}', b'{"prompt": "sea", "steps": 1e999}', b'{"prompt": 7}', b"{}", b"[]",
-        b"null", b"", b"{", b'{"prompt": "\xff\xfe"}', b"[" * 100_000, b'{"prompt": "sea", "seed": "\\ud800"}',
+        b"null", b"", b"{", b'{"prompt": "\xff\xfe"}', b"[" * 60_000, b'{"prompt": "sea", "seed": "\\ud800"}',
+        b'{"prompt": " \\t\\n"}', b'{"prompt": "sea", "seed": true}', b'{"prompt": "sea", "seed": "3"}',
+        b'{"prompt": "sea", "steps": 2.5}', b'{"prompt": "sea", "steps": "2"}', b'{"prompt": ["sea"]}',
     ],
 )  # fmt: skip
 def test_an_order_that_cannot_be_carried_out_gets_a_sentence(service, body):
     status, headers, answer = post(service[0], body)
     assert status == 400 and len(headers["X-Request-ID"]) == 32
     assert len(json.loads(answer)["detail"]) > 20
+
+
+def test_what_no_order_has_is_refused_by_name(service):
+    for name in ("negative_prompt", "prompt_2", "latents"):
+        status, _, answer = post(service[0], json.dumps({"prompt": service[2], name: service[3]}).encode())
+        assert status == 400 and name in json.loads(answer)["detail"]
+
+
+def raw(address, text):
+    """What the service answers to bytes on its socket: (status, headers in lower case)."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as line:
+        line.sendall(text)
+        told = line.recv(65536).decode("latin-1").lower()
+    return int(told.split()[1]), told
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        ("POST /images HTTP/1.1\r\nContent-Length: 100000000000", 413),
+        ("POST /images HTTP/1.1\r\nTransfer-Encoding: chunked", 411),
+        ("GET /images HTTP/1.1", 405), ("DELETE /health HTTP/1.1", 405), ("GET /../../etc/passwd HTTP/1.1", 404),
+        ("GET /health HTTP/1.1\r\nX-Request-ID: " + "x" * 5000, 200),
+    ],
+)  # fmt: skip
+def test_odd_requests_are_answered_before_their_body_is_there_and_have_a_name(service, lines, status):
+    found, told = raw(service[0], f"{lines}\r\nHost: here\r\nContent-Type: application/json\r\n\r\n".encode())
+    assert found == status
+    (name,) = [line.split(": ")[1] for line in told.splitlines() if line.startswith("x-request-id")]
+    assert len(name) == 32
+
+
+def test_another_content_type_is_no_order(service):
+    status, headers, answer = post(service[0], b'{"prompt": "sea"}', **{"content-type": "text/plain"})
+    assert status == 400 and len(headers["X-Request-ID"]) == 32 and json.loads(answer)["detail"]
+
+
+def test_a_failure_of_the_pipeline_names_the_request_and_nothing_else(service):
+    address, pipe, calm, _ = service
+    before = pipe.scheduler
+    pipe.scheduler = None
+    try:
+        status, headers, answer = post(
+            address, json.dumps({"prompt": calm, "steps": 2}).encode(), **{"X-Request-ID": "n-1"}
+        )
+    finally:
+        pipe.scheduler = before
+    assert status == 500 and headers["X-Request-ID"] == "n-1"
+    assert "n-1" in json.loads(answer)["detail"] and calm not in answer.decode()
+    assert ask(address, prompt=calm, seed=1).any()
+
+
+def test_a_changed_model_is_said_as_503_until_it_is_as_before(service):
+    address, pipe, calm, _ = service
+    weight = pipe.unet.conv_in.weight
+    before = weight.detach().clone()
+    weight.data += 1
+    try:
+        status, _, answer = post(address, json.dumps({"prompt": calm, "steps": 2}).encode())
+    finally:
+        weight.data.copy_(before)
+    assert status == 503 and "model has changed" in json.loads(answer)["detail"]
+    assert ask(address, prompt=calm, seed=1).any()
 
 
 def test_the_largest_seed_is_taken_and_an_image_says_what_it_is(service):
@@ -130,11 +196,15 @@ def test_the_largest_seed_is_taken_and_an_image_says_what_it_is(service):
 
 def test_a_service_without_settings_says_which(tmp_path):
     examples = Path(__file__).parents[2] / "examples"
+    model = tmp_path / "model"
+    tiny_sd().save_pretrained(model)
     env = {**{k: v for k, v in os.environ.items() if k not in ("MODEL", "THRESHOLD")}}
     for more, sentence in (
         ({}, "MODEL and THRESHOLD must be set"),
         ({"MODEL": str(tmp_path)}, "THRESHOLD must be set"),
         ({"MODEL": str(tmp_path / "none"), "THRESHOLD": "t.json"}, "none"),
+        ({"MODEL": str(model), "THRESHOLD": str(tmp_path / "none.json")}, "none.json holds no threshold"),
+        ({"MODEL": str(model), "THRESHOLD": str(tmp_path)}, "holds no threshold"),
     ):
         command = [sys.executable, "-m", "uvicorn", "--app-dir", str(examples), "service:app"]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env | more)

@@ -87,7 +87,7 @@ class Guard(ShownInNotebooks):
         IncompatibleRun: the threshold was made for another model, score, noise or regime; during a call, also if the model
             has changed, if the network is given what the score does not see, or, in the regime "generation", if it runs
             in another setting (steps, guidance, size) than the calibration's.
-        UsageError: an action that could never be checked.
+        UsageError: an action that could never be checked, or a value that an argument does not take.
     """
 
     def __init__(
@@ -99,6 +99,12 @@ class Guard(ShownInNotebooks):
     ) -> None:  # fmt: skip
         if action not in LADDER:
             raise UsageError(f"There is no action '{action}'; available: {', '.join(LADDER)}.")
+        _require(on_refuse in ("raise", "blank"), "on_refuse", on_refuse, '"raise" or "blank"')
+        _require(regime is None or regime in REGIMES, "regime", regime, f"None or one of {', '.join(REGIMES)}")
+        _require(_is_count(keep, 0), "keep", keep, "a number of decisions, 0 or more")
+        _require(_is_count(full_check_every, 1), "full_check_every", full_check_every, "a number of calls, 1 or more")
+        _require(not isinstance(unscored, str), "unscored", unscored, f"a list of names: [{unscored!r}]")
+        _require(on_decision is None or callable(on_decision), "on_decision", on_decision, "a function of one Decision")
         if (index is None) != (copy_threshold is None):
             raise UsageError("Give `index` and `copy_threshold` together: one says what is near, the other how near.")
         if action == "reseed" and index is None:
@@ -242,6 +248,15 @@ class Guard(ShownInNotebooks):
 
 guard = Guard
 """`with diffmem.guard(pipe, threshold=...)`, and `diffmem.guard.calibrate(...)`."""
+
+
+def _require(holds: bool, name: str, value: Any, expected: str) -> None:
+    if not holds:
+        raise UsageError(f"{name} is {value!r}; expected {expected}.")
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _threshold(given: Calibration | ScoreThreshold | str | Path) -> ScoreThreshold:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,11 @@ from diffmem.serving.gate import Gate
 
 SAMPLED = 16
 """Values per parameter that are looked at in every call."""
+KNOWN = frozenset({"accelerate", "diffmem", "diffusers", "peft", "torch", "transformers", "xformers"})
+"""Packages whose hooks, processors and classes of modules may come into a model behind a guard, if it computes the same."""
 _OWN = frozenset(torch.nn.Module().__dict__) - {"training"}
+_EVERYWHERE = ("_global_forward_pre_hooks", "_global_forward_hooks")
+"""Hooks of torch on every module there is."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,8 @@ class Signature:
     """What can be seen of a model at the cost of milliseconds.
 
     Attributes:
-        objects: its parts, modules, attention processors and hooks; kept, so that no new one can take an old one's
-            address.
+        objects: its parts, modules, attention processors, hooks, and the classes of its modules with their `forward`;
+            kept, so that no new one can take an old one's address.
         digest: of their plain attributes (scales, switches) and of a sample of every parameter.
     """
 
@@ -46,6 +51,12 @@ class Signature:
             and len(self.objects) == len(other.objects)
             and all(a is b for a, b in zip(self.objects, other.objects, strict=True))
         )
+
+    def foreign(self, other: Signature) -> str | None:
+        """The name of code in this model that the other one lacks and that is of no package known to leave it the same."""
+        known = {id(one) for one in other.objects}
+        new = (one for one in self.objects if id(one) not in known and callable(one))
+        return next((name for one in new if (name := _origin(one)).partition(".")[0] not in KNOWN), None)
 
 
 class ModelState:
@@ -69,12 +80,6 @@ class ModelState:
         self.pipeline, self.denoiser, self.every, self.on_change = pipeline, denoiser, every, on_change
         self._scheduler = copy.deepcopy(getattr(pipeline, "scheduler", None))
         self._networks = tuple(denoiser.network_modules())
-        for name, part in _modules(pipeline):
-            if any(tensor.is_meta for tensor in part.state_dict().values()):
-                raise IncompatibleRun(
-                    f"The weights of {name} are not in memory (sequential offloading), so the guard cannot tell whether they "
-                    "stay the same: use enable_model_cpu_offload instead."
-                )
         self._fingerprint, self._calls, self._lock = fingerprint, 0, threading.RLock()
         self._accepted = signature(pipeline)
         self._probe = self._evaluate()
@@ -85,26 +90,35 @@ class ModelState:
         if not any(module is known for known in self._networks):
             raise ModelChanged(_CHANGED.format("its network was replaced"))
 
-    def check(self) -> None:
+    def check(self, begins: bool = True) -> None:
         """ModelChanged if the model has changed; the scheduler may, as a score before generation does not read it.
 
         Cost: milliseconds; one full fingerprint where something is seen to differ, and every `every` calls.
+
+        Args:
+            begins: whether a call begins; those count towards the next full fingerprint.
         """
         with self._lock:
-            self._check()
+            self._check(begins)
 
-    def _check(self) -> None:
+    def _check(self, begins: bool) -> None:
         for module in self.denoiser.network_modules():
             self.require_network(module)
         now = signature(self.pipeline)
-        self._calls += 1
+        self._calls += begins
         changed = not now.same(self._accepted)
         if changed:
             self.on_change()
-        elif self._calls % self.every:
+        elif not begins or self._calls % self.every:
             return
         self._require_fingerprint()
         if changed:
+            foreign = now.foreign(self._accepted)
+            if foreign is not None:
+                raise ModelChanged(
+                    _CHANGED.format(f"its weights are the same, but {foreign} was put into it, which may do anything")
+                    + " Code of one's own (a hook, an attention processor) goes in before the guard is made."
+                )
             try:
                 alike = self._alike(self._evaluate())
             except Exception as problem:  # what was put into the network (PAG's attention) may fail in any way
@@ -148,9 +162,11 @@ def signature(pipeline: Any) -> Signature:
             objects.append(part)
             digest.update(f"\n{name}".encode())
     values: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
-    for _, part in _modules(pipeline):
+    for name in _EVERYWHERE:
+        objects.extend(getattr(torch.nn.modules.module, name, {}).values())
+    for part_name, part in _modules(pipeline):
         for module in part.modules():
-            objects.append(module)
+            objects += [module, type(module), type(module).forward]
             for name, value in vars(module).items():
                 if name in _OWN:
                     continue
@@ -161,6 +177,11 @@ def signature(pipeline: Any) -> Signature:
             hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
             objects.extend(hook for hook in hooks if not isinstance(getattr(hook, "__self__", None), Gate))
         for tensor in (*part.parameters(), *part.buffers()):
+            if tensor.is_meta:
+                raise IncompatibleRun(
+                    f"The weights of {part_name} are not in memory (sequential offloading), so the guard cannot tell whether "
+                    "they stay the same: use enable_model_cpu_offload instead."
+                )
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             values.setdefault((tensor.device, tensor.dtype), []).append(_sample(tensor))
     for sampled in values.values():
@@ -178,6 +199,19 @@ def _modules(pipeline: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     for name, part in sorted(pipeline.components.items()):
         if isinstance(part, torch.nn.Module):
             yield name, part
+
+
+def _origin(code: Any) -> str:
+    """Module and name of what is called: a function, a method's, what a partial holds, an object's class."""
+    while True:
+        inner = code.func if isinstance(code, functools.partial) else getattr(code, "__func__", code)
+        if inner is code:
+            break
+        code = inner
+    named = code if hasattr(code, "__qualname__") else type(code)
+    # A function that another one wraps bears its name; what it was written in, its globals tell.
+    module = getattr(named, "__globals__", {}).get("__name__", named.__module__)
+    return f"{module}.{named.__qualname__}"
 
 
 def _is_plain(value: Any) -> bool:

@@ -48,12 +48,23 @@ class Outside:
         passed = self._seen.passed
         at = next((i for i, (cond, _) in enumerate(passed) if equal(asked.cond, cond)), None)
         if at is not None and (asked.t < passed[at][1] or (asked.done and asked.t == passed[at][1])):
+            self._require_same_model(asked)
             passed[at] = (passed[at][0], asked.t)
             return
         self._judge(asked.cond)
         if at is not None:
             del passed[at]
         passed[:] = [*passed[-_BRANCHES:], (kept(asked.cond), asked.t)]
+
+    def _require_same_model(self, asked: Pass) -> None:
+        """A pass that goes on with a generation must meet the model that its beginning was judged on."""
+        if asked.done:
+            return
+        try:
+            self.guard.model.check(begins=False)
+        except IncompatibleRun as problem:
+            self.refused(str(problem))
+            raise
 
     def refused(self, why: str, outcome: Outcome = "refused") -> None:
         """Log that a pass was refused whose conditioning is not known."""
@@ -70,7 +81,7 @@ class Outside:
             values = self._values(rows)
         except BaseException as problem:
             ended, why = outcome_of(problem), in_words(problem)
-            guard.record([self._decision(key, None, True, ended, why) for key in keys or [""]])
+            guard.record([self._decision(key, None, True, ended, why) for key in dict.fromkeys(keys or [""])])
             raise
         logging = guard.action == "log"
         flagged = {key: value is not None and value >= guard.detector.value for key, value in values.items()}
