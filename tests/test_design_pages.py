@@ -63,7 +63,7 @@ def test_an_experiment(follow, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = follow("adding-an-experiment.md")
     train = save(tmp_path / "train", {f"{i}": noise_picture(i) for i in range(30)})
-    reference = dm.experiments.Reference.of(train, None, dm.experiments.Matching())
+    reference = dm.experiments.Reference.of(train)
     prompts = list(dm.load_prompts(["a fox", "a hen", "a cat", "a dog", "a pig"]))
     experiment = names["Guidance"](answering(lambda prompt, seed: noise_picture(3)), prompts, [1.0, 2.0], reference)
     run = names["run_experiment"](experiment, tmp_path / "run")

@@ -90,7 +90,7 @@ def mitigation_suite(
         tried = [one for name in dict.fromkeys([REFERENCE, *names]) for one in settings_of(name)]
         chosen = captions(prompts)
         place = Path(out or folder) / "run"
-        index = Reference.of(inputs.train, None, Matching()).index_in(place)
+        index = Reference.of(inputs.train).index_in(place)
         run = mitigate(
             target, chosen, tried, index, pictures=inputs.train, out=place, heldout=inputs.held_out,
             settings=Generation(images_per_prompt=draws, seed=seed, batch=2 * prompts, sampling=SAMPLING),

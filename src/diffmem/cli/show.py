@@ -62,8 +62,10 @@ def print_run(summary: Summary) -> None:
     for table in summary.tables():
         say("")
         emit_table(table.rows, table.columns, title=table.title)
-    say("\nLimits")
-    for text in (*summary.limits, *summary.notes):
+    limits = (*summary.limits, *summary.notes)
+    if limits:
+        say("\nLimits")
+    for text in limits:
         say(f"  - {plain(text)}")
 
 

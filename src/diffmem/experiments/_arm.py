@@ -108,9 +108,11 @@ class Reference(ShownInNotebooks):
 
     @classmethod
     def of(
-        cls, train: Any, heldout: Any, matching: Matching, options: Mapping[str, Any] | None = None, silent: bool = True
-    ) -> Reference:
+        cls, train: Any, heldout: Any = None, matching: Matching | None = None,
+        options: Mapping[str, Any] | None = None, silent: bool = True,
+    ) -> Reference:  # fmt: skip
         """The reference from whatever `as_images` takes, or from an index, which says itself by what it was described."""
+        matching = matching or Matching()
         images = training_of(train, options)
         if isinstance(images, CopyIndex):
             matching = matching.model_copy(update={"descriptor": images.about["name"]})

@@ -93,7 +93,7 @@ def mitigate(
         raise UsageError(
             f"A mitigation is given twice: {', '.join(sorted({x for x in labels if labels.count(x) > 1}))}."
         )
-    copies = Reference.of(train, heldout, matching or Matching(), descriptor_options, silent)
+    copies = Reference.of(train, heldout, matching, descriptor_options, silent)
     experiment = MitigateExperiment(target, listed, made, settings, copies, alignment)
     return run_experiment(experiment, out, Options(retry_errors, silent, shard))
 

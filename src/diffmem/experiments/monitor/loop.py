@@ -76,7 +76,7 @@ class Monitor(ShownInNotebooks):
             raise UsageError(
                 f"share is {share}; expected a share of the training's time above 0, or None for no bound."
             )
-        reference = Reference.of(train, heldout, matching or Matching(), None, True)
+        reference = Reference.of(train, heldout, matching, None, True)
         if isinstance(reference.train, CopyIndex):
             raise UsageError("A monitor measures losses of the training images: give the images, not an index of them.")
         self.out, self.share, self.silent = Path(out), share, silent

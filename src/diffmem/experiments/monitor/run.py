@@ -72,7 +72,7 @@ def monitor(
             a row with its error, and the others go on.
     """
     silent = is_silent(silent)
-    reference = Reference.of(train, heldout, matching or Matching(), descriptor_options, silent)
+    reference = Reference.of(train, heldout, matching, descriptor_options, silent)
     if isinstance(reference.train, CopyIndex):
         raise UsageError("Monitoring measures losses of the training images themselves: give the images, not an index.")
     plan, opening = plan or MonitorPlan(), opening or Opening()

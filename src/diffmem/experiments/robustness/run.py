@@ -86,7 +86,7 @@ def robustness(
     given = pictures if pictures is not None else None if isinstance(train, CopyIndex) else train
     experiment = RobustnessExperiment(
         target_of(target), listed, [one.with_images(given) for one in parse_mitigations(methods)],
-        plan or RobustnessPlan(), Reference.of(train, heldout, matching or Matching(), descriptor_options, silent), alignment,
+        plan or RobustnessPlan(), Reference.of(train, heldout, matching, descriptor_options, silent), alignment,
         paraphrase, None if given is None else pictures_of(given),
     )  # fmt: skip
     return run_experiment(experiment, out, Options(retry_errors, silent, shard))
