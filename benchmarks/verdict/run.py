@@ -4,7 +4,8 @@
 
 Parts: safe (audits of models that copy nothing: how many are called `reproduces`), power (audits with a planted share),
 plan (the power that `diffmem plan` promises against that of simulated audits of that size), bound (how often the share that
-`no-excess` does not exclude holds the true one). Parts that are run replace their entry in the result, the others stay.
+`no-excess` does not exclude holds the true one), looks (several looks at one audit, by a plan and without one). Parts that are
+run replace their entry in the result, the others stay.
 
 The statistic of an image that copies nothing has a part common to near-duplicate prompts, one common to a prompt's images
 and its own; the reference images are such images of prompts of their own. Calls that agree in prompt go to the same training
@@ -25,7 +26,8 @@ import pyarrow as pa
 from scipy.stats import norm, t
 
 from diffmem.copies.calibration import _threshold
-from diffmem.evaluation.chance import Chance, fewest_calls
+from diffmem.evaluation.chance import LEVEL, Chance, fewest_calls
+from diffmem.evaluation.looks import spending_levels
 from diffmem.evaluation.planning import plan_audit
 from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.report.columns import PromptColumns
@@ -41,7 +43,13 @@ LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 
 
 def audit(random, prompts, images, references, tail, alike, share=0.0, seeds=1.0):
-    """The verdict of one simulated audit, and how many of its prompts reproduce a training image.
+    """The verdict of one simulated audit, and how many of its prompts reproduce a training image."""
+    ((verdict, copied),) = looked_at(random, prompts, images, references, tail, alike, share, seeds, {images: LEVEL})
+    return verdict, copied
+
+
+def looked_at(random, prompts, images, references, tail, alike, share, seeds, levels):
+    """The verdicts of one simulated audit at several looks, and how many of its prompts reproduce a training image.
 
     Args:
         prompts: how many; in clusters of 1 to 4 near-duplicates.
@@ -51,12 +59,10 @@ def audit(random, prompts, images, references, tail, alike, share=0.0, seeds=1.0
         alike: share of the statistic's variance common to a cluster, and again to a prompt.
         share: of the prompts that reproduce a training image.
         seeds: of such a prompt that do.
+        levels: images per prompt at each look -> level of its test.
     """
     shape = TAILS[tail]
-    per_image = 1 - 0.99 ** (1 / images)
-    threshold = _threshold(
-        "held-out", shape(random.standard_normal(references)), "similarity", 0.01, per_image, images, []
-    )
+    known = shape(random.standard_normal(references))
     sizes = random.integers(1, 5, prompts)
     cluster = np.repeat(np.arange(prompts), sizes)[:prompts]
     parts = (random.standard_normal(prompts)[cluster], random.standard_normal(prompts))
@@ -74,6 +80,17 @@ def audit(random, prompts, images, references, tail, alike, share=0.0, seeds=1.0
     group[copies] = (20_000 + cluster)[:, None].repeat(images, 1)[copies]
     stems = ["".join(letters) for letters in LETTERS[random.integers(0, 26, (prompts, 36))]]
     texts = {f"{i:05}": f"{stems[cluster[i]]}{'abcd'[i % 4]}" for i in range(prompts)}
+    return [
+        (judged(value[:, :n], group[:, :n], texts, n, known, level), int(copies[:, :n].any(1).sum()))
+        for n, level in levels.items()
+    ]
+
+
+def judged(value, group, texts, images, known, level):
+    """The verdict on the first so many images of each prompt."""
+    prompts = len(texts)
+    per_image = 1 - 0.99 ** (1 / images)
+    threshold = _threshold("held-out", known, "similarity", 0.01, per_image, images, [])
     place = np.repeat(np.arange(prompts), images)
     called = (value >= threshold.value).reshape(-1)
     rows = pa.table({
@@ -86,7 +103,7 @@ def audit(random, prompts, images, references, tail, alike, share=0.0, seeds=1.0
     per_prompt = matches.per_prompt(prompts)
     fact = {"threshold": asdict(threshold), "descriptor": DESCRIPTOR, "problems": {}}
     seen = collect(fact, matches, per_prompt, columns, lambda ids: {key: texts[key] for key in ids})
-    return decide(_copies(fact, matches, per_prompt, columns), seen, Circumstances()), int(copies.any(1).sum())
+    return decide(_copies(fact, matches, per_prompt, columns), seen, Circumstances(level=level))
 
 
 def cells(count):
@@ -163,7 +180,34 @@ def bound(count):
     return {"rows": rows}
 
 
-PARTS = {part.__name__: part for part in (safe, power, plan, bound)}
+def looks(count):
+    """Audits of models that copy nothing, looked at with 2, 4 and 8 images per prompt: by a plan, and each time as if first.
+
+    With a share that reproduces, every second seed of it: the power by the plan, and the images that early ends spare.
+    """
+    images, rows = (2, 4, 8), []
+    planned = dict(zip(images, spending_levels(images), strict=True))
+    for tail, alike, share in itertools.product(TAILS, (0.0, 0.35), (0.0, 0.05)):
+        many = count // 4 if share == 0 else max(50, count // 20)
+        wrong = {"planned": 0, "as_if_first": 0, "last_alone": 0}
+        made = 0
+        for i in range(many):
+            for name, levels in (("planned", planned), ("as_if_first", dict.fromkeys(images, LEVEL))):
+                verdicts = looked_at(np.random.default_rng([5, i]), 302, 8, 4000, tail, alike, share, 0.5, levels)
+                states = [verdict.state == "reproduces" for verdict, _ in verdicts]
+                wrong[name] += any(states)
+                if name == "planned":
+                    made += images[states.index(True)] if any(states) else images[-1]
+            wrong["last_alone"] += states[-1]
+        rows.append({"prompts": 302, "looks": images, "references": 4000, "tail": tail, "alike": alike, "share": share,
+                     "copying_seeds": 0.5, "audits": many, **wrong, "images_per_prompt": made / many})  # fmt: skip
+        print(rows[-1], flush=True)
+    safe_ones = [row for row in rows if row["share"] == 0]
+    total = {name: sum(row[name] for row in safe_ones) for name in ("planned", "as_if_first", "last_alone")}
+    return {"rows": rows, "audits": sum(row["audits"] for row in safe_ones), "levels": planned, **total}
+
+
+PARTS = {part.__name__: part for part in (safe, power, plan, bound, looks)}
 
 
 def main():

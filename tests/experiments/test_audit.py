@@ -60,6 +60,25 @@ def test_copies_are_found_and_others_are_not(train, tmp_path):
     assert agreement["top"][0]["prompt"].startswith("copied")
 
 
+def test_looks_end_where_copies_are_found_and_share_the_error_of_one(train, tmp_path):
+    heldout = [picture(20_000 + i) for i in range(900)]
+    common = {"heldout": heldout, "scores": ["text-uppercase"]}
+    memorized = {f"copied {i}": i for i in range(20)}
+    found = audit(copier(memorized), [*memorized, *(f"new {i}" for i in range(40))], train, looks=(2, 4, 8), **common)
+    assert found.summary.verdict.state == "reproduces" and found.summary.images.made == 120
+    out, texts = tmp_path / "run", [f"new {i}" for i in range(60)]
+    safe = audit(copier({}), texts, train, looks=(1, 2), out=out, **common).summary
+    assert safe.verdict.state != "reproduces" and safe.images.made == 120
+    assert json.loads((out / "facts" / "looks.json").read_text())["made"] == [1, 2]
+    with pytest.raises(IncompatibleRun, match="has the looks 1, 2"):
+        audit(copier({}), texts, train, looks=(1, 4), out=out, **common)
+    audit(copier({}), texts, train, images_per_prompt=1, out=tmp_path / "plain", **common)
+    with pytest.raises(IncompatibleRun, match="without a plan"):
+        audit(copier({}), texts, train, looks=(1, 2), out=tmp_path / "plain", **common)
+    with pytest.raises(UsageError, match="leave images_per_prompt"):
+        audit(copier({}), texts, train, looks=(1, 2), images_per_prompt=2, **common)
+
+
 def test_agreement_is_of_the_images_that_were_asked_for_last(tmp_path):
     """Four images, then two of them, then all four again, then one: never the row of another number of images."""
 

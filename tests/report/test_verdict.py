@@ -300,3 +300,32 @@ def test_a_declaration_that_fails_on_images_is_a_failed_check(tmp_path):
         folder, "fit", {"passed": False, "warning": False, "message": "The model is not what it was declared to be."}
     )
     assert "check of the model failed: the model is not what it was declared to be" in verdict(folder).sentence
+
+
+def looked_at(folder, made, plan=None):
+    write_fact(folder, "looks", {"plan": plan, "made": made})
+    write_fact(folder, "asked", {"images_per_prompt": made[-1]})
+    return verdict(folder)
+
+
+def test_a_second_look_without_a_plan_finds_nothing_by_a_rate(tmp_path):
+    needed = fewest_calls(120, Chance.of_rate(1000, 0.01, 1))
+    folder = made_run(tmp_path / "a", needed)
+    assert looked_at(folder, [1]).state == "reproduces"
+    found = looked_at(folder, [4, 1])
+    assert found.state == "unknown" and "looked at before" in found.sentence and "--looks" in found.needs
+    assert looked_at(made_run(tmp_path / "b", 0), [4, 1]).state == "no-excess"
+
+
+def test_a_planned_look_spends_its_own_level_only(tmp_path):
+    chance = Chance.of_rate(1000, 0.01, 1)
+    folder = made_run(tmp_path / "a", fewest_calls(120, chance))
+    assert looked_at(folder, [1], {"1": 0.0003, "2": 0.0097}).state == "no-excess"
+    folder = made_run(tmp_path / "b", fewest_calls(120, chance, 0.0003))
+    assert looked_at(folder, [1], {"1": 0.0003, "2": 0.0097}).state == "reproduces"
+
+
+def test_no_excess_proposes_looks_that_share_the_error(tmp_path):
+    found = verdict(made_run(tmp_path / "run", 0))
+    (plan,) = [command for step in found.steps for command in step.commands if "plan" in command]
+    assert plan.endswith("--looks 1,2,4")

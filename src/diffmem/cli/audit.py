@@ -25,6 +25,7 @@ from diffmem.cli.options import (
     need,
 )
 from diffmem.cli.output import say
+from diffmem.cli.plan import parse_looks
 from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
 
@@ -57,6 +58,13 @@ def audit(
         int | None, Parameter(help="images generated of each prompt; default: 4, with --samples 1")
     ] = None,
     samples: SamplesOption = None,
+    looks: Annotated[
+        str | None,
+        Parameter(
+            help="images per prompt at each of several looks, such as 2,4,8: the audit ends at the first that finds copies, "
+            "and the looks share the error of one"
+        ),
+    ] = None,
     noise: Annotated[
         Literal["bank", "per-prompt"],
         Parameter(group=RARE, help="noises common to all prompts, or each prompt its own"),
@@ -124,7 +132,15 @@ def audit(
     # Prompt scores say nothing where there are no prompts; those that are asked for are refused with the reason.
     wanted = parse_scores(scores or (DEFAULT_SCORES if samples is None else ()))
     given, how = prompts.load_or_none(typed, samples, train), sampling.sampling()
-    images_per_prompt = images_per_prompt or (4 if samples is None else 1)
+    planned = parse_looks(looks)
+    if planned and (
+        images_per_prompt is not None or samples is not None or against_base or shard is not None or train is None
+    ):
+        raise UsageError(
+            "--looks says how many images each prompt gets, and ends where copies are found: give --train, and leave "
+            "--images-per-prompt, --samples, --against-base and --shard out."
+        )
+    images_per_prompt = planned[-1] if planned else images_per_prompt or (4 if samples is None else 1)
     if given is None and against_base:
         raise UsageError("--against-base compares models that take prompts: give prompts in place of --samples.")
     folder = None if work.dry_run else need(out, "--out", "the audit needs a run directory")
@@ -150,7 +166,8 @@ def audit(
         print_estimate(add(cost, cost) if against_base else cost, work.json)
         return 0
     settings: dict[str, Any] = {
-        "heldout": heldout, "out": folder, "scores": wanted, "draws": draws, "images_per_prompt": images_per_prompt,
+        "heldout": heldout, "out": folder, "scores": wanted, "draws": draws,
+        "images_per_prompt": None if planned else images_per_prompt,
         "seed": work.seed,
         "noise": noise, "sampling": how, "descriptor": copies.descriptor,
         "descriptor_options": copies.options(target.allow_pickle),
@@ -172,7 +189,14 @@ def audit(
         summary = build_digest(folder_of).as_dict() | {"against": run.summary.as_dict()}
     else:
         run = run_audit(
-            target.open(model, how), given, train, gallery=gallery, control=control, samples=samples, **settings
+            target.open(model, how),
+            given,
+            train,
+            gallery=gallery,
+            control=control,
+            samples=samples,
+            looks=planned,
+            **settings,
         )
         if shard is not None:
             return work.tell_part(run.summary)

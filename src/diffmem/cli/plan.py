@@ -29,6 +29,10 @@ def plan(
         int | None, Parameter(help="held-out images that there are; default: as many as it takes")
     ] = None,
     images_per_prompt: Annotated[int | None, Parameter(help="default: what takes the fewest images")] = None,
+    looks: Annotated[
+        str | None,
+        Parameter(help="images per prompt at each of several looks, such as 2,4,8, in place of --images-per-prompt"),
+    ] = None,
     fpr: Annotated[
         float | None, Parameter(help="nominal rate of falsely called prompts; default: what takes the fewest images")
     ] = None,
@@ -43,37 +47,60 @@ def plan(
 
     from diffmem.cli.output import duration, emit_json, note
     from diffmem.evaluation.chance import LEVEL
+    from diffmem.evaluation.looks import plan_looks, spending_levels
     from diffmem.evaluation.planning import plan_audit
     from diffmem.report.prose import percent
 
     if cost_of is not None and seconds_per_image is not None:
         raise UsageError("--cost-of and --seconds-per-image say the same; give one of them.")
     share = parse_share("--detect", detect)
+    planned, hit = parse_looks(looks), (parse_share("--copying-seeds", copying_seeds), parse_share("--recall", recall))
+    if planned and images_per_prompt is not None:
+        raise UsageError("--looks and --images-per-prompt say the same; give one of them.")
     found = plan_audit(
-        share, power, parse_share("--copying-seeds", copying_seeds), parse_share("--recall", recall), heldout,
-        images_per_prompt, fpr, prompts,
+        share, power, *hit, heldout, planned[-1] if planned else images_per_prompt, fpr, prompts,
+        spending_levels(planned)[-1] if planned else LEVEL,
     )  # fmt: skip
+    several = plan_looks(found.prompts, share, hit[0] * hit[1], found.references, found.fpr, planned) if planned else ()
     each = seconds_per_image if cost_of is None else _seconds_per_image(cost_of)
     seconds = None if each is None else each * found.images
     if json:
-        emit_json({**asdict(found), "detect": share, "level": LEVEL, "seconds": seconds})
+        about = {"detect": share, "level": LEVEL, "seconds": seconds, "looks": [asdict(look) for look in several]}
+        emit_json({**asdict(found), **about})
         return 0
     say(f"Prompts            {found.prompts:,} distinct ones")
     say(f"Images per prompt  {found.images_per_prompt:,}")
     say(f"Images             {found.images:,}" + ("" if seconds is None else f", about {duration(seconds)}"))
     say(f"Held-out images    {found.references:,}, at --fpr {found.fpr:g}")
+    for number, look in enumerate(several, start=1):
+        say(
+            f"Look {number}             {look.images_per_prompt} images per prompt: `reproduces` where p <= {look.level:.2g}; "
+            f"finds such a share in {percent(look.power)} of audits"
+        )
     say(
         f"\nIf {percent(share)} of the prompts reproduce a training image, {percent(found.power)} of such audits say so. If none "
         f"does, at most {percent(LEVEL)} of them say so all the same; no call at all leaves up to {percent(found.bound)} of such "
         "prompts not excluded."
     )
     say(
-        f"\n  diffmem audit MODEL --prompts PROMPTS --train TRAIN --heldout HELDOUT --out RUN "
-        f"--images-per-prompt {found.images_per_prompt} --fpr {found.fpr:g}"
+        "\n  diffmem audit MODEL --prompts PROMPTS --train TRAIN --heldout HELDOUT --out RUN "
+        + (f"--looks {looks}" if planned else f"--images-per-prompt {found.images_per_prompt}")
+        + f" --fpr {found.fpr:g}"
     )
     if seconds is None:
         note("how long it takes: give a run of this model (--cost-of RUN), or --seconds-per-image")
     return 0
+
+
+def parse_looks(text: str | None) -> tuple[int, ...]:
+    """Looks typed as 2,4,8; none where there are none."""
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    numbers = [int(part) if part.isdigit() else 0 for part in parts]
+    if len(parts) < 2 or numbers[0] < 1 or sorted({*numbers}) != numbers:
+        raise UsageError(f"--looks is {text!r}; expected two or more numbers of images that rise, such as 2,4,8.")
+    return tuple(numbers)
 
 
 def parse_share(option: str, text: str) -> float:

@@ -49,6 +49,7 @@ class Circumstances:
         waived: images that are called copies, but whose pairs are accepted.
         control: the positive control, if there is one.
         review: what reviewers say, if anybody labelled a pair.
+        level: probability at most with which this look says `reproduces` by chance; 0: earlier looks have spent it.
     """
 
     check: Mapping[str, Any] | None = None
@@ -58,6 +59,7 @@ class Circumstances:
     waived: int = 0
     control: ControlDigest | None = None
     review: ReviewDigest | None = None
+    level: float = LEVEL
 
 
 @dataclass
@@ -213,7 +215,9 @@ def _by_gallery(case: _Case) -> Verdict | None:
     if gallery is None:
         return None
     against = f"{count(gallery.called_gallery, 'prompt')} against as many images that no training saw"
-    if case.values["p_value"] <= LEVEL:
+    if _spent(case):
+        return _looked_before(case, against)
+    if case.values["p_value"] <= case.around.level:
         return Verdict(
             state="reproduces", by="gallery", **case.values,
             sentence=f"Reproduces training images: {gallery.called_train:,} of {count(gallery.prompts, 'prompt')} gave images "
@@ -244,7 +248,9 @@ _NO_EXCESS = (
 def _by_rate(case: _Case) -> Verdict | None:
     if case.chance is None:
         return None
-    if case.values["p_value"] <= LEVEL:
+    if _spent(case):
+        return _looked_before(case, _expected(case))
+    if case.values["p_value"] <= case.around.level:
         return Verdict(
             state="reproduces", by="rate", **case.values,
             sentence=f"Reproduces training images: {_called(case)}, {_expected(case)}.",
@@ -255,6 +261,20 @@ def _by_rate(case: _Case) -> Verdict | None:
     return Verdict(
         state="no-excess", by="rate", **case.values,
         sentence=f"No more than chance: {_called(case)}, {_expected(case)}; {_bound(case)}.", plain=_NO_EXCESS,
+    )  # fmt: skip
+
+
+def _spent(case: _Case) -> bool:
+    """Whether a look that no plan provided for finds what a first look would call more than chance."""
+    return case.around.level <= 0 and bool(case.values["p_value"] <= LEVEL)
+
+
+def _looked_before(case: _Case, expected: str) -> Verdict:
+    return _unknown(
+        case.values,
+        f"{_called(case)}, {expected}; but this run was looked at before with another number of images, and whoever looks often "
+        "enough finds something by chance.",
+        "An audit with another --seed in a new folder can say; planned looks (--looks 2,4,8) share the error of one.",
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from diffmem.atomic import write_atomic
 from diffmem.copies.statistics import RISING
+from diffmem.evaluation.chance import LEVEL
 from diffmem.evaluation.proportion import clopper_pearson
 from diffmem.report.columns import (
     ERROR,
@@ -47,6 +48,7 @@ from diffmem.report.waived import without_waived
 from diffmem.report.waivers import Waivers
 from diffmem.runs.asked import asked_rows
 from diffmem.runs.facts import read_fact
+from diffmem.runs.looks import level_of
 from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore
 
@@ -129,7 +131,9 @@ def build_digest(run_path: str | Path, methods: bool = True, waivers: Waivers | 
     fit = read_fact(folder, "fit")
     failed = next((made for made in (check, fit) if made is not None and made["passed"] is False), check)
     control = read_control(folder)
-    verdict = decide(copies, seen, Circumstances(failed, unfinished, images, gallery, waived, control, review))
+    verdict = decide(copies, seen, Circumstances(
+        failed, unfinished, images, gallery, waived, control, review, level_of(folder, LEVEL)
+    ))  # fmt: skip
     problem = () if reviewed is None or reviewed.problem is None else (reviewed.problem,)
     verdict = verdict.model_copy(update={"steps": next_steps(verdict, folder, manifest, copies)})
     headline = verdict.sentence if measures is None or prompts.listed else measures.headline

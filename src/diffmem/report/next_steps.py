@@ -147,10 +147,13 @@ def _no_excess(verdict: Verdict, folder: Path, typed: Typed, copies: CopiesDiges
         words = ["plan", "--detect", f"{100 * half:g}%"]
         if copies is not None and copies.threshold.n_reference:
             words += ["--heldout", str(copies.threshold.n_reference)]
+            k = copies.threshold.images_per_prompt
+            words += ["--looks", f"{k},{2 * k},{4 * k}"]
         steps.append(
             Step(
-                what="To find a smaller share, plan a new audit with fresh seeds in a new folder, and keep to it: adding seeds "
-                "to this run until something shows would find something by chance.",
+                what="To find a smaller share, plan an audit with another --seed in a new folder, whose looks share the error of "
+                "one. More seeds in this run cannot make its verdict `reproduces` by a rate: whoever adds seeds until something "
+                "shows finds something by chance.",
                 commands=(_line(*words),),
             )
         )

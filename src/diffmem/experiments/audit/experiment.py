@@ -23,6 +23,7 @@ from diffmem.report.pictures import write_pictures
 from diffmem.report.shape import Digest
 from diffmem.runs.directory import RunDirectory, usable
 from diffmem.runs.facts import read_fact, write_fact
+from diffmem.runs.looks import plan_run, record_look
 from diffmem.runs.summary import ArmPlace
 from diffmem.scores.base import Score
 from diffmem.scores.image.base import ImageScore
@@ -67,6 +68,7 @@ class AuditExperiment(Experiment[Digest]):
     place: str = ""
     gallery: ImageSet | None = None
     control: bool = False
+    looks: Mapping[int, float] = field(default_factory=dict)
 
     describes: ClassVar[bool] = False
 
@@ -103,6 +105,8 @@ class AuditExperiment(Experiment[Digest]):
     def _score(self, run: RunDirectory, target: Target) -> ScoreResult:
         if self.control:
             self._budget(target)  # refuses before any work
+        if self.looks:
+            plan_run(run.path, self.looks)
         check_once(target, self.prompts, self.generation.sampling, run)
         train = None if self.reference is None else self.reference.train
         fit = fit_once(target, train if isinstance(train, ImageSet) else None, run)
@@ -123,6 +127,8 @@ class AuditExperiment(Experiment[Digest]):
             agreement_stage(run, descriptor)
             return Finished()
         index = self.reference.index_in(run.path)
+        if self.options.shard is None:
+            record_look(run.path, self.generation.images_per_prompt)
         if index.descriptor is not None:
             agreement_stage(run, index.descriptor)
         if self.gallery is not None:

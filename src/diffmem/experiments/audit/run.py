@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet, as_images
 from diffmem.data.prompts import PromptList, as_prompts
 from diffmem.errors import UsageError
+from diffmem.evaluation.looks import spending_levels
 from diffmem.experiments._arm import Options, Reference
 from diffmem.experiments._experiment import run_experiment
 from diffmem.experiments._run import Run
@@ -21,6 +23,7 @@ from diffmem.models.target import Target
 from diffmem.notebook import is_silent
 from diffmem.renamed import renamed
 from diffmem.report.redaction import Redaction
+from diffmem.report.shape import Digest
 from diffmem.scores import DEFAULT_SCORES
 from diffmem.scores.base import Score
 from diffmem.scores.image.base import ImageScore
@@ -45,6 +48,7 @@ def audit(
     draws: int = 4,
     images_per_prompt: int | None = None,
     samples: int | None = None,
+    looks: Sequence[int] = (),
     seed: int = 0,
     noise: Literal["bank", "per-prompt"] = "bank",
     sampling: Sampling | None = None,
@@ -81,6 +85,10 @@ def audit(
         draws: noises per prompt for scoring.
         images_per_prompt: how many are generated of each; by default 4, and 1 of each of `samples`.
         samples: for a model that takes no prompts: how many images to make.
+        looks: images per prompt at each of several looks, such as (2, 4, 8), in place of `images_per_prompt`: the audit ends at
+            the first look that says `reproduces`. Each spends its share of the error of a single look, so that looking
+            again finds nothing by chance (see `evaluation.looks.spending_levels`). More images without a plan cannot make a
+            verdict `reproduces` by a rate.
         seed: root seed.
         noise: scoring noise, common to all prompts or per prompt.
         sampling: steps, guidance, scheduler, size of the images.
@@ -109,6 +117,14 @@ def audit(
         IncompatibleRun: `out` belongs to another model or plan.
     """
     silent = is_silent(silent)
+    if looks and (
+        images_per_prompt is not None or samples is not None or base is not None or shard is not None or train is None
+    ):
+        raise UsageError(
+            "Looks say how many images each prompt gets, and end where copies are found: give a training set, and leave "
+            "images_per_prompt, samples, base and shard out."
+        )
+    levels = dict(zip(looks, spending_levels(looks), strict=True)) if looks else {}
     if base is not None and (gallery is not None or samples is not None or control):
         raise UsageError(
             "With a base the base is the control, and both models are given prompts: leave gallery, samples and control out."
@@ -143,16 +159,24 @@ def audit(
         _opener(target), listed, parsed,
         Scoring(scores=tuple(s.label for s in parsed), draws=draws, seed=seed, noise=noise, micro_batch=micro_batch),
         Generation(
-            images_per_prompt=images_per_prompt or (4 if samples is None else 1), seed=seed,
+            images_per_prompt=looks[0] if looks else images_per_prompt or (4 if samples is None else 1), seed=seed,
             batch=batch, sampling=sampling or Sampling()
         ),
         judged if reference is None else reference.matching, dict(descriptor_options or {}), reference,
         measure=parse_image_scores(measure), measure_images=measure_images, options=Options(retry_errors, silent, shard),
-        gallery=None if gallery is None else as_images(gallery), control=control,
+        gallery=None if gallery is None else as_images(gallery), control=control and len(looks) < 2, looks=levels,
     )  # fmt: skip
     if base is not None:
         return audit_against(experiment, _opener(base), out, redact)
     run = run_experiment(experiment, out, experiment.options)
+    for images in looks[1:]:
+        summary = run.summary
+        assert isinstance(summary, Digest)
+        if summary.verdict.state == "reproduces":
+            break
+        again = experiment.generation.model_copy(update={"images_per_prompt": images})
+        last = replace(experiment, generation=again, control=control and images == looks[-1])
+        run = run_experiment(last, run.path, experiment.options)
     if shard is None:
         run.report(redact)
     return run
