@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "make: '$(PYTHON)' is $$($(PYTHON) --version 2>&1); diffmem needs Python 3.11 or newer." \
 		"Name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[lora,plots,faiss,features,test,lint]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[lora,plots,faiss,features,ray,test,lint]"
 	@touch $(STAMP)
 
 demo: $(STAMP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 
 KEY_BYTES = 16
 
@@ -33,6 +34,41 @@ def row_key(**parts: object) -> bytes:
     if not parts:
         raise TypeError("A row key needs at least one named part: row_key(stage=..., model=..., ...).")
     return hashlib.blake2b(canonical_json(parts).encode("ascii"), digest_size=KEY_BYTES).digest()
+
+
+class RowKeys:
+    """Keys of many rows that differ in a few parts only: what they share is written and checked once.
+
+    Args:
+        varying: names of the parts that differ.
+        parts: those that all rows share.
+
+    Example:
+        >>> RowKeys(("draw",), stage="scores", seed=0).key(draw=3) == row_key(stage="scores", seed=0, draw=3)
+        True
+    """
+
+    def __init__(self, varying: Sequence[str], **parts: object) -> None:
+        self._names = frozenset(varying)
+        self._pieces: list[tuple[str, str | None]] = []  # (text before, the varying part after it)
+        text = "{"
+        for position, name in enumerate(sorted({*varying, *parts})):
+            text += f"{',' * (position > 0)}{json.dumps(name)}:"
+            if name in self._names:
+                self._pieces.append((text, name))
+                text = ""
+            else:
+                text += canonical_json(parts[name])
+        self._pieces.append((text + "}", None))
+
+    def key(self, **values: object) -> bytes:
+        """`row_key` of the shared parts and these."""
+        if values.keys() != self._names:
+            raise TypeError(f"These keys vary in {sorted(self._names)}, but got {sorted(values)}.")
+        text = "".join(
+            before if name is None else before + canonical_json(values[name]) for before, name in self._pieces
+        )
+        return hashlib.blake2b(text.encode("ascii"), digest_size=KEY_BYTES).digest()
 
 
 def _check(value: object, place: str) -> None:

@@ -18,6 +18,7 @@ from diffmem.cli.options import (
     say_unchecked,
 )
 from diffmem.cli.output import say
+from diffmem.cli.runner import SPREAD, RunnerOptions
 from diffmem.errors import NothingJudged
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def generate(
     sampling: SamplingOptions = SAMPLING,
     target: ModelOptions = MODEL,
     work: WorkOptions = WORK,
+    spread: RunnerOptions = SPREAD,
 ) -> int:
     """Generate images per prompt with recorded seeds, into a run directory.
 
@@ -79,7 +81,7 @@ def generate(
         return 0
     folder = need(out, "--out", "the images need a run directory")
     result = generate_images(
-        opened, listed, settings, out=folder, shard=shard,
+        opened, listed, settings, out=folder, shard=shard, runner=spread.open(),
         retry_errors=work.retry_errors, silent=work.quiet or work.json,
     )  # fmt: skip
     for text in dict.fromkeys(result.notes):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import ModelOptions, PromptOptions, WorkOptions, say_unchecked
+from diffmem.cli.runner import SPREAD, RunnerOptions
 from diffmem.cli.verbs import RARE
 from diffmem.errors import NothingJudged, UsageError
 
@@ -48,6 +49,7 @@ def score(
     prompts: PromptOptions = PROMPTS,
     target: ModelOptions = MODEL,
     work: WorkOptions = WORK,
+    spread: RunnerOptions = SPREAD,
 ) -> int:
     """Score prompts for memorization, without generating images.
 
@@ -66,6 +68,7 @@ def score(
     if threshold is not None:
         given = {"--score": bool(scores), "--draws": draws is not None, "--noise-file": noise_file is not None,
                  "--micro-batch": micro_batch is not None, "--shard": work.shard is not None,
+                 "--runner": spread.runner is not None,
                  "--retry-errors": work.retry_errors, "--dry-run": work.dry_run}  # fmt: skip
         extra = [name for name, there in given.items() if there]
         if extra:
@@ -88,7 +91,8 @@ def score(
         return 0
     result = score_prompts(
         opened, listed, wanted, draws=draws, seed=work.seed, noise=noise, noises=_noises(noise_file),
-        micro_batch=micro_batch, out=out, shard=shard, retry_errors=work.retry_errors, silent=work.quiet or work.json,
+        micro_batch=micro_batch, out=out, shard=shard, runner=spread.open(), retry_errors=work.retry_errors,
+        silent=work.quiet or work.json,
     )  # fmt: skip
     for label, reason in result.refused.items():
         note(f"{label} did not run: {reason}")

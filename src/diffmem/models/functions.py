@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def open_function(model: str, options: Mapping[str, Any] | None = None) -> Targe
     except (Exception, SystemExit) as problem:  # of the user's own code; it may be written as a script
         raise ModelError(f"{shown} failed: {type(problem).__name__}: {first_line(problem)}") from problem
     if isinstance(getattr(made, "components", None), dict):
-        return Target.from_pipeline(made, name=shown)
+        made = Target.from_pipeline(made, name=shown)
     if not isinstance(made, Target):
         raise ModelError(
             f"{shown} returned a {type(made).__name__}; expected a model: diffmem.Target.from_callable(network, shape, ...), or "
@@ -63,6 +64,7 @@ def open_function(model: str, options: Mapping[str, Any] | None = None) -> Targe
         )
     if made.name == "callable":
         made.name = shown
+    made.reopen = partial(open_function, model, options)
     return made
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class Target(Checked, ShownInNotebooks):
         pipeline: the user's diffusers pipeline; for functions the built-in sampler, or None.
         fingerprint: identifies weights, configs and type; scores of different fingerprints never mix.
         notes: what was found while opening that the user should know.
+        reopen: opens the same model in another process; None where only the object itself can be sent there.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Target(Checked, ShownInNotebooks):
         self._generator = generator
         self._fingerprint = fingerprint
         self.notes: list[str] = []
+        self.reopen: Callable[[], Target] | None = None
         super().__init__()
 
     def __repr__(self) -> str:
@@ -125,6 +128,10 @@ class Target(Checked, ShownInNotebooks):
         name = name or Path(str(source)).name + name_of(lora)
         target = cls._seen(name, pipeline, fingerprint, distilled)
         target.notes += [text for one in loaded for text in (one.summary, *one.notes)]
+        target.reopen = partial(
+            cls.from_pretrained, source, device=device, dtype=dtype, revision=revision, lora=lora, allow_pickle=allow_pickle,
+            variant=variant, distilled=distilled, offload=offload, name=name,
+        )  # fmt: skip
         return target
 
     @classmethod

@@ -15,7 +15,7 @@ from diffmem.data.prompts import Prompt, PromptList
 from diffmem.errors import UsageError
 from diffmem.keys import row_key
 from diffmem.runs.facts import write_fact
-from diffmem.runs.manifest import Manifest, open_run, record_stage
+from diffmem.runs.manifest import Manifest, open_run, read_manifest, record_stage
 from diffmem.runs.provenance import provenance
 from diffmem.runs.store import RunStore
 
@@ -45,6 +45,14 @@ class RunDirectory:
             self.path, plan, fingerprints, provenance(), _command_line(), may_change=MAY_CHANGE
         )
         self.store = RunStore(self.path)
+
+    @classmethod
+    def attach(cls, path: Path) -> RunDirectory:
+        """A run that another process has opened: for its workers, which write rows and change nothing else."""
+        run = cls.__new__(cls)
+        run._temporary, run.path = None, path
+        run.manifest, run.store = read_manifest(path), RunStore(path)
+        return run
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"

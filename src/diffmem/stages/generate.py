@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from diffmem.data.png import png_bytes
 from diffmem.data.prompts import Prompt, PromptList
 from diffmem.errors import DiffmemError
 from diffmem.keys import row_key
+from diffmem.models.elsewhere import ModelElsewhere
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
 from diffmem.notebook import ShownInNotebooks, is_silent
@@ -24,6 +25,9 @@ from diffmem.renamed import RenamedFields
 from diffmem.runs.directory import RunDirectory, in_shard
 from diffmem.runs.microbatch import MicroBatches, describe
 from diffmem.runs.progress import Progress
+from diffmem.runs.runners import as_runner, require_folder
+from diffmem.runs.store import RowWriter, RunStore
+from diffmem.runs.units import Report, Runner, Work
 from diffmem.stages.samples import prompts_or_samples
 
 
@@ -78,6 +82,7 @@ def generate(
     samples: int | None = None,
     out: str | Path | None = None,
     shard: tuple[int, int] | None = None,
+    runner: Runner | str | None = None,
     retry_errors: bool = False,
     silent: bool | None = None,
 ) -> GenerationResult:
@@ -91,15 +96,16 @@ def generate(
             many images as `settings` says.
         out: run directory; the same command resumes it.
         shard: (i, n): only this part of the prompts.
+        runner: who does the work, see `score`.
         retry_errors: make images again that ended in an error.
         silent: no progress on stderr; by default progress shows in notebooks only.
     """
     silent = is_silent(silent)
-    prompt_list = prompts_or_samples(target, prompts, samples)
+    prompt_list, runner = prompts_or_samples(target, prompts, samples), require_folder(runner, out)
     settings = settings or Generation()
     fingerprints = {"model": target.fingerprint, "prompts": prompt_list.fingerprint}
     run = RunDirectory(out, {"generate": settings.model_dump(mode="json")}, fingerprints)
-    return generate_stage(target, prompt_list, settings, run, shard, retry_errors, silent)
+    return generate_stage(target, prompt_list, settings, run, shard, retry_errors, silent, runner=runner)
 
 
 def image_key(target: Target, prompt: Prompt, draw: int, settings: Generation) -> bytes:
@@ -119,6 +125,7 @@ def generate_stage(
     retry_errors: bool = False,
     silent: bool = True,
     work: Sequence[tuple[Prompt, int]] | None = None,
+    runner: Runner | str | None = None,
 ) -> GenerationResult:
     """The stage itself, in an open run directory; `work` names (prompt, draw) pairs in place of all images of each prompt."""
     mine = [p for p in prompts if in_shard(p, shard)]
@@ -127,15 +134,9 @@ def generate_stage(
     whole = [(p, d) for p in mine for d in range(settings.images_per_prompt)]
     work = whole if work is None else [(p, d) for p, d in work if in_shard(p, shard)]
     todo = [(p, d) for p, d in work if image_key(target, p, d, settings) not in done]
-    result = GenerationResult(run)
-    tried = 0
-
-    def make(items: Sequence[tuple[Prompt, int]]) -> list[Image.Image]:
-        return target.generate([p.text for p, _ in items], [d for _, d in items], settings.seed, settings.sampling)
-
-    batches = MicroBatches(
-        settings.batch, lambda size: result.notes.append(f"out of memory: images per call were halved to {size}")
-    )
+    result, runner = GenerationResult(run), as_runner(runner)
+    sound, tried = [(p, d) for p, d in todo if p.problem is None], 0
+    maker = _Maker(target, settings, result.notes)
     with (
         run.stage("generate", len(work), len(work) - len(todo), () if shard else ("prompts", "images")) as clock,
         run.store.writer("images") as writer,
@@ -144,19 +145,101 @@ def generate_stage(
         for prompt, draw in [(p, d) for p, d in todo if p.problem is not None]:
             writer.write(_row(target, prompt, draw, settings, status="error", error=prompt.problem))
             result.failed += 1
-        for items, images in batches.run([(p, d) for p, d in todo if p.problem is None], make):
-            for row in _rows(target, items, images, settings):
-                failed = row["status"] == "error"
-                result.failed += failed
-                result.made += not failed
-                writer.write(row)
-            tried += len(items)
-            clock.done += len(items)
-            bar.advance(len(items))
+        for report in (
+            maker.make(sound, writer) if runner is None else _spread(runner, target, settings, run, sound, retry_errors)
+        ):
+            result.failed += report.failed
+            result.made += report.done - report.failed
+            result.notes += report.notes
+            tried += report.done
+            clock.done += report.done
+            bar.advance(report.done)
         clock.done = len(work)
     per_image = target.generation_nfe(settings.sampling)
     result.nfe = None if per_image is None else per_image * tried
     return result
+
+
+class _Maker:
+    """Makes images in batches that fit and keeps them as rows."""
+
+    def __init__(self, target: Target, settings: Generation, notes: list[str]) -> None:
+        self.target, self.settings, self.notes = target, settings, notes
+        self.batches = MicroBatches(
+            settings.batch, lambda size: notes.append(f"out of memory: images per call were halved to {size}")
+        )
+
+    def make(self, items: Sequence[tuple[Prompt, int]], writer: RowWriter) -> Iterator[Report]:
+        """Make these images; one report per call of the pipeline."""
+        for batch, images in self.batches.run(items, self._images):
+            rows = list(_rows(self.target, batch, images, self.settings))
+            writer.write_many(rows)
+            yield Report(len(rows), sum(row["status"] == "error" for row in rows))
+
+    def _images(self, items: Sequence[tuple[Prompt, int]]) -> list[Image.Image]:
+        texts, draws = [p.text for p, _ in items], [d for _, d in items]
+        return self.target.generate(texts, draws, self.settings.seed, self.settings.sampling)
+
+
+CALLS = 4
+"""Calls of the pipeline per unit of work."""
+
+Unit = tuple[tuple[Prompt, int], ...]
+
+
+@dataclass
+class GenerationWork(Work[Unit]):
+    """Images for the workers of a runner, which open the model themselves."""
+
+    model: ModelElsewhere
+    settings: Generation
+    path: Path
+    retry_errors: bool
+    here: Target | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"here": None}
+
+    def open(self) -> Callable[[Unit], Report]:
+        """Open the model; the function that makes the images of a unit."""
+        store, notes = RunStore(self.path), list[str]()
+        maker = _Maker(self.model.open(), self.settings, notes)
+
+        def make(unit: Unit) -> Report:
+            told = len(notes)
+            with store.writer("images") as writer:
+                reports = list(maker.make(unit, writer))
+            return Report(
+                sum(r.done for r in reports), sum(r.failed for r in reports), notes=tuple(notes[told:])
+            )  # fmt: skip
+
+        return make
+
+    def left(self, unit: Unit) -> Unit | None:
+        """The images that the store lacks."""
+        assert self.here is not None
+        done = RunStore(self.path).finished("images", self.retry_errors)
+        return tuple((p, d) for p, d in unit if image_key(self.here, p, d, self.settings) not in done) or None
+
+    def halves(self, unit: Unit) -> Sequence[Unit]:
+        """Half the images each."""
+        middle = len(unit) // 2
+        return (unit[:middle], unit[middle:]) if middle else ()
+
+    def fail(self, unit: Unit, reason: str) -> Report:
+        """Error rows."""
+        assert self.here is not None
+        rows = [_row(self.here, p, d, self.settings, status="error", error=reason) for p, d in unit]
+        RunStore(self.path).append("images", rows)
+        return Report(len(rows), len(rows))
+
+
+def _spread(
+    runner: Runner, target: Target, settings: Generation, run: RunDirectory, items: Sequence[tuple[Prompt, int]], retry: bool,
+) -> Iterator[Report]:  # fmt: skip
+    work = GenerationWork(ModelElsewhere.of(target), settings, run.path, retry, target)
+    size = CALLS * settings.batch
+    return runner.run(work, (tuple(items[start : start + size]) for start in range(0, len(items), size)))
 
 
 def _rows(

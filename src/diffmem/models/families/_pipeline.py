@@ -52,6 +52,11 @@ class PipelineDenoiser(Denoiser):
     @property
     def device(self) -> torch.device:  # type: ignore[override]
         """Where the pipeline runs its network (also under CPU offload)."""
+        network = self.network
+        if not (hasattr(network, "_hf_hook") or hasattr(network, "_diffusers_hook")):  # nothing moves it
+            first = next(network.parameters(), None)
+            if first is not None and first.device.type != "meta":
+                return torch.device(first.device)  # the pipeline walks through all its modules to tell, for every call
         return torch.device(self.pipeline._execution_device)
 
     @property

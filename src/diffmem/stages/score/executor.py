@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -117,18 +118,18 @@ class Executor:
             self, cond.select([i for i, _ in rows]), self.noises.of_rows(rows, prompts), rows, texts
         )
         computed = {score.label: score.compute(evaluations) for score in self.scores}
-        tensors = {label: {k: v.double().cpu() for k, v in parts.items()} for label, parts in computed.items()}
+        columns = {label: {k: v.double().tolist() for k, v in parts.items()} for label, parts in computed.items()}
         seconds = (time.perf_counter() - started) / len(rows)
-        return [self._row(tensors, at, row, seconds, len(rows)) for at, row in enumerate(rows)]
+        return [self._row(columns, at, row, seconds, len(rows)) for at, row in enumerate(rows)]
 
     @staticmethod
     def _row(
-        tensors: dict[str, dict[str, torch.Tensor]], at: int, row: Row, seconds: float, micro_batch: int
+        columns: dict[str, dict[str, list[float]]], at: int, row: Row, seconds: float, micro_batch: int
     ) -> ScoredRow:
         result = ScoredRow(*row, seconds=seconds, micro_batch=micro_batch)
-        for label, parts in tensors.items():
-            numbers = {name: float(values[at]) for name, values in parts.items()}
-            if not all(abs(number) < float("inf") for number in numbers.values()):
+        for label, parts in columns.items():
+            numbers = {name: values[at] for name, values in parts.items()}
+            if not all(map(math.isfinite, numbers.values())):
                 result.error = "the network returned NaN or infinite values for this prompt and noise"
                 return result
             result.values[label] = numbers.pop("value")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffmem.data.prompts import Prompt
 from diffmem.errors import ScoreRefused
-from diffmem.keys import row_key
+from diffmem.keys import RowKeys
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.target import Target
 from diffmem.scores import DEFAULT_SCORES
@@ -46,14 +46,18 @@ class ScoreRows:
     ) -> None:
         self.target, self.settings, self.scores = target, settings, scores
         self._prompts, self._noises = prompts, noises
+        self._keys: dict[str, RowKeys] = {}
 
     def key(self, prompt: Prompt, score: Score, draw: int | None) -> bytes:
         """The content key of one score row; draw None for scores over all draws."""
-        return row_key(
-            stage="scores", model=self.target.fingerprint, prompt=[prompt.id, prompt.text], score=score.name,
-            version=score.version, parameters=score.parameters.model_dump(mode="json"), seed=self.settings.seed,
-            noise=self._noises or self.settings.noise, draw=draw,
-        )  # fmt: skip
+        keys = self._keys.get(score.label)
+        if keys is None:
+            keys = self._keys[score.label] = RowKeys(
+                ("prompt", "draw"), stage="scores", model=self.target.fingerprint, score=score.name, version=score.version,
+                parameters=score.parameters.model_dump(mode="json"), seed=self.settings.seed,
+                noise=self._noises or self.settings.noise,
+            )  # fmt: skip
+        return keys.key(prompt=[prompt.id, prompt.text], draw=draw)
 
     def row(self, prompt: Prompt, score: Score, draw: int | None, **more: Any) -> dict[str, Any]:
         """One row; `more` holds value, components, status, error, seconds."""
