@@ -89,7 +89,8 @@ def _cut(pixels: np.ndarray, side: int, most: int, random: np.random.Generator) 
 
 def grey_set(name: str, file: Path, gallery: int, fresh: int, part: int = 0) -> Pictures:
     """MNIST or Fashion-MNIST from arrays `xtr` and `xte`."""
-    with np.load(file) as arrays:
+    with np.load(file) as kept:
+        arrays = {key: kept[key] for key in ("xtr", "xte")}  # read once: every access decompresses all
         parts = [
             [Image.fromarray(arrays[key][i]).convert("RGB") for i in _slice(len(arrays[key]), count, part)]
             for key, count in (("xtr", gallery), ("xte", fresh))

@@ -25,7 +25,8 @@ import numpy as np
 import pyarrow as pa
 from scipy.stats import norm, t
 
-from diffmem.copies.calibration import _threshold
+from diffmem.copies.calibration import threshold_from
+from diffmem.copies.references import References
 from diffmem.evaluation.chance import LEVEL, Chance, fewest_calls
 from diffmem.evaluation.looks import spending_levels
 from diffmem.evaluation.planning import plan_audit
@@ -89,8 +90,7 @@ def looked_at(random, prompts, images, references, tail, alike, share, seeds, le
 def judged(value, group, texts, images, known, level):
     """The verdict on the first so many images of each prompt."""
     prompts = len(texts)
-    per_image = 1 - 0.99 ** (1 / images)
-    threshold = _threshold("held-out", known, "similarity", 0.01, per_image, images, [])
+    threshold = threshold_from([References("held-out", known)], "similarity", 0.85, 0.01, images)
     place = np.repeat(np.arange(prompts), images)
     called = (value >= threshold.value).reshape(-1)
     rows = pa.table({

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from diffmem.copies.alignment.align import Aligner, pixels_of
-from diffmem.copies.degenerate import is_degenerate
-from diffmem.copies.duplicates import DuplicateGroups, near_duplicates
+from diffmem.copies.duplicates import DuplicateGroups
 from diffmem.copies.index import CopyIndex
-from diffmem.copies.metrics import Floats
-from diffmem.copies.neighbors import Ints
+from diffmem.copies.references import Reference, References, held_out, train_train
 from diffmem.copies.rule import CopyRule
-from diffmem.copies.statistics import RELATIVE, STATISTICS, Statistic, neighbourhood
-from diffmem.copies.verification import SHARED, confirm
+from diffmem.copies.statistics import RELATIVE, STATISTICS, Statistic
+from diffmem.copies.verification import SHARED
 from diffmem.data.images import ImageSet
 from diffmem.errors import UsageError
-from diffmem.evaluation.proportion import clopper_pearson
+from diffmem.evaluation.chance import share_interval
 from diffmem.renamed import renamed
 
-Reference = Literal["held-out", "train-train distinct groups"]
-MOST_REFERENCES = 20_000
-MOST_VERIFIED = 1000
+HIGHEST = 0.05
+"""A rate per prompt above this is not stated in place of a lower one that was asked for."""
 _CUSTOMARY = {"ratio": -1 / 3, "normalised": -1.0, "verified": SHARED}
 
 
@@ -36,7 +32,8 @@ class CopyThreshold(CopyRule):
     """The copy rule, and how its threshold was found.
 
     Attributes:
-        nominal_fpr: stated share of prompts that copy nothing and are flagged all the same.
+        nominal_fpr: stated share of prompts that copy nothing and are flagged all the same; the lowest that the references can
+            state where that is above what was asked for.
         per_image_fpr: the same per image: 1 − (1 − nominal)^(1/k) for k images per prompt (Šidák).
         images_per_prompt: k.
         reference: the distinct images it was calibrated on; None if it was not.
@@ -47,6 +44,8 @@ class CopyThreshold(CopyRule):
         note: what to know about it, in one or a few sentences.
         fpr_interval: where the rate per image of a new image lies with 95 % probability, given that the threshold is an order
             statistic of so few references (its distribution is a Beta); None if uncalibrated.
+        asked_fpr: the rate per prompt that was asked for, where `nominal_fpr` is another; None: they are the same.
+        n_effective: how many independent references `n_reference` are worth; None in old runs: all.
     """
 
     nominal_fpr: float
@@ -59,6 +58,8 @@ class CopyThreshold(CopyRule):
     calibrated: bool
     note: str
     fpr_interval: tuple[float, float] | None = None
+    asked_fpr: float | None = None
+    n_effective: int | None = None
 
 
 @renamed(false_positives="fpr")
@@ -72,19 +73,20 @@ def calibrate(
 ) -> CopyThreshold:
     """Threshold on a match statistic at a stated false-positive rate, from distances between distinct images.
 
-    Split conformal: with n reference values the threshold lies just above the ⌈(n+1)(1−α)⌉-th smallest, so that a new
-    image of the same kind that copies nothing is flagged with probability at most α. Held-out images come first; where
-    they are too few ((n+1)·α < 1) or missing, each near-duplicate group of the training set is compared with all the
-    others. Generated images are not held-out images, so the rate holds as far as those that copy nothing are no nearer
-    to the training set than real new images are.
+    Split conformal: with n independent references the threshold lies just above the j-th largest, j = floor((n + 1) alpha), so
+    that a new image of their kind is flagged with probability at most alpha. Held-out images are taken where there are any that
+    can state alpha, or else the lowest rate that they can state, 1/(n + 1) per image, unless that is above 5 % per prompt.
+    Only then, or without any, each near-duplicate group of the training set is compared with all the others. There, two
+    images that are alike count for each other, so chance resemblances come in pairs, and n counts half
+    (`References.per_event`). Generated images are not held-out images, so the rate holds as far as those that copy nothing
+    are no nearer to the training set than real new images are.
 
     Args:
         index: the training set.
-        heldout: images that no training has seen, as descriptors [n, D] or an image set. Those that are the same picture as
-            a training image or as each other are left out, and degenerate ones. With descriptors that hold pixels, "the
-            same picture" means near-duplicates that agree in their details: were smooth pictures left out because they are
-            like each other, the rate would not hold for them. With `aligned` also pictures that share a part for certain.
-        fpr: α, per prompt, above 0 and below 1.
+        heldout: images that no training has seen, as descriptors [n, D] or an image set. Left out are degenerate ones and those
+            that are proven to be the same picture as another one or as a training image, or to share a part with it
+            (`References`); what merely looks like that stays, for such pictures are judged, too.
+        fpr: alpha, per prompt, above 0 and below 1.
         images_per_prompt: how many images of a prompt are judged; one copy among them flags the prompt.
         statistic: `similarity`, `ratio` or `normalised`; by default the descriptor's own.
         groups: near-duplicate groups and templates of the training set; by default `index.duplicates()`.
@@ -106,7 +108,6 @@ def calibrate(
             f"The statistic 'verified' needs the descriptor aligned; the index was made by {index.about['name']}."
         )
     groups = index.duplicates() if groups is None else groups
-    per_image = 1 - (1 - fpr) ** (1 / images_per_prompt)
     notes: list[str] = []
     if statistic in RELATIVE and groups.count < 2:
         notes.append(
@@ -114,70 +115,96 @@ def calibrate(
             "similarity decides instead."
         )
         statistic = "similarity"
-    references: list[tuple[Reference, Floats]] = []
-    if heldout is not None:
-        values, said = _held_out(index, heldout, groups, statistic)
-        references.append(("held-out", values))
-        notes += said
-    if not references or not _measurable(len(references[0][1]), per_image):
-        values, said = _train_train(index, groups, statistic)
-        references.append(("train-train distinct groups", values))
-        notes += said
-    for reference, values in references:
-        if _measurable(len(values), per_image):
-            return _threshold(reference, values, statistic, fpr, per_image, images_per_prompt, notes)
+    customary = float(index.about["copy_similarity"]) if statistic == "similarity" else _CUSTOMARY[statistic]
+    return threshold_from(
+        _references(index, heldout, groups, statistic), statistic, customary, fpr, images_per_prompt, notes
+    )
+
+
+def threshold_from(
+    several: Iterable[References],
+    statistic: Statistic,
+    customary: float,
+    fpr: float,
+    images_per_prompt: int = 1,
+    notes: Sequence[str] = (),
+) -> CopyThreshold:
+    """As `calibrate`, from the first references that can state the rate, or one of at most 5 % in its place.
+
+    Args:
+        several: best first.
+        statistic: that their values are of.
+        customary: the threshold where none of them can.
+        fpr: as for `calibrate`.
+        images_per_prompt: as for `calibrate`.
+        notes: sentences to begin with.
+    """
+    per_image = 1 - (1 - fpr) ** (1 / images_per_prompt)
+    notes = [*notes]
+    for references in several:
+        rate = per_image if references.exceeding(per_image) else references.lowest
+        stated = fpr if rate == per_image else 1 - (1 - rate) ** images_per_prompt
+        notes += references.notes
+        if stated <= max(fpr, HIGHEST):
+            return _threshold(references, statistic, fpr, stated, rate, images_per_prompt, notes)
+        needed = math.ceil(references.per_event / per_image - 1e-9) - 1
+        lowest = f"; the lowest that they can state is {rate:.2g} per image" if rate < 1 else ""
         notes.append(
-            f"{len(values)} {reference} images are too few: a rate of {per_image:.3g} per image takes at least "
-            f"{math.ceil(1 / per_image - 1e-9) - 1}; the lowest that they can state is {1 / (len(values) + 1):.2g} per image."
+            f"{len(references.values)} {references.kind} images are too few: a rate of {per_image:.3g} per image takes at least "
+            f"{needed}{lowest}."
         )
-    value = float(index.about["copy_similarity"]) if statistic == "similarity" else _CUSTOMARY[statistic]
     notes.append(
-        f"Not calibrated: the threshold {abs(value):.3g} is the customary one, its false-positive rate unknown. Give held-out "
-        "images (--heldout), or fewer images per prompt, or a higher rate."
+        f"Not calibrated: the threshold {abs(customary):.3g} is the customary one, its false-positive rate unknown. Give "
+        "held-out images (--heldout), or fewer images per prompt, or a higher rate."
     )
     return CopyThreshold(
-        statistic, value, fpr, per_image, images_per_prompt, None, 0, None, None, False, " ".join(notes)
+        statistic, customary, fpr, per_image, images_per_prompt, None, 0, None, None, False, " ".join(notes)
     )
 
 
-def _measurable(n: int, rate: float) -> bool:
-    return math.floor((n + 1) * rate + 1e-9) >= 1
+def _references(
+    index: CopyIndex, heldout: NDArray[Any] | ImageSet | None, groups: DuplicateGroups, statistic: Statistic
+) -> Iterator[References]:
+    """What may be calibrated on, best first."""
+    if heldout is not None:
+        yield held_out(index, heldout, groups, statistic)
+    yield train_train(index, groups, statistic)
 
 
 def _threshold(
-    reference: Reference,
-    values: Floats,
+    references: References,
     statistic: Statistic,
+    asked: float,
     nominal: float,
     per_image: float,
     images_per_prompt: int,
     notes: list[str],
 ) -> CopyThreshold:
+    """The threshold that these references, which can state the rate per image, put it at."""
+    values, independent, exceeding = references.values, references.effective, references.exceeding(per_image)
     n = len(values)
-    # n + 1 − ⌊(n+1)α⌋ = ⌈(n+1)(1−α)⌉, in the form that rounding cannot push over an integer.
-    position = n + 1 - math.floor((n + 1) * per_image + 1e-9)
-    value = float(np.nextafter(np.sort(values)[position - 1], np.inf))
+    value = float(np.nextafter(np.sort(values)[n - math.floor(exceeding * references.per_event + 1e-9)], np.inf))
     hits = int((values >= value).sum())
-    if reference == "train-train distinct groups":
-        notes.append("Calibrated on training images against each other, for want of enough held-out images.")
+    notes = [*notes]
+    if nominal > asked:
+        notes.append(
+            f"{asked:.3g} per prompt was asked for, and {n} {references.kind} images can state no less than {nominal:.2g}: "
+            f"that takes {math.ceil(references.per_event / (1 - (1 - asked) ** (1 / images_per_prompt)) - 1e-9) - 1}."
+        )
+    if references.kind == "train-train distinct groups":
+        notes.append(
+            f"Calibrated on training images against each other, for want of enough held-out images; {n} of them count as "
+            f"{independent}."
+        )
     if images_per_prompt > 1:
         notes.append(
             "The rate per image assumes independent images; those of one prompt are alike, so it errs on the safe side."
         )
     return CopyThreshold(
-        statistic,
-        value,
-        nominal,
-        per_image,
-        images_per_prompt,
-        reference,
-        n,
-        hits / n,
-        clopper_pearson(hits, n),
-        True,
-        " ".join(notes),
-        threshold_uncertainty(n, position),
-    )
+        statistic, value, nominal, per_image, images_per_prompt, references.kind, n, hits / n,
+        share_interval(hits / references.per_event, n / references.per_event), True, " ".join(notes),
+        threshold_uncertainty(independent, independent + 1 - exceeding), None if nominal == asked else asked, independent,
+    )  # fmt: skip
 
 
 def threshold_uncertainty(n: int, position: int, level: float = 0.95) -> tuple[float, float]:
@@ -187,96 +214,3 @@ def threshold_uncertainty(n: int, position: int, level: float = 0.95) -> tuple[f
     """
     low, high = beta.ppf([(1 - level) / 2, (1 + level) / 2], n + 1 - position, position)
     return float(low), float(high)
-
-
-def _held_out(
-    index: CopyIndex, heldout: NDArray[Any] | ImageSet, groups: DuplicateGroups, statistic: Statistic
-) -> tuple[Floats, list[str]]:
-    """Oriented statistics of held-out images, and sentences on those left out."""
-    notes = []
-    if isinstance(heldout, np.ndarray):
-        vectors = heldout
-    else:
-        vectors, unusable = _describe(index, heldout)
-        if unusable:
-            notes.append(f"{unusable} held-out images are unreadable or degenerate and were left out.")
-    if not len(vectors):
-        return np.zeros(0), notes
-    vectors = np.asarray(vectors, np.float32)
-    same = _same_pictures(index, lambda rows: vectors[rows])
-    distinct = vectors[near_duplicates(vectors, index.metric, groups.cut, confirm=same).first]
-    repeated = len(vectors) - len(distinct)
-    if repeated:
-        notes.append(f"{repeated} held-out images are near-duplicates of other held-out images and were left out.")
-    if statistic == "verified":
-        distinct, said = _at_most(distinct, MOST_VERIFIED)
-        notes += said
-    found = neighbourhood(distinct, index, groups, verify=statistic == "verified")
-    seen = found.similarity[:, 0] >= groups.cut
-    if seen.any() and same is not None:
-        pool = np.concatenate([distinct[seen], index.vectors[found.row[seen, 0]]])
-        both = _same_pictures(index, lambda rows: pool[rows])
-        assert both is not None
-        seen[seen] = both(np.arange(int(seen.sum())), int(seen.sum()) + np.arange(int(seen.sum())))
-    if seen.any():
-        notes.append(f"{int(seen.sum())} held-out images are near-duplicates of training images and were left out.")
-    part = ~seen & (found.verified >= SHARED)
-    if part.any():
-        notes.append(
-            f"{int(part.sum())} held-out images share a part with a training image for certain and were left out."
-        )
-    return _defined(found.oriented(statistic)[~seen & ~part]), notes
-
-
-def _same_pictures(
-    index: CopyIndex, vectors_of: Callable[[Ints], NDArray[Any]]
-) -> Callable[[Ints, Ints], NDArray[np.bool_]] | None:
-    """Which pairs of rows are the same picture, for descriptors that hold pixels; None for others."""
-    recipe = index.about["recipe"]
-    if index.metric.kind != "tiled-rms" or not {"side", "channels", "tiles"} <= recipe.keys():
-        return None
-    side, channels, tiles = (int(recipe[name]) for name in ("side", "channels", "tiles"))
-    return lambda left, right: confirm(
-        Aligner(side), lambda rows: pixels_of(vectors_of(rows), side, channels, tiles), left, right
-    )
-
-
-def _at_most(vectors: NDArray[np.float32], most: int) -> tuple[NDArray[np.float32], list[str]]:
-    if len(vectors) <= most:
-        return vectors, []
-    chosen = np.linspace(0, len(vectors) - 1, most).astype(np.int64)
-    return vectors[chosen], [f"{most} of {len(vectors)} reference images were aligned, evenly spread."]
-
-
-def _describe(index: CopyIndex, images: ImageSet) -> tuple[NDArray[np.float32], int]:
-    parts: list[NDArray[np.float32]] = []
-    used = 0
-    for batch in images.batches(64):
-        usable = [item.image for item in batch if item.image is not None and is_degenerate(item.image) is None]
-        if usable:
-            parts.append(index.describe(usable))
-            used += len(usable)
-    return np.concatenate(parts) if parts else np.zeros((0, index.vectors.shape[1]), np.float32), len(images) - used
-
-
-def _train_train(index: CopyIndex, groups: DuplicateGroups, statistic: Statistic) -> tuple[Floats, list[str]]:
-    """Oriented statistics of one image per group against all other groups, and sentences on those left out.
-
-    At most 20,000 images, or 1,000 that are to be aligned, evenly spread.
-    """
-    first, notes, verify = groups.first, [], statistic == "verified"
-    most = MOST_VERIFIED if verify else MOST_REFERENCES
-    if len(first) > most:
-        first = first[np.linspace(0, len(first) - 1, most).astype(np.int64)]
-    found = neighbourhood(index.vectors[first], index, groups, exclude=groups.group[first], verify=verify)
-    part = found.verified >= SHARED
-    if part.any():
-        notes.append(
-            f"{int(part.sum())} training images share a part with another one for certain and were no reference."
-        )
-    return _defined(found.oriented(statistic)[~part]), notes
-
-
-def _defined(values: Floats) -> Floats:
-    """Without NaN and −inf (a training set of a single group has no other)."""
-    return values[np.isfinite(values)]

@@ -158,7 +158,8 @@ def _chance(threshold: Mapping[str, Any]) -> Chance | None:
     if not threshold["calibrated"] or not threshold["n_reference"]:
         return None
     try:
-        return Chance.of_rate(threshold["n_reference"], threshold["per_image_fpr"], 1)
+        independent = threshold.get("n_effective") or threshold["n_reference"]
+        return Chance.of_rate(independent, threshold["per_image_fpr"], 1)
     except UsageError:
         return None
 

@@ -114,7 +114,9 @@ def _chance(copies: CopiesDigest) -> Chance | None:
     if not copies.calibrated or not threshold.n_reference:
         return None
     try:
-        return Chance.of_rate(threshold.n_reference, threshold.per_image_fpr, threshold.images_per_prompt)
+        return Chance.of_rate(
+            threshold.n_effective or threshold.n_reference, threshold.per_image_fpr, threshold.images_per_prompt
+        )
     except UsageError:
         return None
 

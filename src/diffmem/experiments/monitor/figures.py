@@ -128,7 +128,7 @@ def of_images(
     calls = min(units, independent_events(clusters[called], groups[called]))
     try:
         chance = Chance.of_rate(
-            judging.threshold["n_reference"],
+            judging.threshold.get("n_effective") or judging.threshold["n_reference"],
             judging.threshold["per_image_fpr"],
             look["draws"] if look["by_prompt"] else 1,
         )

@@ -73,7 +73,7 @@ def set_threshold(
     changed = before | {"value": value, "note": f"{note} {before['note']}".strip()}
     if value < before["value"]:
         changed |= {"calibrated": False, "reference": None, "n_reference": 0, "realised_fpr": None,
-                    "realised_interval": None, "fpr_interval": None}  # fmt: skip
+                    "realised_interval": None, "fpr_interval": None, "n_effective": None}  # fmt: skip
     write_fact(folder, "copies", fact | {"threshold": changed, BEFORE_REVIEW: before})
     return f"{note} The threshold was {abs(before['value']):.4g} and is {abs(value):.4g} ({before['statistic']})."
 

@@ -41,6 +41,8 @@ class Threshold(Part):
     calibrated: bool
     note: str
     fpr_interval: Interval | None = None
+    asked_fpr: Share | None = None
+    n_effective: int | None = None
 
 
 class CopiesDigest(Part):
