@@ -105,7 +105,9 @@ def timeless(value, run):
         return {
             k: timeless(v, run)
             for k, v in value.items()
-            if not k.startswith("seconds") and k not in (*TIMINGS, "stages", "provenance", "cost")
+            if not k.startswith("seconds")
+            and not k.endswith("_seconds")
+            and k not in (*TIMINGS, "stages", "provenance", "cost")
         }
     if isinstance(value, list):
         return [timeless(inner, run) for inner in value]

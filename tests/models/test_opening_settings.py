@@ -37,6 +37,8 @@ def test_impossible_schedules_are_refused_when_opening(folder, changes):
         ("unet", "config.json", {"norm_eps": "1e-5"}, "a finite number"),
         ("unet", "config.json", {"norm_eps": float("inf")}, "a finite number"),
         ("vae", "config.json", {"act_fn": 3}, "a text"),
+        ("scheduler", "scheduler_config.json", {"clip_sample_range": 1e308}, "a finite number"),
+        ("scheduler", "scheduler_config.json", {"sample_max_value": -1e13}, "a finite number"),
         ("vae", "config.json", {"scaling_factor": 1e9}, "scaling_factor"),
     ],
 )
@@ -204,3 +206,25 @@ def test_beta_schedules_that_ddpm_alone_has(name):
     for t in (0, 50, 199):
         assert target.denoiser.schedule.at(t)[0] ** 2 == pytest.approx(float(truth[t]), rel=1e-5)
     assert target.check(sampling=Sampling(steps=2)).passed
+
+
+@pytest.mark.parametrize("sort", ["a template without the prompt", "an encoder that is zero"])
+def test_a_model_to_which_all_prompts_are_alike_fails_the_check(sort):
+    pipe = FAMILIES["z-image"]() if "template" in sort else tiny_sd()
+    assert Target.from_pipeline(pipe).check("a fox", Sampling(steps=1)).passed
+    if "template" in sort:
+        pipe.tokenizer.chat_template = "always the same"
+    else:
+        for weight in pipe.text_encoder.parameters():
+            weight.data.zero_()
+    result = Target.from_pipeline(pipe).check("a fox", Sampling(steps=1))
+    assert result.passed is False and "one and the same conditioning" in result.message
+
+
+def test_two_tokens_of_one_number_are_a_damaged_vocabulary(monkeypatch):
+    pipe = tiny_sd()
+    vocabulary = dict(pipe.tokenizer.get_vocab())
+    first, second = list(vocabulary)[:2]
+    monkeypatch.setattr(pipe.tokenizer, "get_vocab", lambda: vocabulary | {first: vocabulary[second]})
+    with pytest.raises(ModelError, match="several tokens one number"):
+        Target.from_pipeline(pipe)

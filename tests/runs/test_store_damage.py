@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.runs.rows import in_the_manner_of_0_1_0, parts, score
 
+from diffmem.errors import DataError
 from diffmem.keys import row_key
 from diffmem.runs import store as store_module
 from diffmem.runs.schemas import SCHEMAS
@@ -117,3 +118,32 @@ def test_the_disks_own_trouble_is_not_taken_for_damage(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Input/output"):
         store.finished("scores")
     assert len(parts(store)) == 1
+
+
+def test_a_part_of_another_stage_is_set_aside(tmp_path, caplog):
+    store = RunStore(tmp_path)
+    part = store.append("scores", [score(n) for n in range(5)])
+    for stage in ("images", "matches"):
+        (tmp_path / "parts" / stage).mkdir()
+        (tmp_path / "parts" / stage / part.name).write_bytes(part.read_bytes())
+        assert store.finished(stage) == set() and store.damaged() != []
+    assert "its rows are those of 'scores'" in caplog.text and len(store.finished("scores")) == 5
+
+
+def test_a_folder_of_parts_that_is_none_is_refused(tmp_path):
+    store = RunStore(tmp_path)
+    (tmp_path / "parts").mkdir()
+    for put in (lambda place: place.write_text("x"), lambda place: place.symlink_to("/nonexistent")):
+        place = tmp_path / "parts" / "scores"
+        put(place)
+        with pytest.raises(DataError, match="scores' is no folder"):
+            store.finished("scores")
+        place.unlink()
+
+
+def test_a_loop_of_links_is_a_damaged_part(tmp_path):
+    store = RunStore(tmp_path)
+    store.append("scores", [score(0)])
+    loop = tmp_path / "parts" / "scores" / f"{0:016x}-{0:032x}.parquet"
+    loop.symlink_to(loop)
+    assert len(store.finished("scores")) == 1 and store.damaged() == [f"scores/{loop.name}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +12,11 @@ from diffmem.errors import CheckFailed, DiffmemError, ModelError, first_line
 from diffmem.models import capture as capturing
 from diffmem.models.capture import capture, capture_steps
 from diffmem.models.check import CheckResult, compare_run
+from diffmem.models.conditioning import Conditioning
 from diffmem.models.denoiser import Denoiser
 from diffmem.models.fit import FitResult, check_fit, unsteady
 from diffmem.models.generation import Sampling, accepted, generate, prepared
+from diffmem.models.pipelines.branches import distances
 
 if TYPE_CHECKING:
     from diffmem.data.images import ImageSet
@@ -108,7 +111,10 @@ class Checked:
                 branches.append(seen.encode_prompts([prompt]))
             if sampling.negative_prompt is not None:
                 branches.append(seen.encode_negative(sampling.negative_prompt))
-            return compare_run(seen, calls, steps, images[0], branches)
+            result = compare_run(seen, calls, steps, images[0], branches)
+            if result.passed and seen.conditional and _loses_prompts(seen, branches[1]):
+                return replace(result, passed=False, message=_LOST)
+            return result
 
     def require_check(self, sampling: Sampling | None = None, prompt: str | None = None) -> CheckResult | None:
         """`check` without images under a sampling, once for each; None for a model with nothing to look at.
@@ -160,6 +166,22 @@ class Checked:
         except ModelError:
             return "0"
         return text
+
+
+_OTHERS = ("red", "a wet roof", "seventeen green kettles on a hill, seen from above")
+_LOST = (
+    "Check failed: different prompts reach the network as one and the same conditioning, so a tokenizer, its chat template or "
+    "a text encoder has lost them. Copy these folders of the original model again."
+)
+
+
+def _loses_prompts(denoiser: Denoiser, cond: Conditioning) -> bool:
+    """Whether other texts, of other lengths, give the conditioning of the check's own prompt."""
+    try:
+        others = denoiser.encode_prompts(_OTHERS)
+    except ModelError:  # it takes classes
+        return False
+    return bool((distances(others, cond) <= 1e-12).all())
 
 
 def _in_hook(problem: BaseException) -> bool:

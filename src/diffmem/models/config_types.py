@@ -19,6 +19,8 @@ _NEVER_ZERO = frozenset(
      "joint_attention_dim", "caption_channels", "d_model", "d_kv", "block_out_channels")
 )  # fmt: skip
 _MOST_LAYERS, _WIDEST, _LONGEST = 4096, 1 << 20, 1 << 26
+_LARGEST = 1e12
+"""Of any number in a component's config: nothing counts, scales or lasts longer."""
 
 
 def check_counts(values: Mapping[str, Any], where: str) -> None:
@@ -87,7 +89,7 @@ def _same_type(value: Any, default: Any) -> bool:
 def _number(value: Any, finite: bool) -> bool:
     # A sampler's bound may be infinite by default (lambda_min_clipped), and only then.
     is_one = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return value is None or (is_one and (math.isfinite(value) or not finite))
+    return value is None or (is_one and (abs(value) <= _LARGEST or not finite))
 
 
 def _word(default: Any) -> str:

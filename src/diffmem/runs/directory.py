@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from diffmem.data.prompts import Prompt, PromptList
 from diffmem.errors import UsageError
 from diffmem.keys import row_key
+from diffmem.runs.completeness import record_rows, row_changes
 from diffmem.runs.facts import write_fact
 from diffmem.runs.manifest import Manifest, open_run, read_manifest, record_stage
 from diffmem.runs.provenance import provenance
@@ -21,6 +23,8 @@ from diffmem.runs.store import RunStore
 
 if TYPE_CHECKING:
     from diffmem.models.target import Target
+
+_log = logging.getLogger(__name__)
 
 MAY_CHANGE = (
     "score.scores", "score.draws", "score.micro_batch", "generate.draws", "generate.batch", "match.images",
@@ -45,6 +49,8 @@ class RunDirectory:
             self.path, plan, fingerprints, provenance(), _command_line(), may_change=MAY_CHANGE
         )
         self.store = RunStore(self.path)
+        for text in row_changes(self.store):
+            _log.warning(text)
 
     @classmethod
     def attach(cls, path: Path) -> RunDirectory:
@@ -78,10 +84,15 @@ class RunDirectory:
             raise
         finished: Literal["done", "stopped"] = "done" if clock.done >= total else "stopped"
         if finished == "done":
-            self.store.settle(*parts)
+            self.complete(*parts)
         record_stage(
             self.path, name, state=finished, done=clock.done, total=total, seconds=time.monotonic() - started
         )  # fmt: skip
+
+    def complete(self, *parts: str) -> None:
+        """Say that the rows of these kinds are all there: rows that are lost, or come from elsewhere, are said from now on."""
+        self.store.settle(*parts)
+        record_rows(self.store, parts)
 
     def record_prompts(self, prompts: Sequence[Prompt], notes: Mapping[str, str] | None = None) -> None:
         """Keep the prompts themselves, with what the tokenizer cut off (`notes` by id), so that a run explains itself."""

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffmem.atomic import sweep, write_atomic
-from diffmem.errors import IncompleteRun
+from diffmem.errors import DataError, IncompleteRun
+from diffmem.runs.completeness import row_changes
 from diffmem.runs.schemas import ORDER, SCHEMAS, check_row, schema_of
 
 _log = logging.getLogger(__name__)
@@ -139,10 +140,10 @@ class RunStore:
         return sorted({f"{path.parent.name}/{path.name}" for path in [*ignored, *aside]})
 
     def damage(self) -> tuple[str, ...]:
-        """What a reader of the run must know of its damaged parts, as a sentence; none where all are whole."""
+        """What a reader of the run must know of damaged, lost and foreign parts, in sentences; none where all are whole."""
         names = self.damaged()
         if not names:
-            return ()
+            return row_changes(self)
         listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         return (
             f"{len(names)} damaged part{'s were' if len(names) > 1 else ' was'} left out of '{self.path}' ({listed}): the rows "
@@ -165,6 +166,7 @@ class RunStore:
             return None
         table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
         sink = pa.BufferOutputStream()
+        table = table.replace_schema_metadata({_STAGE: stage})
         packing = {name: "NONE" if name == "png" else "ZSTD" for name in schema.names}  # PNG is packed already
         pq.write_table(table, sink, compression=packing, write_page_checksum=True)
         data = memoryview(sink.getvalue())
@@ -179,7 +181,12 @@ class RunStore:
                 yield path, table
 
     def _files(self, stage: str) -> list[Path]:
-        return sorted((self.path / "parts" / stage).glob("[!.]*.parquet"))
+        folder = self.path / "parts" / stage
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise DataError(
+                f"'{folder}' is no folder; it holds the rows of '{stage}'. Move it away and run the same command."
+            )
+        return sorted(folder.glob("[!.]*.parquet"))
 
     def _load(self, path: Path, columns: list[str]) -> pa.Table | None:
         """One part, checksums verified; None for a part that is damaged, which is set aside with a warning."""
@@ -188,6 +195,9 @@ class RunStore:
         try:
             _verify(path)
             with path.open("rb") as file, pq.ParquetFile(file, page_checksum_verification=True) as part:
+                written_for = (part.schema_arrow.metadata or {}).get(_STAGE, path.parent.name.encode()).decode()
+                if written_for != path.parent.name:
+                    raise _Damaged(f"its rows are those of '{written_for}'")
                 _check_schema(part.schema_arrow, schema, sealed)
                 table = part.read(columns=[name for name in columns if name in part.schema_arrow.names])
             if not sealed:
@@ -201,7 +211,7 @@ class RunStore:
                 raise  # its bytes are as they were written
             _set_aside(path, error)  # a reader of damaged metadata may end in any way
             return None
-        return _completed(table, schema, columns)
+        return _completed(table, schema, columns).replace_schema_metadata(None)
 
 
 class _Damaged(Exception):
@@ -298,6 +308,7 @@ def _check_columns(stage: str, schema: pa.Schema, columns: Sequence[str]) -> Non
         raise KeyError(f"'{stage}' has no columns {unknown}; it has {schema.names}.")
 
 
+_STAGE = b"diffmem.stage"
 _NAME = re.compile(r"[0-9a-f]{16}-([0-9a-f]{32})\.parquet")
 _verified: set[tuple[str, int, int, int]] = set()
 _ignored: set[Path] = set()
@@ -309,7 +320,12 @@ def _checksum(data: memoryview | bytes) -> str:
 
 def _verify(path: Path) -> None:
     """Compare a part's bytes with its name, once per process."""
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise _Damaged("it is a loop of links") from error
     if not stat.S_ISREG(status.st_mode):
         raise _Damaged("it is no regular file")
     name = _NAME.fullmatch(path.name)

@@ -45,6 +45,9 @@ def check_tokenizers(pipeline: Any) -> None:
                 f"{key} knows {len(tokenizer)} tokens and {name} has embeddings for {rows}: its vocabulary is lost or of another "
                 f"model, so that different prompts would be alike. {_mend(key)}"
             )
+        numbers = tokenizer.get_vocab().values() if hasattr(tokenizer, "get_vocab") else ()
+        if len(set(numbers)) < len(numbers):
+            raise ModelError(f"{key} gives several tokens one number: its vocabulary is damaged. {_mend(key)}")
         empty = [kind for kind in _SPECIAL if getattr(tokenizer, f"_{kind}", getattr(tokenizer, kind, None)) == ""]
         if empty:
             raise ModelError(f"{key} has an empty {empty[0]}, which no text encoder was trained with. {_mend(key)}")

@@ -259,7 +259,9 @@ def agreement_stage(run: RunDirectory, descriptor: Descriptor) -> int:
             found = agreement(np.stack(vectors), descriptor.metric, descriptor.copy_similarity)
             scored |= {"value": found.mean, "components": json.dumps(asdict(found)), "status": "ok"}
         written.append(scored)
-    run.store.append("scores", written)
+    if written:
+        run.store.append("scores", written)
+        run.complete("scores")
     return len(by_prompt)
 
 

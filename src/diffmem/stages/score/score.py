@@ -197,6 +197,7 @@ class Scorer:
         if shard is None:
             with self.run.store.writer("scores") as writer:
                 writer.write_many(score_sets(here.maker, self.run.store, self.prompts, here.rows, here.refused))
+            self.run.complete("scores")
         elif any(s.reads == "set" for s in self.scores):
             self.notes.append("scores over the whole set of prompts wait for the same command without a shard")
         record_refused(self.run.path, here.refused)
