@@ -95,7 +95,7 @@ def judged(value, group, texts, images, known, level):
     called = (value >= threshold.value).reshape(-1)
     rows = pa.table({
         "similarity": np.full(len(place), 0.5), "background": np.zeros(len(place), bool),
-        "verified": np.full(len(place), np.nan),
+        "verified": np.full(len(place), np.nan), "alignment": pa.nulls(len(place), pa.string()),
     })  # fmt: skip
     # Infinite where it copies, for a copy is above any threshold; the digest shows no statistic here.
     matches = Matches(rows, place, value.reshape(-1), called, group.reshape(-1), asdict(threshold))

@@ -71,6 +71,49 @@ def test_rows_say_what_each_setting_did(done):
     assert open_run(done.path).summary == done.summary
 
 
+def arm_table(calls, prompts, images=2):
+    """Images of prompts, of which those in `calls` (prompt -> near-duplicate group) are called copies."""
+    number = np.repeat(np.arange(prompts), images)
+    n = len(number)
+    group = tuple(calls.get(int(i), f"other {k}") for k, i in enumerate(number))
+    return ArmTable(
+        number, np.tile(np.arange(images), prompts), np.ones(n, bool), np.ones(n, bool), (None,) * n,
+        np.array([int(i) in calls for i in number]), group, group, np.zeros(n), np.zeros(n), np.zeros((n, 0)), ("",) * n,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("calls", "prompts", "calibrated", "state"),
+    [
+        ({i: f"t{i}" for i in range(12)}, 120, True, "reproduces"),
+        (dict.fromkeys(range(12), "one picture"), 120, True, "no-excess"),
+        ({}, 120, True, "no-excess"),
+        ({}, 8, True, "unknown"),
+        ({i: f"t{i}" for i in range(12)}, 120, False, "unknown"),
+    ],
+)
+def test_the_verdict_is_that_under_the_best_setting(calls, prompts, calibrated, state):
+    from diffmem.experiments.mitigate.verdict import verdict_of
+
+    random = np.random.default_rng(0)
+    listed = [Prompt(f"{i}", "".join(chr(c) for c in random.integers(97, 123, 40))) for i in range(prompts)]
+    threshold = {"calibrated": calibrated, "n_reference": 2000, "per_image_fpr": 0.005, "images_per_prompt": 2}
+    found = verdict_of("ren", arm_table(calls, prompts), listed, threshold, arm_table({0: "t0"}, prompts))
+    assert found.state == state and "under ren" in found.sentence and "(without: 1)" in found.sentence
+    assert (found.needs is not None) == (state == "unknown")
+    if state == "no-excess" and not calls:
+        assert found.bound == pytest.approx(1 - 0.05 ** (1 / prompts))
+
+
+def test_a_comparison_has_a_verdict_and_an_interval_in_its_headline(done, capsys):
+    assert done.summary.verdict.state == "reproduces"
+    assert "interval" in done.summary.headline
+    assert main(["show", str(done.path)]) == 0
+    assert "Verdict  REPRODUCES" in capsys.readouterr().out
+    assert main(["show", str(done.path), "--fail-if", "verdict==reproduces"]) == 1
+    assert 'class="verdict reproduces"' in done.report(out=done.path / "page.html").read_text()
+
+
 def test_same_call_makes_no_image_again(done, target, inputs, monkeypatch):
     monkeypatch.setattr(Target, "generate", lambda *_: pytest.fail("an image was made again"))
     again = mitigate(

@@ -59,7 +59,7 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
     return write_page(
         folder / PAGE if out is None else out, files(__package__) / "page.html", title=f"Mitigations: {summary.model}",
         kicker=f"Mitigations compared, {summary.model}", headline=summary.headline,
-        limits=[*summary.limits, *summary.notes], style=STYLE, strips=strips, prompts=captions, good=good,
+        limits=[*summary.limits, *summary.notes], style=STYLE, strips=strips, prompts=captions, good=good, summary=summary,
         refused=[row for row in rows if row["status"] != "ok"],
         copied=cells_chart(cells, "copied", "share of images that are copies", True),
         tradeoff=tradeoff_chart(points, "share of images that are copies", "text alignment") if len(points) > 1 else "",

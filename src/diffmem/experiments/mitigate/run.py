@@ -15,8 +15,10 @@ from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments._arm import Arm, Options, Reference
 from diffmem.experiments._experiment import ArmResult, Experiment, Results, run_experiment
 from diffmem.experiments._run import Run
+from diffmem.experiments._verdict import FoundVerdict
 from diffmem.experiments.mitigate.compare import OTHER, compared
-from diffmem.experiments.mitigate.summary import MitigateSummary, headline
+from diffmem.experiments.mitigate.summary import MitigateSummary, best_of, headline
+from diffmem.experiments.mitigate.verdict import verdict_of
 from diffmem.keys import row_key
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.calibrate import calibrated
@@ -24,6 +26,7 @@ from diffmem.mitigation.spec import parse_mitigations
 from diffmem.models.generation import Sampling, steps_of
 from diffmem.models.target import Target
 from diffmem.notebook import is_silent
+from diffmem.runs.facts import read_fact
 from diffmem.runs.summary import ArmPlace
 from diffmem.stages.generate import Generation
 from diffmem.stages.match.stage import Matching
@@ -134,9 +137,19 @@ class MitigateExperiment(Experiment[MitigateSummary]):
         rows = [self._row(plain, plain)] + [self._row(plain, one) for name, one in results.items() if name != NONE]
         judged = None if self.judge is None else self.judge.name
         return MitigateSummary(
-            headline=headline(rows), arms=arms, model=self.target.name, alignment=judged, rows=tuple(rows),
+            verdict=self._verdict(rows, results), headline=headline(rows), arms=arms, model=self.target.name,
+            alignment=judged, rows=tuple(rows),
             limits=tuple(self._limits(judged)),
         )  # fmt: skip
+
+    def _verdict(self, rows: Sequence[Mapping[str, Any]], results: Results) -> FoundVerdict | None:
+        best, plain = best_of(rows), results[NONE]
+        if best is None or plain.table is None or plain.made is None:
+            return None
+        table = results[best["setting"]].table
+        assert table is not None
+        fact = read_fact(plain.made.run.path, "copies") or {}
+        return verdict_of(best["setting"], table, self.prompts.prompts, fact.get("threshold"), plain.table)
 
     def _row(self, before: ArmResult, after: ArmResult) -> dict[str, Any]:
         mitigation = after.arm.mitigations[0].name if after.arm.mitigations else NONE

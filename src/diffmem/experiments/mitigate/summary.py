@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from diffmem.experiments._verdict import FoundVerdict
 from diffmem.report import prose
 from diffmem.runs.summary import Row, ShownTable, Summary
 
@@ -24,6 +25,7 @@ class MitigateSummary(Summary):
         alignment: the judge of text alignment, None if there was none.
         rows: the first without mitigation, then one per setting, see `diffmem.experiments.mitigate.compare.compared`;
             status "refused" with the reason where a mitigation cannot work on this model.
+        verdict: whether the model still reproduces training images under the best setting; None in older runs.
     """
 
     verb: ClassVar[str] = "mitigate"
@@ -31,6 +33,7 @@ class MitigateSummary(Summary):
     model: str
     alignment: str | None
     rows: tuple[Row, ...]
+    verdict: FoundVerdict | None = None
 
     def nothing_judged(self) -> str | None:
         """No image without mitigation could be compared with a training image."""
@@ -44,12 +47,17 @@ class MitigateSummary(Summary):
         return [ShownTable("95 % intervals over prompts", shown, SHOWN)]
 
 
+def best_of(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The row of the setting with the least sum of copies left and alignment lost; None where none could be compared."""
+    done = [row for row in rows[1:] if row["status"] == "ok" and row["copied_after"] is not None]
+    return min(done, key=lambda row: row["copied_after"] - min(0.0, row["alignment_change"] or 0.0), default=None)
+
+
 def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     """One sentence: what is left under the setting with the least sum of copies left and alignment lost."""
-    done = [row for row in rows[1:] if row["status"] == "ok" and row["copied_after"] is not None]
-    if not done:
+    best = best_of(rows)
+    if best is None:
         return "No mitigation could be compared."
-    best = min(done, key=lambda row: row["copied_after"] - min(0.0, row["alignment_change"] or 0.0))
     kept = "" if best["alignment_after"] is None else f" at an alignment of {prose.number(best['alignment_after'], 3)}"
     before = "" if best["alignment_before"] is None else f" (before: {prose.number(best['alignment_before'], 3)})"
     low, high = best.get("copied_after_low"), best.get("copied_after_high")
