@@ -62,6 +62,13 @@ def export_run(
 
     Raises:
         DataError: the run keeps no rows.
+
+    Example:
+        >>> import diffmem as dm
+        >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
+        >>> run = dm.audit(network, samples=4, out="runs/exported")
+        >>> [written.file.name for written in dm.export(run, parquet="tables")]
+        ['prompts.parquet', 'images.parquet']
     """
     opened = as_run(run)
     arms = {name: folder for name, folder in opened.arms.items() if (folder / MANIFEST).exists()}

@@ -76,6 +76,13 @@ class Run(ShownInNotebooks):
         path: its folder.
         verb: the command that made it; "audit" for a stage alone (score, generate, measure), which is summarized as one.
         results: of the arms, by name, in the process that made the run; empty for a run that was opened.
+
+    Example:
+        >>> import diffmem as dm
+        >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
+        >>> run = dm.audit(network, samples=2, out="runs/images")
+        >>> [(row["draw"], image.size) for row, image in run.images()]
+        [(0, (8, 8)), (0, (8, 8))]
     """
 
     def __init__(
@@ -189,6 +196,14 @@ def open_run(path: str | Path) -> Run:
     Raises:
         DataError: there is no run, or a file of it is damaged.
         IncompatibleRun: a newer diffmem wrote it.
+
+    Example:
+        >>> import diffmem as dm
+        >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
+        >>> made = dm.audit(network, samples=4, out="runs/mine")
+        >>> run = dm.open_run("runs/mine")
+        >>> run.verb, run.table("images").num_rows, run.report().name
+        ('audit', 4, 'report.html')
     """
     run = _opened(Path(path))
     if VERBS.get(run.verb).live:  # made anew from the rows, so it knows

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffmem.atomic import user_path
+from diffmem.models.bundled import bundled_path
 
 TABLE = "known_models.json"
 
@@ -82,7 +83,10 @@ def find_known(source: str | Path) -> KnownModel | None:
 
 
 def resolve(source: str | Path) -> str | Path:
-    """The hub id behind an alias such as "sd1.4"; anything else, folders and hub ids included, as it is."""
+    """The hub id behind an alias such as "sd1.4", the folder of `testbed:NAME`; folders and hub ids as they are."""
+    bundled = bundled_path(str(source))
+    if bundled is not None:
+        return bundled
     if user_path(source).exists() or "/" in str(source):
         return source
     model = find_known(source)

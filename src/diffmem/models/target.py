@@ -97,7 +97,8 @@ class Target(Checked, ShownInNotebooks):
         """Open a diffusers pipeline from a folder or a hub id.
 
         Args:
-            source: folder with model_index.json, "owner/name", or the alias of a well-known model ("sd1.4").
+            source: folder with model_index.json, "owner/name", the alias of a well-known model ("sd1.4"), or `testbed:NAME`
+                for a small model that comes with diffmem (digits, photos).
             device: "cpu", "cuda", "cuda:1", "mps"; None takes a GPU where there is one.
             dtype: "float32", "bfloat16", "float16" or a torch dtype; None for float32.
             revision: of the hub repository.

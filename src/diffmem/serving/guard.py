@@ -88,6 +88,15 @@ class Guard(ShownInNotebooks):
             has changed, if the network is given what the score does not see, or, in the regime "generation", if it runs
             in another setting (steps, guidance, size) than the calibration's.
         UsageError: an action that could never be checked, or a value that an argument does not take.
+
+    Example:
+        >>> import diffmem as dm
+        >>> digits = dm.Target.from_pretrained("testbed:digits", device="cpu")  # a small model that comes with diffmem
+        >>> threshold = dm.guard.calibrate(digits, [f"{i} of a kind" for i in range(40)], fpr=0.1)
+        >>> with dm.guard(digits, threshold=threshold, action="refuse", on_refuse="blank") as guard:
+        ...     pictures = digits.pipeline("a seven", num_inference_steps=2).images
+        >>> len(pictures), len(guard.decisions)
+        (1, 1)
     """
 
     def __init__(

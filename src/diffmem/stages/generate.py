@@ -91,18 +91,23 @@ def generate(
     Args:
         target: the model; its own pipeline makes the images.
         prompts: a list of prompts, a file, or a PromptList; None for a model that takes none.
-        settings: images per prompt, seed, sampling.
-        samples: for a model that takes no prompts: how many names to draw noise for, each with as
-            many images as `settings` says.
+        settings: images per prompt, seed, sampling; by default 4 images of each prompt, 1 of each sample.
+        samples: for a model that takes no prompts: how many images to make.
         out: run directory; the same command resumes it.
         shard: (i, n): only this part of the prompts.
         runner: who does the work, see `score`.
         retry_errors: make images again that ended in an error.
         silent: no progress on stderr; by default progress shows in notebooks only.
+
+    Example:
+        >>> import diffmem as dm
+        >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
+        >>> dm.generate(network, samples=3, out="runs/generated")
+        GenerationResult(3 images made, in 'runs/generated')
     """
     silent = is_silent(silent)
     prompt_list, runner = prompts_or_samples(target, prompts, samples), require_folder(runner, out)
-    settings = settings or Generation()
+    settings = settings or (Generation() if samples is None else Generation(images_per_prompt=1))
     fingerprints = {"model": target.fingerprint, "prompts": prompt_list.fingerprint}
     run = RunDirectory(out, {"generate": settings.model_dump(mode="json")}, fingerprints)
     return generate_stage(target, prompt_list, settings, run, shard, retry_errors, silent, runner=runner)

@@ -93,6 +93,17 @@ def train(
         IncompleteRun: stopped (Ctrl-C) or out of disk; everything up to the last checkpoint is kept.
         IncompatibleRun: the folder holds another plan or other data.
         DataError, UsageError, ModelError: what was found, what was expected, what to do.
+
+    Example:
+        >>> import numpy as np, diffmem as dm
+        >>> plan = dm.training.TrainPlan.model_validate({
+        ...     "model": {"base": "testbed:digits"}, "data": {"images": "given", "captions": "fixed"},
+        ...     "optimizer": {"steps": 2, "batch": 4},
+        ... })
+        >>> images = np.random.default_rng(0).integers(0, 256, (6, 8, 8), np.uint8)
+        >>> trained = dm.train(plan, "runs/train", data=dm.training.load_training_set(list(images)), device="cpu")
+        >>> trained.log["steps"], trained.target.can_generate
+        (2, True)
     """
     silent = is_silent(silent)
     trainer = Trainer(plan, Path(out), data, target, device, silent)

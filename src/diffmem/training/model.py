@@ -61,9 +61,7 @@ class Trainable:
 
 def open_base(base: str, device: str | None) -> Target:
     """The base model: a folder, a hub id, or a bundled testbed; always in float32."""
-    from diffmem.models.bundled import bundled_path
-
-    target = Target.from_pretrained(bundled_path(base) or base, device=device, name=base)
+    target = Target.from_pretrained(base, device=device, name=base)
     target.require_check()
     return target
 

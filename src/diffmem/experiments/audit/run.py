@@ -115,6 +115,14 @@ def audit(
             control of too small an audit.
         ModelError: `target` and `base` are the same model; a control of a model that cannot be fine-tuned.
         IncompatibleRun: `out` belongs to another model or plan.
+
+    Example:
+        >>> import numpy as np, diffmem as dm
+        >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+        >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
+        >>> run = dm.audit(network, samples=4, train=images[:10], heldout=images[10:], out="runs/audit")
+        >>> run.summary.copies.images_copied
+        0
     """
     silent = is_silent(silent)
     if looks and (

@@ -75,6 +75,19 @@ def measure_canaries(
     Raises:
         DataError: a registration that was changed, or whose pictures are gone.
         UsageError: fewer than two controls, or a model that makes no images and no scores.
+
+    Example:
+        >>> import numpy as np, diffmem as dm
+        >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+        >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
+        >>> from pathlib import Path
+        >>> from diffmem.training.canaries import CanaryPlan, draw_canaries
+        >>> from diffmem.training.canary_files import write_canaries
+        >>> drawn = draw_canaries(images, CanaryPlan(counts=(1, 2), per_count=2, controls=4))
+        >>> registration = write_canaries(drawn, images, Path("canaries"))  # what `diffmem canaries make` does
+        >>> run = dm.canaries(network, registration, scores=["loss"], out="runs/canaries")
+        >>> [measured["name"] for measured in run.summary.measures]
+        ['sampling', 'loss']
     """
     silent = is_silent(silent)
     known = registration if isinstance(registration, Registration) else read_registration(registration)

@@ -100,6 +100,14 @@ def curate(
     Raises:
         DataError: the run holds no measures, or none of these images.
         UsageError: `least` without the model.
+
+    Example:
+        >>> import numpy as np, diffmem as dm
+        >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+        >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
+        >>> measured = dm.measure(network, list(images[:4]), ["loss"], heldout=list(images[4:]), out="runs/measured")
+        >>> dm.curate(list(images[:4]), "runs/measured", "curated", score="loss").counts()
+        {'keep': 4}
     """
     silent = is_silent(silent)
     folder, target = Path(run), Path(out)

@@ -100,6 +100,13 @@ def compare(
     Raises:
         IncompatibleRun: the settings differ.
         UsageError: no prompt in common.
+
+    Example:
+        >>> import diffmem as dm
+        >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
+        >>> run = dm.audit(network, samples=4, out="runs/before")
+        >>> dm.compare(run, run)
+        Comparison(callable minus callable: 0 figures, 1 that could not be compared)
     """
     first, second = folder_of(before), folder_of(after)
     unlike = unlike_settings(first, second)

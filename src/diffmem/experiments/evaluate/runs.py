@@ -85,6 +85,17 @@ def evaluate(run: Run | str | Path, labels: Labels = "given", fpr: float = 0.01,
         Rows {"score", "negatives", "n_positives", "n_negatives", "auroc", "auroc_low", "auroc_high", "tpr", "tpr_low",
         "tpr_high", "nominal_fpr", "realised_fpr", "clusters", "n_eff", "reason"}; one per score for all negatives, and
         one for each tier of negatives where the prompt list names tiers (a column `tier` or `group`).
+
+    Example:
+        >>> import diffmem as dm
+        >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
+        >>> from pathlib import Path
+        >>> lines = ["prompt,memorized", "RED FOX,true", "OLD BARN,true", "a hen,false", "two ships at sea,false"]
+        >>> _ = Path("prompts.csv").write_text(chr(10).join(lines))
+        >>> prompts = dm.load_prompts("prompts.csv", labels="memorized")
+        >>> scored = dm.score(network, prompts, "text-uppercase", out="runs/scored")
+        >>> [(row["score"], row["auroc"]) for row in dm.evaluate("runs/scored")]
+        [('text-uppercase', 1.0)]
     """
     scores = read_scores(run)
     known = labels_of(folder_of(run), scores.prompts, labels)

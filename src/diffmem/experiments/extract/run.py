@@ -96,6 +96,13 @@ def extract_images(
 
     Raises:
         UsageError: fewer images per prompt than a clique takes.
+
+    Example:
+        >>> import diffmem as dm
+        >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
+        >>> run = dm.extract(network, samples=12, smallest=3)
+        >>> run.verb, run.table("images").num_rows
+        ('extract', 12)
     """
     silent = is_silent(silent)
     # Cliques are looked for within a prompt: all samples are one.

@@ -14,7 +14,6 @@ from diffmem.data.prompts import Prompt
 from diffmem.experiments._arm import Arm, Hook
 from diffmem.experiments.lab.plan import Cell, GenerateSection, LabPlan
 from diffmem.keys import row_key
-from diffmem.models.bundled import bundled_path
 from diffmem.models.target import Target
 from diffmem.randomness import generator
 from diffmem.stages.generate import Generation
@@ -76,7 +75,7 @@ def trained(cell: Cell, folder: Path, data: TrainingSet, device: str | None, sil
         target = Target.from_pretrained(saved, device=device, name=name)
     else:
         base = cell.training.model.base
-        target = Target.from_pretrained(bundled_path(base) or base, lora=saved, device=device, name=name)
+        target = Target.from_pretrained(base, lora=saved, device=device, name=name)
     target.require_check()
     return target
 

@@ -74,6 +74,20 @@ def run_lab(
         DataError, UsageError: data or a plan that no cell could use.
 
     Cost: the trainings, and per cell `generate.images_per_cell` generated images (steps x 2 NFE each under guidance).
+
+    Example:
+        >>> import diffmem as dm
+        >>> plan = dm.experiments.LabPlan.model_validate({
+        ...     "train": {
+        ...         "model": {"base": "testbed:digits"}, "data": {"images": "testbed:digits", "limit": 8},
+        ...         "optimizer": {"steps": 2, "batch": 4},
+        ...     },
+        ...     "generate": {"images_per_cell": 4, "sampling": {"steps": 2}},
+        ...     "grid": {"mitigation": ["none", "random-tokens:count=2"]},
+        ... })
+        >>> run = dm.lab(plan, "runs/lab", device="cpu")
+        >>> [row["mitigation"] for row in run.summary.rows]
+        ['none', 'random-tokens:count=2']
     """
     silent = is_silent(silent)
     lab = Lab(plan, Path(out), device, silent)

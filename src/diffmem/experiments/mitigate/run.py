@@ -82,6 +82,15 @@ def mitigate(
         UsageError: no prompts to mitigate, a method twice.
 
     Cost: (1 + settings) x prompts x images, each with the mitigation's own evaluations on top; the rows say how many.
+
+    Example:
+        >>> import numpy as np, diffmem as dm
+        >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+        >>> digits = dm.Target.from_pretrained("testbed:digits", device="cpu")  # a small model that comes with diffmem
+        >>> few = dm.experiments.Generation(images_per_prompt=2, sampling=dm.Sampling(steps=2))
+        >>> run = dm.mitigate(digits, ["a seven"], ["random-tokens:count=2"], images, out="runs/mitigate", settings=few)
+        >>> [row["setting"] for row in run.summary.rows]
+        ['none', 'random-tokens:count=2']
     """
     silent = is_silent(silent)
     listed = _sides(as_prompts(prompts), None if others is None else as_prompts(others))

@@ -85,7 +85,7 @@ class Opening:
 
     def _pretrained(self, source: str, loras: list[str]) -> Target:
         return Target.from_pretrained(
-            bundled_path(source) or resolve(source), device=self.device, dtype=self.dtype, lora=loras or None,
+            resolve(source), device=self.device, dtype=self.dtype, lora=loras or None,
             allow_pickle=self.allow_pickle, variant=self.variant, distilled=self.distilled,
         )  # fmt: skip
 
@@ -101,7 +101,7 @@ class Opening:
 
         dtype = torch.float32 if self.dtype is None else getattr(torch, self.dtype)
         pipeline = load_pipeline(
-            bundled_path(self.base) or resolve(self.base),
+            resolve(self.base),
             dtype=dtype,
             allow_pickle=self.allow_pickle,
             variant=self.variant,

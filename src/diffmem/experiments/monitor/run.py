@@ -70,6 +70,15 @@ def monitor(
     Raises:
         UsageError: no checkpoints, ambiguous steps, LoRAs without a base. A checkpoint that cannot be opened or measured is
             a row with its error, and the others go on.
+
+    Example:
+        >>> import numpy as np, diffmem as dm
+        >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+        >>> plan = dm.experiments.MonitorPlan(images=4, scores=(), prompts=2, images_per_prompt=1, sampling=dm.Sampling(steps=2))
+        >>> colours = np.repeat(images[..., None], 3, axis=-1).repeat(4, axis=1).repeat(4, axis=2)
+        >>> run = dm.monitor(["testbed:digits=100"], colours, plan, out="runs/monitor", heldout=colours)
+        >>> [(row["step"], row["finding"]) for row in run.summary.rows]
+        [(100, 'unknown')]
     """
     silent = is_silent(silent)
     reference = Reference.of(train, heldout, matching, descriptor_options, silent)

@@ -80,6 +80,18 @@ def robustness(
     Returns:
         The run; `run.summary.rows` has one row per mitigation and condition. Cost: (1 + mitigations) times the images of
         all conditions, and once the adversarial search (50 steps of 8 noises per prompt: 1,200 NFE).
+
+    Example:
+        >>> import numpy as np, diffmem as dm
+        >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+        >>> digits = dm.Target.from_pretrained("testbed:digits", device="cpu")  # a small model that comes with diffmem
+        >>> plan = dm.experiments.RobustnessPlan(
+        ...     sampling=dm.Sampling(steps=2), images_per_prompt=1, worst_of=(1, 2), guidance=(1.0,), samplers=(),
+        ...     adversarial=None,
+        ... )
+        >>> run = dm.robustness(digits, ["a seven"], ["random-tokens"], images, plan)
+        >>> list(dict.fromkeys(row["kind"] for row in run.summary.rows))
+        ['seeds', 'guidance']
     """
     silent = is_silent(silent)
     listed = [prompt.text for prompt in as_prompts(prompts) if prompt.problem is None]

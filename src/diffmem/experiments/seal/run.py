@@ -90,6 +90,14 @@ def seal(run: Run | str | Path, out: str | Path | None = None) -> Sealed:
     Raises:
         DataError: there is no run, or a file of it is damaged or changes meanwhile.
         UsageError: `out` lies in the run.
+
+    Example:
+        >>> import diffmem as dm
+        >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
+        >>> run = dm.audit(network, samples=4, out="runs/sealed")
+        >>> sealed = dm.seal(run)
+        >>> sealed.path.name, len(sealed.seal)
+        ('sealed.sealed', 64)
     """
     opened = as_run(run)
     folder = opened.path
@@ -160,6 +168,13 @@ def verify(
     Raises:
         DataError: there is no such file.
         UsageError: `expected` is no seal, or there is nothing to make again.
+
+    Example:
+        >>> import diffmem as dm
+        >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
+        >>> sealed = dm.seal(dm.audit(network, samples=4, out="runs/verified"))
+        >>> dm.verify(sealed.path, expected=sealed.seal).problems
+        ()
     """
     if target is not None and replays < 1:
         raise UsageError(f"{replays} images cannot be made again; give at least 1, or no model.")

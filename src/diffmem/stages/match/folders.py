@@ -79,6 +79,12 @@ def match_images(
         settings: descriptor, statistic and nominal rate per image.
         heldout: images that no training has seen, for the threshold.
         silent: no progress on stderr; by default progress shows in notebooks only.
+
+    Example:
+        >>> import numpy as np, diffmem as dm
+        >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+        >>> dm.match(images[:2], images)
+        FolderMatches(2 copies among 2 images, 0 set aside)
     """
     silent = is_silent(silent)
     settings = settings or Matching()

@@ -122,6 +122,13 @@ def index(
         descriptor: how images are compared.
         descriptor_options: of the descriptor's class.
         silent: no progress on stderr; by default progress shows in notebooks only.
+
+    Example:
+        >>> import numpy as np, diffmem as dm
+        >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+        >>> index = dm.index(images, "index")
+        >>> dm.match(images[:2], index)
+        FolderMatches(2 copies among 2 images, 0 set aside)
     """
     silent = is_silent(silent)
     listed = as_images(images)

@@ -72,6 +72,14 @@ def measure(
         ScoreRefused: none of the scores runs on this model.
         ModelError: a model that cannot encode images.
         IncompatibleRun: `out` belongs to another model, plan or to other images of the same names.
+
+    Example:
+        >>> import numpy as np, diffmem as dm
+        >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+        >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
+        >>> measured = dm.measure(network, list(images[:4]), ["loss"], heldout=list(images[4:]), trained=True)
+        >>> measured.labels, len(measured.values("loss"))
+        (['loss'], 30)
     """
     silent = is_silent(silent)
     parsed = parse_image_scores(scores)

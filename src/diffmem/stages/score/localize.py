@@ -82,6 +82,13 @@ def localize(
 
     Raises:
         UsageError: the score is not computed prompt by prompt from the network, or this model refuses it.
+
+    Example:
+        >>> import diffmem as dm
+        >>> digits = dm.Target.from_pretrained("testbed:digits", device="cpu")  # a small model that comes with diffmem
+        >>> [localized] = dm.localize(digits, ["a small seven"], draws=1)
+        >>> localized.words, len(localized.drops)
+        (('a', 'small', 'seven'), 3)
     """
     silent = is_silent(silent)
     chosen = parse_score(score)
