@@ -18,6 +18,7 @@ from diffmem.experiments.claim.proof import Place
 from diffmem.experiments.claim.search import Searched
 from diffmem.experiments.robustness.conditions import word_variants
 from diffmem.models.target import Target
+from diffmem.notebook import is_silent
 from diffmem.runs.images import images_of
 from diffmem.stages.generate import Generation
 
@@ -40,7 +41,7 @@ def claim(
     descriptor: str = DEFAULT_DESCRIPTOR,
     descriptor_options: Mapping[str, Any] | None = None,
     retry_errors: bool = False,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> Run:
     """Say which of the given works a model, or a set of images, reproduces, with a false-discovery rate.
 
@@ -66,7 +67,7 @@ def claim(
         descriptor: how images are compared.
         descriptor_options: of the descriptor's class.
         retry_errors: make images again that ended in an error.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Returns:
         The run; `run.summary.works` has one row per work, and `claims/` one folder per reproduced work with both pictures and
@@ -74,7 +75,15 @@ def claim(
 
     Raises:
         UsageError: a search that the model does not allow, or no way to search at all.
+
+    Example:
+        >>> import numpy as np, diffmem as dm
+        >>> images = list(np.random.default_rng(0).integers(0, 256, (42, 8, 8), np.uint8))
+        >>> run = dm.claim(images[:2], works=images[1:3], decoys=images[3:])  # the second image is the first work
+        >>> [row["status"] for row in run.summary.works]
+        ['reproduced', 'not found']
     """
+    silent = is_silent(silent)
     if not 0 < fdr < 1:
         raise UsageError(f"--fdr is {fdr:g}; expected a rate between 0 and 1.")
     listed, others = as_images(works), None if decoys is None else as_images(decoys)
