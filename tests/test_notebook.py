@@ -73,7 +73,7 @@ def objects(tmp_path_factory):
         *dm.localize(target, ["a b"], draws=1), arm, ArmResult(arm), dm.experiments.Reference.of(images, None, matching),
         dm.experiments.Options(), dm.guard(target, threshold=dm.guard.calibrate(target, texts[:40], fpr=0.1)),
         trained, plan_of(steps=1), dm.training.Monitor(images, folder / "monitor"), index,
-        dm.copies.CopyRule("similarity", 0.5), lab_plan(),
+        dm.copies.CopyRule("similarity", 0.5), lab_plan(), dm.experiments.MonitorPlan(), dm.experiments.RobustnessPlan(),
     ]  # fmt: skip
 
 
