@@ -26,6 +26,7 @@ from diffmem.cli.options import (
 )
 from diffmem.cli.output import say
 from diffmem.cli.plan import parse_looks
+from diffmem.cli.runner import SPREAD, RunnerOptions
 from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
 
@@ -92,6 +93,7 @@ def audit(
     copies: DescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
     work: WorkOptions = WORK,
+    spread: RunnerOptions = SPREAD,
     gates: GateOptions = GATES,
 ) -> int:
     """Score prompts, generate images, find copies in the training set, say what was found.
@@ -172,7 +174,8 @@ def audit(
         "noise": noise, "sampling": how, "descriptor": copies.descriptor,
         "descriptor_options": copies.options(target.allow_pickle),
         "matching": Matching(statistic=statistic, fpr=fpr), "micro_batch": micro_batch,
-        "batch": batch, "retry_errors": work.retry_errors, "shard": shard, "redact": redact, "silent": work.quiet or work.json,
+        "batch": batch, "retry_errors": work.retry_errors, "shard": shard, "runner": spread.open(),
+        "redact": redact, "silent": work.quiet or work.json,
         "measure": asked, "measure_images": measure_images,
     }  # fmt: skip
     if against_base:

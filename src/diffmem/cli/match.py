@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diffmem.cli.options import DescriptorOptions, HeldoutOption, StatisticOption, between_0_and_1
+from diffmem.cli.runner import SPREAD, RunnerOptions
 from diffmem.cli.verbs import RARE
 from diffmem.errors import NothingJudged, UsageError
 
@@ -64,6 +65,20 @@ def match(
     redact: Annotated[
         Literal["none", "blur", "hash"], Parameter(help="with --out: pictures blurred or left out of the page")
     ] = "none",
+    stream: Annotated[
+        Path | None,
+        Parameter(
+            group=RARE,
+            help="read the training images shard by shard (archives, tables, folders); keeps vectors and results in this folder",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None, Parameter(group=RARE, help="I/N: with --stream, only this part of the shards, the first is 0/N")
+    ] = None,
+    backend: Annotated[
+        str | None, Parameter(group=RARE, help="with --stream: numpy, torch or torch:DEVICE; default: numpy")
+    ] = None,
+    spread: RunnerOptions = SPREAD,
     json: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -78,12 +93,15 @@ def match(
     from diffmem.copies.approximate import choose_search
     from diffmem.copies.copying_metrics import copying_metrics
     from diffmem.data.images import load_images
+    from diffmem.data.shards import as_address
     from diffmem.evaluation.text_alignment import parse_alignment
     from diffmem.experiments._verdict import of_matches
     from diffmem.report.copying import copying_rows
+    from diffmem.runs.directory import parse_shard
     from diffmem.runs.images import images_of
     from diffmem.stages.match.folders import match_images
     from diffmem.stages.match.stage import Matching
+    from diffmem.stages.match.streamed import stream_index
 
     if train is None:
         raise UsageError("--train is missing: give the training images or an index of them.")
@@ -91,7 +109,22 @@ def match(
         raise UsageError("--text-alignment, --above, --parts and --out belong to --metrics; add it.")
     choose_search(search, 0)  # before anything is described
     judge = None if text_alignment is None else parse_alignment(text_alignment)
-    index = open_or_build_index(train, copies, allow_pickle, quiet or json)
+    if stream is None:
+        if any(option is not None for option in (shard, backend, spread.runner)):
+            raise UsageError("--shard, --backend and --runner belong to --stream: give the folder for its vectors.")
+        index = open_or_build_index(train, copies, allow_pickle, quiet or json)
+    else:
+        if search == "faiss":
+            raise UsageError("--stream searches exactly; leave --search faiss out.")
+        near = stream_index(
+            images, as_address(train), stream,
+            heldout=heldout, descriptor=copies.descriptor, descriptor_options=copies.options(allow_pickle), backend=backend,
+            shard=parse_shard(shard), runner=spread.open(), silent=quiet or json,
+        )  # fmt: skip
+        if near is None:
+            say("This part of the shards is done. Once all are, the same command without --shard finishes.")
+            return 0
+        index = near
     index.use_search(search)
     settings = Matching(descriptor=copies.descriptor, statistic=statistic, fpr=fpr)
     held = None if heldout is None else load_images(heldout)
@@ -108,6 +141,10 @@ def match(
 
         page = keep(out, listed, index, found, measured).report(redact)
     verdict = of_matches(found.rows, asdict(found.threshold), index.metric.kind == "tiled-rms")
+    if index.chosen_from is not None:
+        note(
+            f"{index.chosen_from:,} training images were searched; the {len(index)} near these images are in {index.path}"
+        )
     called = sum(row["copy"] is True for row in found.rows)
     undecided = sum(row["copy"] is None for row in found.rows)
     if json:

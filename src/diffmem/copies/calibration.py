@@ -115,6 +115,11 @@ def calibrate(
             "similarity decides instead."
         )
         statistic = "similarity"
+    if index.chosen_from is not None and heldout is None:
+        notes.append(
+            "Only training images near the generated ones are at hand, which are no reference for distances between training "
+            "images: it takes held-out images."
+        )
     customary = float(index.about["copy_similarity"]) if statistic == "similarity" else _CUSTOMARY[statistic]
     return threshold_from(
         _references(index, heldout, groups, statistic), statistic, customary, fpr, images_per_prompt, notes
@@ -168,7 +173,8 @@ def _references(
     """What may be calibrated on, best first."""
     if heldout is not None:
         yield held_out(index, heldout, groups, statistic)
-    yield train_train(index, groups, statistic)
+    if index.chosen_from is None:
+        yield train_train(index, groups, statistic)
 
 
 def _threshold(

@@ -275,6 +275,11 @@ class CopyIndex(ShownInNotebooks):
         return Verifier(self)
 
     @property
+    def chosen_from(self) -> int | None:
+        """How many training images those of a shortlist were chosen from, for being near some images; None for a whole set."""
+        return self._state.chosen_from
+
+    @property
     def complete(self) -> bool:
         """Whether all images of its sets are in it."""
         return all(source["fingerprint"] is not None for source in self._state.meta["sources"])

@@ -161,6 +161,7 @@ def _source_number(state: IndexState, images: ImageSet, first: bool) -> int:
     path = None if images.path is None else str(images.path.resolve())
     sources.append(
         {"path": path, "column": images.column, "name": images.name, "fingerprint": None, "notes": images.notes}
+        | ({} if images.shortlist is None else {"shortlist": dict(images.shortlist)})
     )
     return len(sources) - 1
 

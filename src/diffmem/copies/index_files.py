@@ -62,6 +62,12 @@ class IndexState:
     view_parts: list[NDArray[np.float32]] = field(default_factory=list)
     views: pa.Table = field(default_factory=VIEWS.empty_table)
 
+    @property
+    def chosen_from(self) -> int | None:
+        """How many images a shortlist was chosen from; None for whole sets."""
+        found = [source["shortlist"]["searched"] for source in self.meta["sources"] if "shortlist" in source]
+        return sum(found) if found else None
+
     @classmethod
     def empty(cls, descriptor: dict[str, Any], path: Path | None) -> IndexState:
         """An index without images."""

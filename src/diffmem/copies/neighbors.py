@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffmem.copies.backends import Backend
 from diffmem.copies.metrics import Floats, Metric, Prepared, metric_of, require_finite
 from diffmem.copies.vectors import Vectors
 from diffmem.errors import UsageError
@@ -32,6 +33,7 @@ def top_k(
     exclude: NDArray[np.integer[Any]] | None = None,
     chunk: int | None = None,
     query_chunk: int = QUERIES_AT_ONCE,
+    backend: Backend | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Floats, Ints]:
     """The k most similar rows of a corpus for each query; with `groups`, the best row of each of the k best groups.
@@ -45,6 +47,8 @@ def top_k(
         exclude: [q] group that a query must not be matched with (its own).
         chunk: corpus rows at a time; by default what fits into 32 MB.
         query_chunk: queries at a time.
+        backend: where the fast product is computed, with its own sizes of chunks; None: numpy. Not with `exclude`, nor with
+            groups of several rows.
         progress: called with the number of corpus rows after each chunk.
 
     Returns:
@@ -60,6 +64,10 @@ def top_k(
         raise UsageError("`exclude` names groups, so `groups` must be given as well.")
     if groups is not None and len(groups) and groups.min() < 0:
         raise UsageError(f"Groups are numbered from 0; one is {groups.min()}.")
+    if backend is not None:
+        if groups is not None:
+            raise UsageError("Groups are searched by numpy: leave the backend out.")
+        chunk, query_chunk = chunk or backend.chunk, backend.queries
     best = np.full((len(queries), k), -np.inf)
     index = np.full((len(queries), k), -1, np.int64)
     group = np.full((len(queries), k), -1, np.int64)
@@ -78,9 +86,9 @@ def top_k(
             # Rows of one group side by side, so that a group's best is a maximum over a stretch of columns.
             order = np.argsort(names, kind="stable")
             rows, index_of, names = rows[order], index_of[order], names[order]
-        if len(room) < min(len(queries), query_chunk) * len(rows):
+        if backend is None and len(room) < min(len(queries), query_chunk) * len(rows):
             room = np.empty(min(len(queries), query_chunk) * len(rows), np.float32)
-        part = _Chunk(how, rows, index_of, names, room)
+        part = _Chunk(how, rows, index_of, names, room, backend)
         for low in range(0, len(queries), query_chunk):
             block = slice(low, min(low + query_chunk, len(queries)))
             own = None if exclude is None else np.asarray(exclude[block], np.int64)
@@ -95,9 +103,11 @@ class _Chunk:
     """A chunk of the corpus, its rows ordered by group, ready to be compared with blocks of queries."""
 
     def __init__(
-        self, metric: Metric, rows: NDArray[Any], index: Ints, groups: Ints, room: NDArray[np.float32]
-    ) -> None:
+        self, metric: Metric, rows: NDArray[Any], index: Ints, groups: Ints, room: NDArray[np.float32],
+        backend: Backend | None = None,
+    ) -> None:  # fmt: skip
         self.metric, self.rows, self.index, self.groups, self.room = metric, rows, index, groups, room
+        self.backend = backend
         self.ready = metric.prepare(rows)
         self.first = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
         self.place = np.repeat(np.arange(len(self.first)), np.diff(np.r_[self.first, len(groups)]))
@@ -108,21 +118,16 @@ class _Chunk:
         """The state (similarity, index and group [q, k]) after this chunk."""
         best, index, group = state
         k = best.shape[1]
-        scores = ready.scores(self.ready, self.room)
-        if exclude is not None:
-            scores[exclude[:, None] == self.groups[None, :]] = -np.inf
         margin = ready.margin(self.ready)
         # Whatever is to enter must reach the k-th best of before (exact) and the k-th best group of this chunk (fast).
         floor = ready.bound(best[:, -1]) - margin
-        # After the first chunks, most hold nothing for most queries; one pass over the scores says so.
-        open_ = np.flatnonzero(scores.max(1) >= _rounded_down(floor))
-        if not len(open_):
-            return state
-        able = self._able(scores[open_], floor[open_], margin[open_], k, exclude is not None)
-        query, column = np.nonzero(able)
+        if self.backend is None:
+            query, column = self._candidates(ready, exclude, floor, margin, k)
+        else:
+            query, column = self.backend.candidates(ready, self.ready, floor, margin, k)
+            query, column = self._needed(query, column, k, len(best))
         if not len(query):
             return state
-        query = open_[query]
         exact = exact_pairs(self.metric, queries, self.rows, query, column)
         alive = exact >= best[query, -1]
         if not alive.any():
@@ -138,6 +143,30 @@ class _Chunk:
             np.concatenate([index[touched][kept], self.index[column]]),
             np.concatenate([group[touched][kept], self.groups[column]]),
         )
+
+    def _candidates(
+        self, ready: Prepared, exclude: Ints | None, floor: Floats, margin: Floats, k: int
+    ) -> tuple[Ints, Ints]:
+        scores = ready.scores(self.ready, self.room)
+        if exclude is not None:
+            scores[exclude[:, None] == self.groups[None, :]] = -np.inf
+        # After the first chunks, most hold nothing for most queries; one pass over the scores says so.
+        open_ = np.flatnonzero(scores.max(1) >= _rounded_down(floor))
+        if not len(open_):
+            return open_, open_
+        able = self._able(scores[open_], floor[open_], margin[open_], k, exclude is not None)
+        query, column = np.nonzero(able)
+        return open_[query], column
+
+    def _needed(self, query: Ints, column: Ints, k: int, queries: int) -> tuple[Ints, Ints]:
+        """Without rows that have enough equal ones before them, where there are many candidates; see `_able`."""
+        if len(query) <= _MANY * k * queries:
+            return query, column
+        columns = np.unique(column)
+        needed = np.zeros(len(self.rows), bool)
+        needed[columns[_without_needless_copies(self.rows[columns], None, k)]] = True
+        kept = needed[column]
+        return query[kept], column[kept]
 
     def _able(
         self, scores: NDArray[np.float32], floor: Floats, margin: Floats, k: int, excluding: bool

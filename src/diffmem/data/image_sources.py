@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from diffmem.data.survey import Survey, unread_notes
 from diffmem.data.trees import Tree
 
 _MAX_FILE_BYTES = 1 << 30
+SHORTLIST = "diffmem.shortlist"
+"""Metadata of a table whose images are those of a larger set that are near some images: JSON with how many were `searched`."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,14 @@ class ImageSource(ABC):
         ids: of all pictures.
         notes: sentences on what is there and is not read.
         caption_problem: why captions are ambiguous or unreadable, None where they are not.
+        shortlist: of images chosen from a larger set for being near some images: how that was searched, see `SHORTLIST`.
     """
 
     name: str
     ids: Sequence[str]
     notes: Sequence[str] = ()
     caption_problem: str | None = None
+    shortlist: Mapping[str, Any] | None = None
 
     @abstractmethod
     def read(self, start: int, stop: int) -> Iterator[Raw]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -132,6 +132,15 @@ class ImageSet(ShownInNotebooks):
             yield item
         if stop == len(self):
             self._tell()
+
+    def raws(self, start: int, stop: int) -> Iterator[Raw]:
+        """The pictures at positions start … stop − 1 as they are stored, not decoded."""
+        return self._source.read(start, stop)
+
+    @property
+    def shortlist(self) -> Mapping[str, Any] | None:
+        """Of images chosen from a larger set for being near some images: how that was searched; None for a whole set."""
+        return self._source.shortlist
 
     def words(self) -> Iterator[ImageItem]:
         """All items without their pictures: captions, labels and repeats alone."""

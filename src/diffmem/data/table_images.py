@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -15,7 +16,7 @@ from diffmem.data.arrays import read_path
 from diffmem.data.captions import Reading
 from diffmem.data.columns import batches, class_names, count_rows, plain_type, read_columns, schema_of
 from diffmem.data.ids import row_ids, unique_ids
-from diffmem.data.image_sources import ImageSource, Raw
+from diffmem.data.image_sources import SHORTLIST, ImageSource, Raw
 from diffmem.data.metadata import CAPTION_COLUMNS, LABEL_COLUMNS, SEVERAL, caption_columns, label_of, texts_of
 from diffmem.data.notes import count, printable
 from diffmem.data.tables import find_column
@@ -56,6 +57,8 @@ class TableSource(ImageSource):
         self._files = list(files)
         schemas = [schema_of(path) for path in self._files]
         first = schemas[0]
+        chosen = (first.metadata or {}).get(SHORTLIST.encode())
+        self.shortlist = None if chosen is None else json.loads(chosen)
         self._column = _image_column(first, column, self.name)
         how = reading or Reading()
         called = {*CAPTION_COLUMNS, *SEVERAL, (how.caption_column or "caption").lower()}

@@ -22,6 +22,7 @@ from diffmem.runs.asked import record_asked
 from diffmem.runs.directory import RunDirectory, in_shard, record_model
 from diffmem.runs.facts import read_fact, update_fact
 from diffmem.runs.peak import peak_memory
+from diffmem.runs.units import Runner
 from diffmem.stages.fit import fit_once
 from diffmem.stages.generate import Generation, GenerationResult, generate_stage
 from diffmem.stages.match.stage import Matching, MatchResult, build_index, match_stage, training_of
@@ -143,11 +144,13 @@ class Options:
         retry_errors: make images again that ended in an error.
         silent: no progress on stderr.
         shard: (i, n): only this part of the prompts; what needs all of them waits for the call without it.
+        runner: who scores and generates; None for this process.
     """
 
     retry_errors: bool = False
     silent: bool = True
     shard: tuple[int, int] | None = None
+    runner: Runner | None = None
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,15 @@ def _generate(arm: Arm, target: Target, run: RunDirectory, options: Options) -> 
         peak = None if device is None else stack.enter_context(peak_memory(device))
         stack.enter_context(quiet_libraries())  # a notice for every prompt that a mitigation makes too long
         made = generate_stage(
-            target, arm.prompts, arm.generation, run, options.shard, options.retry_errors, options.silent, arm.work
+            target,
+            arm.prompts,
+            arm.generation,
+            run,
+            options.shard,
+            options.retry_errors,
+            options.silent,
+            arm.work,
+            options.runner,
         )
         seconds = time.perf_counter() - started
         spent = sum(record.nfe.total for record in records)

@@ -117,6 +117,17 @@ SCHEMAS: dict[str, pa.Schema] = {
         ("dtype", pa.string(), True),
         ("device", pa.string(), True),
     ),
+    "nearest": _schema(  # what of a shard of training images is near some images
+        ("key", _KEY, False),
+        ("shard", pa.string(), False),
+        ("queries", pa.string(), False),  # hash of the images' vectors
+        ("images", pa.int64(), False),
+        ("unread", pa.int64(), False),  # could not be decoded or described
+        ("rounding", pa.float64(), True),  # most that float16 changes of a similarity
+        ("neighbours", pa.large_binary(), True),  # query, view, position, similarity of each pair
+        ("seconds", pa.float64(), True),
+        *_STATUS,
+    ),
     "sample": _schema(  # the images that are drawn for review; of several draws the last one counts
         ("key", _KEY, False),
         ("sample", pa.string(), False),
@@ -154,6 +165,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "matches": ("prompt_id", "draw", "rank", "key"),
     "targets": ("image_id", "key"),
     "measures": ("image_id", "score", "key"),
+    "nearest": ("shard", "key"),
     "sample": ("stratum", "place", "key"),
     "labels": ("when", "key"),
 }

@@ -111,7 +111,7 @@ class AuditExperiment(Experiment[Digest]):
         train = None if self.reference is None else self.reference.train
         fit = fit_once(target, train if isinstance(train, ImageSet) else None, run)
         scorer = Scorer(target, self.prompts, list(self.scores), self.scoring, run)
-        result = scorer.score(self.options.shard, self.options.retry_errors, self.options.silent)
+        result = scorer.score(self.options.shard, self.options.retry_errors, self.options.silent, self.options.runner)
         result.notes += fit
         if not target.can_generate:
             result.notes.append("this model cannot generate images, so nothing could be matched")

@@ -24,6 +24,8 @@ from diffmem.notebook import is_silent
 from diffmem.renamed import renamed
 from diffmem.report.redaction import Redaction
 from diffmem.report.shape import Digest
+from diffmem.runs.runners import require_folder
+from diffmem.runs.units import Runner
 from diffmem.scores import DEFAULT_SCORES
 from diffmem.scores.base import Score
 from diffmem.scores.image.base import ImageScore
@@ -62,6 +64,7 @@ def audit(
     measure_images: int = 64,
     control: bool = False,
     shard: tuple[int, int] | None = None,
+    runner: Runner | str | None = None,
     redact: Redaction = "none",
     silent: bool | None = None,
 ) -> Run:
@@ -104,6 +107,7 @@ def audit(
             most a quarter of what the audit's images cost.
         shard: (i, n): only this part of the prompts, without a report; n processes share `out`, and the call without it
             finishes.
+        runner: who scores and generates, see `score`.
         redact: what becomes of images in the report, which republishes training images otherwise.
         silent: no progress on stderr; by default progress shows in notebooks only.
 
@@ -171,7 +175,8 @@ def audit(
             batch=batch, sampling=sampling or Sampling()
         ),
         judged if reference is None else reference.matching, dict(descriptor_options or {}), reference,
-        measure=parse_image_scores(measure), measure_images=measure_images, options=Options(retry_errors, silent, shard),
+        measure=parse_image_scores(measure), measure_images=measure_images,
+        options=Options(retry_errors, silent, shard, require_folder(runner, out)),
         gallery=None if gallery is None else as_images(gallery), control=control and len(looks) < 2, looks=levels,
     )  # fmt: skip
     if base is not None:

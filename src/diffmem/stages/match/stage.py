@@ -153,8 +153,9 @@ def match_stage(
     result = MatchResult()
     calibrated = calibrate(index, heldout, settings.fpr, images_per_prompt, settings.statistic)
     before = read_fact(run.path, "copies") or {}
-    fact: dict[str, Any] = {"threshold": asdict(calibrated), "descriptor": index.about | {"images": len(index)},
-            "problems": index.problems, "index": index.fingerprint, "train": index.images_fingerprint}  # fmt: skip
+    described = index.about | {"images": index.chosen_from or len(index)}
+    fact: dict[str, Any] = {"threshold": asdict(calibrated), "descriptor": described, "problems": index.problems,
+            "index": index.fingerprint, "train": index.images_fingerprint}  # fmt: skip
     fact = _keep_reviewed(fact, before)
     result.threshold = CopyThreshold(**fact["threshold"])
     write_fact(run.path, "copies", fact)
