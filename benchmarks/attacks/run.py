@@ -221,6 +221,9 @@ def main():
     for name in [] if options.page or options.take else options.only.split(",") if options.only else CAMPAIGNS:
         begun = time.time()
         result = CAMPAIGNS[name](options.budget, options.seed)
+        results = (
+            json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        )  # another campaign may have ended meanwhile
         if options.fresh:
             results.pop(name, None)
         add(results, name, result, options.seed, at_work)
