@@ -16,7 +16,8 @@ import diffmem
 from diffmem import atomic
 from diffmem.cli.app import main
 from diffmem.cli.ranges import COUNTS, LEAST, SHARES, check_ranges
-from diffmem.errors import DataError, IncompleteRun, UsageError
+from diffmem.errors import DataError, IncompleteRun, ModelError, UsageError
+from diffmem.models.lora.files import read_lora
 from diffmem.models.versions import SILENTLY_WRONG, check_version
 from diffmem.runs import interruption
 from diffmem.runs.microbatch import MicroBatches
@@ -117,6 +118,11 @@ def test_devices_and_pipes_are_neither_read_nor_replaced(tmp_path, capsys):
                       ("score", "m", "a fox", "--threshold", pipe), ("show", pipe)):  # fmt: skip
         code, _, err = run(capsys, *arguments)
         assert code == 2 and "Traceback" not in err, arguments
+    for arguments in (("score", "m", "--prompts", pipe), ("score", "m", "--prompts", "/dev/null")):
+        code, _, err = run(capsys, *arguments)
+        assert code == 2 and "is a pipe or a device" in err
+    with pytest.raises(ModelError, match="pipe or a device"):
+        read_lora(str(pipe))
     with pytest.raises(DataError, match="pipe"):
         atomic.write_atomic(pipe, b"x")
     assert pipe.is_fifo()

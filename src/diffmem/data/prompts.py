@@ -84,7 +84,7 @@ def load_prompts(
             return folder_prompts(path, captions, column, encoding)
         if not file:
             raise DataError(
-                f"'{printable(str(path))}' does not exist; expected a prompt list (.txt, .csv, .tsv, .json, .jsonl or "
+                f"'{printable(str(path))}' {_lack(path)}; expected a prompt list (.txt, .csv, .tsv, .json, .jsonl or "
                 ".parquet) or a folder of pictures with captions (a single prompt goes into a list: [prompt])."
             )
         table, notes = _read(path, column, encoding)
@@ -123,6 +123,13 @@ def _rows_elsewhere(source: Any) -> list[Any] | None:
             rows = getattr(source, name)(*arguments)
             return rows if isinstance(rows, list) else None
     return list(source) if isinstance(source, Iterator) else None
+
+
+def _lack(path: Path) -> str:
+    try:
+        return "is a pipe or a device" if path.exists() else "does not exist"
+    except (OSError, ValueError):
+        return "does not exist"
 
 
 def _kind(path: Path) -> tuple[bool, bool]:

@@ -68,6 +68,8 @@ def read_lora(lora: str, allow_pickle: bool = False) -> LoraFiles:
     path = user_path(lora)
     if not path.exists():
         path = _from_hub(lora)
+    elif not path.is_file() and not path.is_dir():
+        raise ModelError(f"The LoRA {lora} is a pipe or a device; expected a .safetensors file or a folder.")
     if path.is_file():
         whole_folder = path.name in FILES
         files, folder = [(path, "")], path.parent
