@@ -228,3 +228,9 @@ def test_two_tokens_of_one_number_are_a_damaged_vocabulary(monkeypatch):
     monkeypatch.setattr(pipe.tokenizer, "get_vocab", lambda: vocabulary | {first: vocabulary[second]})
     with pytest.raises(ModelError, match="several tokens one number"):
         Target.from_pipeline(pipe)
+
+
+def test_a_sequence_that_no_model_reads_is_refused(tmp_path):
+    FAMILIES["flux"]().save_pretrained(tmp_path)
+    edit(tmp_path / "scheduler" / "scheduler_config.json", max_image_seq_len=10**9)
+    refused(tmp_path, "max_image_seq_len", "at most")

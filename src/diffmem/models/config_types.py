@@ -13,7 +13,7 @@ from diffmem.errors import ModelError
 
 _LAYERS = re.compile(r"layers(_|$)|(blocks|heads|depth)$")
 _WIDTHS = re.compile(r"(channels|heads|_dim|hidden_size|_groups|d_model|d_ff|d_kv)$")
-_SIZES = re.compile(r"(size|length|positions|embeds|embeddings|_ada_norm)$")
+_SIZES = re.compile(r"(size|length|_len|positions|embeds|embeddings|_ada_norm)$")
 _NEVER_ZERO = frozenset(
     ("in_channels", "latent_channels", "hidden_size", "num_attention_heads", "attention_head_dim", "cross_attention_dim",
      "joint_attention_dim", "caption_channels", "d_model", "d_kv", "block_out_channels")

@@ -201,9 +201,8 @@ def _config(place: Path, name: str) -> Path | None:
         if _TABLES.match(file.name):
             continue
         values = read_json(file)
-        if file.name == "config.json":
-            check_counts(values, str(file))
         if file.name in ("config.json", "scheduler_config.json"):
+            check_counts(values, str(file))
             found = found or file
         if file.name == "scheduler_config.json":
             from diffmem.models.families._schedulers import check_config
