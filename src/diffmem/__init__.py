@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from diffmem.experiments.lab.run import run_lab as lab
     from diffmem.experiments.mitigate.run import mitigate
     from diffmem.experiments.monitor.run import monitor
+    from diffmem.experiments.remove.run import remove
     from diffmem.experiments.robustness.run import robustness
     from diffmem.experiments.seal.run import seal, verify
     from diffmem.models.generation import Sampling
@@ -79,6 +80,7 @@ _VERBS = {
     "localize": "diffmem.stages.score.localize",
     "match": "diffmem.stages.match.folders:match_images",
     "monitor": "diffmem.experiments.monitor.run:monitor",
+    "remove": "diffmem.experiments.remove.run",
     "robustness": "diffmem.experiments.robustness.run",
     "seal": "diffmem.experiments.seal.run",
     "train": "diffmem.training.loop",

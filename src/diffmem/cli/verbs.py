@@ -166,6 +166,11 @@ VERBS = {
         "./my-model --prompts memorized.csv --train ./images --method random-tokens --out runs/robust",
         "./my-model --prompts memorized.csv --train ./images --adversarial-steps 0 --out runs/robust",
     ),
+    "remove": _verb(
+        "remove", 4, "Fine-tune a model so that it forgets images; say whether they are gone or only hidden.",
+        "./my-model --prompts memorized.csv --train ./images --out runs/removed",
+        "./my-model --images ./to-be-removed --train ./images --method retrack:lr=1e-4 --out runs/removed",
+    ),
     "calibrate": _verb(
         "calibrate", 4, "Set a score's threshold at a stated false-positive rate, for score and for the guard.",
         "./my-model --out threshold.json", "./my-model --reference ordinary.txt --fpr 0.05 --out threshold.json",

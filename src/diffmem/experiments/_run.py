@@ -52,6 +52,7 @@ VERBS: Registry[Verb] = Registry(
     {
         "mitigate": "diffmem.experiments.mitigate.page:VERB",
         "robustness": "diffmem.experiments.robustness.page:VERB",
+        "remove": "diffmem.experiments.remove.page:VERB",
         "against": "diffmem.experiments.against.page:VERB",
         "extract": "diffmem.experiments.extract.page:VERB",
         "lab": "diffmem.experiments.lab.page:VERB",

@@ -64,6 +64,7 @@ def search(
     images: torch.Tensor,
     parameters: AdversarialParameters | None = None,
     rows: int = 64,
+    initial: Conditioning | None = None,
 ) -> Adversarial:
     """Embeddings e that minimise E_{t, eps} mean (f(alpha_t x0 + sigma_t eps, t, e) - f*)^2 for one image each.
 
@@ -76,6 +77,7 @@ def search(
         images: the image of each, [P, C, H, W] in [-1, 1], of the model's size.
         parameters: steps, batch, learning rate, start.
         rows: of one network call; memory is that of the backward pass of so many.
+        initial: embeddings to start from in place of `parameters.start`, P rows (those of a model before it was changed).
 
     Returns:
         The embeddings. Cost per prompt: steps x batch forward and backward (2 NFE each), and 64 forward for the losses.
@@ -94,6 +96,8 @@ def search(
             with torch.no_grad():
                 x0 = denoiser.encode_images(images[start : start + size]).float()
                 cond = denoiser.encode_prompts(names if settings.start == "prompt" else [""] * len(names))
+                if initial is not None:
+                    cond = initial.select(list(range(start, start + len(names))))
             objective = _Objective(denoiser, names, x0, settings)
             found = with_embeddings(cond, objective.descended(cond)) if settings.steps else cond
             losses.append((objective.judged(cond), objective.judged(found)))

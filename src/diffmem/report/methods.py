@@ -7,6 +7,7 @@ from typing import Any
 
 from diffmem.copies.descriptors import DESCRIPTORS
 from diffmem.copies.descriptors.base import About as DescriptorAbout
+from diffmem.mitigation.removal import REMOVALS
 from diffmem.registry import Registry
 from diffmem.report.measures.shape import MeasuresDigest
 from diffmem.report.shape import Method
@@ -158,6 +159,22 @@ def methods_page() -> str:
         "on the statistic; the similarity is used only where no threshold can be calibrated.\n"
     )
     parts += [part for about in descriptors() for part in _descriptor_in_full(about)]
+    parts.append(
+        "# Removals\n\nWhat `diffmem remove` trains, `--method NAME` or `--method NAME:key=value,...` "
+        "([Remove images from a model](removing.md)).\n"
+    )
+    for name in REMOVALS:
+        cls = REMOVALS.get(name)
+        about = cls.about
+        parts += [
+            f"## {about.name}\n\n{about.summary[0].upper()}{about.summary[1:]}.\n",
+            f"- Formula: `{about.formula}`",
+            f"- Reference: {about.reference}",
+            f"- Trains: {'all of the network' if about.trains == 'full' else 'a LoRA'}. Cost: {about.cost}.",
+            f"- Fails when: {about.fails_when}.",
+            *_listed_parameters(cls),
+            "",
+        ]
     return "\n".join(parts)
 
 

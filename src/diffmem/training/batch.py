@@ -79,7 +79,7 @@ class Samples:
         self, plan: TrainPlan, denoiser: Denoiser, order: Order, latents: Latents, captions: CaptionDraw | None
     ) -> None:
         self._plan, self._denoiser, self._order = plan, denoiser, order
-        self._latents, self._captions = latents, captions
+        self.latents, self._captions = latents, captions
         self._frozen = plan.model.text_encoder == "frozen"
         self._kept: OrderedDict[str, Conditioning] = OrderedDict()
 
@@ -93,7 +93,7 @@ class Samples:
             random = generator(seed, "training", "sample", place)
             mirrored = bool(torch.rand(1, generator=random) < 0.5) and self._plan.data.flip
             images.append(image)
-            x0.append(self._latents(image, mirrored))
+            x0.append(self.latents(image, mirrored))
             levels = self._plan.optimizer.times if changes.noise_levels == "as-planned" else changes.noise_levels
             times.append(draw_time(self._denoiser, levels, random, changes.zone))
             texts.append(self._captions(image, random) if self._captions is not None else None)

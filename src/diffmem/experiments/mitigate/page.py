@@ -55,7 +55,7 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
         for i, row in enumerate(good)
         if row["copied_after"] is not None and row["alignment_after"] is not None
     ]
-    strips, captions = _strips({arm.name: folder / arm.place for arm in summary.arms}, redact, hash_prompts)
+    strips, captions = strips_of({arm.name: folder / arm.place for arm in summary.arms}, redact, hash_prompts)
     return write_page(
         folder / PAGE if out is None else out, files(__package__) / "page.html", title=f"Mitigations: {summary.model}",
         kicker=f"Mitigations compared, {summary.model}", headline=summary.headline,
@@ -87,11 +87,11 @@ def recognise(folder: Path) -> MitigateSummary | None:
     )  # fmt: skip
 
 
-def _strips(
-    arms: Mapping[str, Path], redact: Redaction, hashed: bool
+def strips_of(
+    arms: Mapping[str, Path], redact: Redaction, hashed: bool, first: str = NONE
 ) -> tuple[dict[str, list[Strip]], dict[str, list[str]]]:
-    """The first prompts of each side under every setting."""
-    plain = RunStore(arms[NONE]).read("prompts", ["prompt_id", "text", "group"]).to_pylist()
+    """The first prompts of each side under every setting; `first` is the arm that lists them."""
+    plain = RunStore(arms[first]).read("prompts", ["prompt_id", "text", "group"]).to_pylist()
     strips: dict[str, list[Strip]] = {}
     captions: dict[str, list[str]] = {}
     for other, title in SIDES.items():

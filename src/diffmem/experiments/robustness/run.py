@@ -202,20 +202,8 @@ class RobustnessExperiment(Experiment[RobustnessSummary]):
         """The embeddings of the search, one per prompt; its target is the training image that the bare model copies."""
         assert self.pictures is not None and self.plan.adversarial is not None
         names = self._outcome(self.conditions[0], None).nearest
-        images = torch.stack([self._pixels(self.pictures(str(name))) for name in names])
+        images = torch.stack([as_sampled(self.target, self.pictures(str(name))) for name in names])
         return search(self.denoiser, self.prompts, images, self.plan.adversarial)
-
-    def _pixels(self, picture: Image.Image) -> torch.Tensor:
-        """A picture in [-1, 1], [C, H, W], in the size and channels that the model generates."""
-        decoder = getattr(self.target.pipeline, "vae", None)
-        factor = getattr(self.target.pipeline, "vae_scale_factor", 1)
-        height, width = (factor * n for n in self.denoiser.sample_shape[1:])
-        channels = self.denoiser.sample_shape[0] if decoder is None else int(decoder.config.in_channels)
-        sized = picture.convert("L" if channels == 1 else "RGB")
-        if sized.size != (width, height):
-            sized = sized.resize((width, height), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(sized, np.float32) / 127.5 - 1)
-        return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
 
     def _outcome(self, condition: Condition, mitigation: Mitigation | None) -> Outcome:
         if condition.label in self.refused:
@@ -270,6 +258,20 @@ def pictures_of(source: str | Path | ImageSet) -> Callable[[str], Image.Image]:
         return item.image
 
     return picture
+
+
+def as_sampled(target: Target, picture: Image.Image) -> torch.Tensor:
+    """A picture in [-1, 1], [C, H, W], in the size and channels that the model generates."""
+    shape = target.need_denoiser().sample_shape
+    decoder = getattr(target.pipeline, "vae", None)
+    factor = getattr(target.pipeline, "vae_scale_factor", 1)
+    height, width = (factor * n for n in shape[1:])
+    channels = shape[0] if decoder is None else int(decoder.config.in_channels)
+    sized = picture.convert("L" if channels == 1 else "RGB")
+    if sized.size != (width, height):
+        sized = sized.resize((width, height), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(sized, np.float32) / 127.5 - 1)
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
 
 
 def _bypassed(condition: Condition, mitigation: Mitigation | None) -> bool:
