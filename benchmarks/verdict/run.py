@@ -192,13 +192,15 @@ def looks(count):
         wrong = {"planned": 0, "as_if_first": 0, "last_alone": 0}
         made = 0
         for i in range(many):
-            for name, levels in (("planned", planned), ("as_if_first", dict.fromkeys(images, LEVEL))):
-                verdicts = looked_at(np.random.default_rng([5, i]), 302, 8, 4000, tail, alike, share, 0.5, levels)
-                states = [verdict.state == "reproduces" for verdict, _ in verdicts]
-                wrong[name] += any(states)
-                if name == "planned":
-                    made += images[states.index(True)] if any(states) else images[-1]
-            wrong["last_alone"] += states[-1]
+            levels = dict.fromkeys(images, LEVEL)
+            verdicts = looked_at(np.random.default_rng([5, i]), 302, 8, 4000, tail, alike, share, 0.5, levels)
+            p = [verdict.p_value for verdict, _ in verdicts]  # nothing else decides here: there is no pair to confirm
+            assert all((verdict.state == "reproduces") == (verdict.p_value <= LEVEL) for verdict, _ in verdicts)
+            found = [own <= planned[n] for own, n in zip(p, images, strict=True)]
+            wrong["planned"] += any(found)
+            wrong["as_if_first"] += min(p) <= LEVEL
+            wrong["last_alone"] += p[-1] <= LEVEL
+            made += images[found.index(True)] if any(found) else images[-1]
         rows.append({"prompts": 302, "looks": images, "references": 4000, "tail": tail, "alike": alike, "share": share,
                      "copying_seeds": 0.5, "audits": many, **wrong, "images_per_prompt": made / many})  # fmt: skip
         print(rows[-1], flush=True)

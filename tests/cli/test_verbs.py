@@ -30,6 +30,23 @@ def test_score_one_prompt_from_the_shell(model, capsys):
     assert "uncalibrated" in err
 
 
+def test_score_gives_percentiles_among_ordinary_captions(model, capsys, tmp_path):
+    """By hand: the share of the captions of the file that score lower, in the run in which both were scored."""
+    ordinary, texts = [f"an ordinary caption {i}" for i in range(9)], ["a red fox", "a blue bird"]
+    (tmp_path / "ordinary.txt").write_text("\n".join(ordinary))
+    command = ["score", model, "--score", "score-difference", "--draws", "2", "--json"]
+    assert main([*command, *texts, "--reference", str(tmp_path / "ordinary.txt")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ranked_by"] == "score-difference"
+    assert main([*command, *texts, *ordinary]) == 0
+    value = {row["prompt"]: row["score-difference"] for row in json.loads(capsys.readouterr().out)["prompts"]}
+    for row in found["prompts"]:
+        lower = sum(value[text] < value[row["prompt"]] for text in ordinary)
+        assert row["percentile"] == pytest.approx(100 * lower / 9, abs=0.06)
+    assert main([*command, *texts, "--threshold", "x.json", "--reference", "builtin"]) == 2
+    assert "--reference" in capsys.readouterr().err
+
+
 def test_score_json_from_a_file(model, capsys, tmp_path):
     prompts = tmp_path / "p.csv"
     prompts.write_text('caption\na fox\n"one, two"\n', encoding="utf-8")

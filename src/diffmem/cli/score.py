@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -45,6 +45,10 @@ def score(
     early_exit: Annotated[
         bool, Parameter(negative="", help="with --threshold: take noises one by one until a prompt is decided")
     ] = False,
+    reference: Annotated[
+        str | None,
+        Parameter(help="ordinary captions among which each prompt's percentile is printed: a file, or 'builtin'"),
+    ] = None,
     top: Annotated[int, Parameter(help="prompts shown")] = 20,
     prompts: PromptOptions = PROMPTS,
     target: ModelOptions = MODEL,
@@ -59,9 +63,12 @@ def score(
     """
     from diffmem.cli.estimates import estimate_scoring, print_estimate
     from diffmem.cli.output import emit_json, emit_table, note
+    from diffmem.data.prompts import load_prompts
+    from diffmem.data.reference import reference_prompts
     from diffmem.report.scores import ranking_of, top_prompts
     from diffmem.scores import DEFAULT_SCORES
     from diffmem.scores.spec import parse_scores
+    from diffmem.stages.score.reference import percentiles
     from diffmem.stages.score.rows import Scoring
     from diffmem.stages.score.score import score as score_prompts
 
@@ -69,7 +76,8 @@ def score(
         given = {"--score": bool(scores), "--draws": draws is not None, "--noise-file": noise_file is not None,
                  "--micro-batch": micro_batch is not None, "--shard": work.shard is not None,
                  "--runner": spread.runner is not None,
-                 "--retry-errors": work.retry_errors, "--dry-run": work.dry_run}  # fmt: skip
+                 "--retry-errors": work.retry_errors, "--reference": reference is not None,
+                 "--dry-run": work.dry_run}  # fmt: skip
         extra = [name for name, there in given.items() if there]
         if extra:
             raise UsageError(
@@ -80,6 +88,7 @@ def score(
         raise UsageError("--early-exit needs --threshold FILE: without one there is nothing to decide.")
     draws, micro_batch = 4 if draws is None else draws, 64 if micro_batch is None else micro_batch
     wanted = parse_scores(scores or DEFAULT_SCORES)
+    ordinary = None if reference is None else reference_prompts() if reference == "builtin" else load_prompts(reference)
     shard = work.part()
     listed = prompts.load(typed)
     opened = target.open(model, check=not work.dry_run)
@@ -99,25 +108,40 @@ def score(
     for text in dict.fromkeys(result.notes):
         note(text)
     rows = top_prompts(result.run.store, listed, result.labels, top if not work.json else len(listed))
+    ranked = ranking_of(rows, result.labels)
+    if ordinary is not None and ranked is not None:
+        place, known = percentiles(
+            opened, listed, ranked, ordinary, out=None if out is None else out / "reference", draws=draws, seed=work.seed,
+            noise=noise, noises=_noises(noise_file), micro_batch=micro_batch, silent=work.quiet or work.json,
+        )  # fmt: skip
+        rows = [_with_percentile(row, place.get(row["prompt_id"])) for row in rows]
+        note(f"percentile: the share of {known} reference captions that score lower by {ranked}")
     if work.json:
         emit_json(
-            {"prompts": rows, "ranked_by": ranking_of(rows, result.labels), "refused": result.refused,
+            {"prompts": rows, "ranked_by": ranked, "refused": result.refused,
              "nfe": result.nfe.as_dict(), "nfe_per_prompt_seed": result.nfe_per_prompt_seed, "micro_batch": result.micro_batch}
         )  # fmt: skip
     else:
         emit_table(
             rows,
-            title=f"Highest {ranking_of(rows, result.labels) or 'scores'} first ({len(listed)} prompts, {draws} noises each; "
+            title=f"Highest {ranked or 'scores'} first ({len(listed)} prompts, {draws} noises each; "
             "higher = more memorized)",
         )
         note(
-            f"{result.nfe.total:.0f} network evaluations. The numbers are uncalibrated: compare them within one model."
+            f"{result.nfe.total:.0f} network evaluations. The numbers are uncalibrated: compare them within one model"
+            + (" (--reference builtin: their percentiles among ordinary captions)." if ordinary is None else ".")
         )
     looked = [label for label in result.labels if not _reads_no_model(label)]
     if not any(result.values(label) for label in (looked if looked or result.refused else result.labels)):
         reasons = (*result.refused.values(), *(str(row["problem"]) for row in rows if row.get("problem")))
         raise NothingJudged(f"No prompt has a value of any score: {next(iter(reasons), 'see the rows of the run')}")
     return 0
+
+
+def _with_percentile(row: dict[str, Any], place: float | None) -> dict[str, Any]:
+    """The row with the percentile behind the prompt, in percent."""
+    first = {name: row[name] for name in ("prompt_id", "prompt")}
+    return first | {"percentile": None if place is None else round(100 * place, 1)} | row
 
 
 def _reads_no_model(label: str) -> bool:
