@@ -25,6 +25,7 @@ from diffmem.runs.schemas import SCHEMAS
 from diffmem.runs.store import RunStore
 
 TIMINGS = {
+    "date",
     "seconds",
     "micro_batch",
     "created",

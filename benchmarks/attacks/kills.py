@@ -132,7 +132,7 @@ def verbs(inputs, folder):
         "lab": ("lab", str(folder / "lab.toml"), "--device", "cpu", "--quiet", "--out", "OUT"),
         "monitor": ("monitor", str(folder / "checkpoints"), "--train", train, "--heldout", str(inputs.heldout), "--prompts",
                     str(reference), "--fpr", "0.2", "--prompt-count", "16", "--images-per-prompt", "1", "--steps", "1",
-                    "--draws", "1", "--quiet", "--out", "OUT"),
+                    "--draws", "1", "--level", "0.5", "--quiet", "--out", "OUT"),
         "seal": ("seal", made["audit"], "--out", "OUT/sealed"),
         "export": ("export", made["audit"], "--csv", "OUT/csv", "--parquet", "OUT/parquet", "--png", "OUT/png"),
         "report": ("report", made["audit"], "--out", "OUT/page.html"),

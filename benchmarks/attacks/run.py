@@ -193,8 +193,8 @@ def of_versions(results):
     yield "| set | tests passed | tests failed | demo: found of planted |"
     yield "|---|---|---|---|"
     for name, found in sorted(results.items()):
-        demo = "none" if found["demo"] is None else "{found} of {planted}".format(**found["demo"])
-        yield f"| {name} | {found['tests'].get('passed', 0)} | {len(found['failed'])} | {demo} |"
+        demo = "none" if found.get("demo") is None else "{found} of {planted}".format(**found["demo"])
+        yield f"| {name} | {found['tests'].get('passed', 0)} | {len(found.get('failed', []))} | {demo} |"
     for name, found in sorted(results.items()):
         yield ""
         yield f"{name}: " + ", ".join(f"{package} {number}" for package, number in found["versions"].items()) + "."
