@@ -194,8 +194,12 @@ def of_versions(results):
     yield "|---|---|---|---|"
     for name, found in sorted(results.items()):
         demo = "none" if found.get("demo") is None else "{found} of {planted}".format(**found["demo"])
-        yield f"| {name} | {found['tests'].get('passed', 0)} | {len(found.get('failed', []))} | {demo} |"
+        paths = found["tests"].values()
+        passed, failed = (sum(counts.get(word, 0) for counts in paths) for word in ("passed", "failed"))
+        yield f"| {name} | {passed} | {failed} | {demo} |"
     for name, found in sorted(results.items()):
+        for lost in (name for counts in found["tests"].values() for name in counts["names"]):
+            yield f"- failed: `{lost}`"
         yield ""
         yield f"{name}: " + ", ".join(f"{package} {number}" for package, number in found["versions"].items()) + "."
 

@@ -6,12 +6,13 @@
 Builds an environment in a temporary folder (uv resolves it; direct dependencies at their lower bounds for "lowest"), runs a
 short list of tests and the digits demo in it, and writes what it saw into result.json. torch is taken as this Python has it
 (with its label, such as +cpu) unless --torch says otherwise: on Linux the registry's older builds of it are for GPUs and need
-6 GB of libraries. With --python one environment can be tried in parts: --parts tests, then --parts demo.
+6 GB of libraries. With --python, an environment that is there is tried; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -19,7 +20,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -78,18 +78,16 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def run_tests(python):
-    """What the tests say in an environment."""
-    begun = time.time()
+def run_tests(python, path):
+    """What the tests of one path say in an environment."""
     told = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS],
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", path],
         cwd=ROOT, env=environment(), capture_output=True, text=True,
     ).stdout  # fmt: skip
-    counted = re.findall(r"(\d+) (passed|failed|skipped|errors?)", told.splitlines()[-1])
-    return {
-        "tests": {word: int(number) for number, word in counted},
-        "failed": re.findall(r"^(?:FAILED|ERROR) (\S+)", told, re.M), "seconds": round(time.time() - begun),
-    }  # fmt: skip
+    counted = {
+        word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?)", told.splitlines()[-1])
+    }
+    return counted | {"names": re.findall(r"^(?:FAILED|ERROR) (\S+)", told, re.M)}
 
 
 def run_demo(python):
@@ -107,9 +105,6 @@ def run_demo(python):
     }  # fmt: skip
 
 
-PARTS = {"tests": run_tests, "demo": run_demo}
-
-
 def versions(python):
     names = [re.match(r"[\w.-]+", line)[0] for line in wanted("0")]
     code = "import sys, json; from importlib.metadata import version; print(json.dumps({n: version(n) for n in sys.argv[1:]}))"
@@ -122,25 +117,43 @@ def main():
     parser.add_argument("--torch", default=version("torch"), help="version of torch; default: the one of this Python")
     parser.add_argument("--find-links", default=os.environ.get("PIP_FIND_LINKS"), help="where else to look for wheels")
     parser.add_argument("--python", help="of an environment that is there already; nothing is built")
-    parser.add_argument("--parts", default="tests,demo", help="what is run, with commas")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="diffmem-versions-"))
     try:
         python = options.python or build(folder, options.set, options.torch, options.find_links)
-        found = {"versions": versions(python)}
-        for part in options.parts.split(","):
-            found |= PARTS[part](python)
+        found = try_out(python, options.set)
     finally:
         shutil.rmtree(folder)
-    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    before = results.get(options.set, {})
-    # The other part holds for the same versions only.
-    found = (before if before.get("versions") == found["versions"] else {}) | found
-    RESULT.write_text(json.dumps(results | {options.set: found}, indent=1, sort_keys=True) + "\n")
     print(json.dumps(found, indent=1))
-    demo = found.get("demo")
-    sound = found.get("failed") == [] and demo is not None and demo["found"] == demo["planted"] > 0
-    raise SystemExit(0 if sound else 1)
+    demo = found["demo"]
+    failed = [name for of_path in found["tests"].values() for name in of_path["names"]]
+    raise SystemExit(0 if not failed and demo is not None and demo["found"] == demo["planted"] > 0 else 1)
+
+
+def try_out(python, which):
+    """Tests and demo in an environment; what was tried with these very versions and sources before is not tried again."""
+    asked = versions(python)
+    source = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((ROOT / "src").rglob("*.py")))).hexdigest()
+    found = {"versions": asked, "source": source, "tests": {}}
+    before = read().get(which, {})
+    if all(before.get(name) == found[name] for name in ("versions", "source")):
+        found = before
+    for path in TESTS:
+        if path not in found["tests"]:
+            found["tests"][path] = run_tests(python, path)
+            keep(which, found)
+    if "demo" not in found:
+        found |= run_demo(python)
+        keep(which, found)
+    return found
+
+
+def read():
+    return json.loads(RESULT.read_text()) if RESULT.exists() else {}
+
+
+def keep(which, found):
+    RESULT.write_text(json.dumps(read() | {which: found}, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":
