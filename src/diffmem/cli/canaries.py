@@ -43,6 +43,10 @@ def make(
     counts: Annotated[str, Parameter(help="how often a canary is in the data, with commas")] = "1,2,4,8,16",
     per_count: Annotated[int, Parameter(help="canaries of each count")] = 8,
     controls: Annotated[int, Parameter(help="negative controls: registered, never in the data")] = 40,
+    coins: Annotated[
+        int, Parameter(help="more canaries, each in the data once if a fair coin says so: for a lower bound of epsilon")
+    ] = 0,
+    coin_count: Annotated[int, Parameter(help="how often such a canary is in the data: above 1 bounds groups")] = 1,
     words: Annotated[
         Literal["made-up", "dataset"], Parameter(help="of captions; dataset: its own words in new company")
     ] = "made-up",
@@ -72,11 +76,20 @@ def make(
         levels = tuple(int(part) for part in counts.split(","))
     except ValueError:
         raise UsageError(f"--counts is '{counts}'; expected whole numbers with commas between them: 1,2,4,8.") from None
+    if coins < 0 or coins == 1 or coin_count < 1:
+        raise UsageError(f"--coins {coins}, --coin-count {coin_count}; expected 0 or at least 2, and at least 1.")
     if per_count < 1 or controls < 2 or (apart is not None and apart <= 0):
         raise UsageError(
             f"--per-count {per_count}, --controls {controls}, --apart {apart}; expected at least 1, at least 2, above 0."
         )
-    plan = CanaryPlan(counts=levels, per_count=per_count, controls=controls, words=words, apart=apart, seed=seed)
+    plan = CanaryPlan(
+        counts=levels, per_count=per_count, controls=controls, coins=coins, coin_count=coin_count, words=words, apart=apart,
+        seed=seed,
+    )  # fmt: skip
+    if coins and not json:
+        from diffmem.experiments.canaries.bound import provable
+
+        say(provable(coins, coin_count))
     listed = load_images(dataset, captions=captions)
     drawn = draw_canaries(listed, plan, quiet or json)
     data = write_canaries(drawn, listed, folder, only_canaries)

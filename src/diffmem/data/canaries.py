@@ -31,6 +31,7 @@ class Canary:
         caption: unique; no caption of the dataset is like it.
         pixels: content hash of mode, size and pixels.
         nearest: the least distance to any other registered picture and to the dataset, in the descriptor's units.
+        coin: whether a fair coin of its own decided if it is in the data, for a lower bound of epsilon.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Canary:
     caption: str
     pixels: str
     nearest: float
+    coin: bool = False
 
     @property
     def control(self) -> bool:
@@ -78,10 +80,16 @@ class Registration:
         """The canaries that are in the training data."""
         return tuple(canary for canary in self.canaries if not canary.control)
 
+    @property
+    def coins(self) -> tuple[int, ...]:
+        """The places of the canaries that a coin put into the data or left out."""
+        return tuple(i for i, canary in enumerate(self.canaries) if canary.coin)
+
     def _content(self) -> dict[str, Any]:
         return {
             "format": FORMAT, "seed": self.seed, "created": self.created, "facts": self.facts,
-            "canaries": [asdict(canary) for canary in self.canaries],
+            # Without the coin where there is none, so that older registrations keep their hashes.
+            "canaries": [{k: v for k, v in asdict(canary).items() if k != "coin" or v} for canary in self.canaries],
         }  # fmt: skip
 
     def write(self, folder: Path) -> Path:

@@ -36,6 +36,8 @@ class CanaryPlan(BaseModel):
     counts: tuple[int, ...] = Field((1, 2, 4, 8, 16), min_length=1, description="how often a canary is in the data")
     per_count: int = Field(8, ge=1, description="canaries of each count")
     controls: int = Field(40, ge=2, description="drawn and registered alike, never in the data")
+    coins: int = Field(0, ge=0, description="canaries of which a fair coin each decides whether it is in the data")
+    coin_count: int = Field(1, ge=1, description="how often such a canary is in the data, if it is")
     words: Literal["made-up", "dataset"] = Field("made-up", description="of the captions")
     apart: float | None = Field(None, gt=0, description="least distance; default 1.5 times that of a copy")
     seed: int = 0
@@ -71,20 +73,29 @@ def draw_canaries(dataset: ImageSet | str | Path, plan: CanaryPlan, silent: bool
     size, mode = size_and_mode(images)
     descriptor = make_descriptor(DEFAULT_DESCRIPTOR, images)
     apart = 1.5 * (1 - descriptor.copy_similarity) if plan.apart is None else plan.apart
-    total = len(plan.counts) * plan.per_count + plan.controls
+    total = len(plan.counts) * plan.per_count + plan.controls + plan.coins
     pictures, nearest = _distinct(build_index(images, descriptor, None, silent), size, mode, total, apart, plan.seed)
     captions = captions_in(images)
     made = (phrases if plan.words == "made-up" else known_phrases)(plan.seed, captions)
-    roles = [count for count in plan.counts for _ in range(plan.per_count)] + [0] * plan.controls
+    roles = [(count, False) for count in plan.counts for _ in range(plan.per_count)] + [(0, False)] * plan.controls
+    tossed = np.random.default_rng(seed_of(plan.seed, "canary coins")).random(plan.coins) < 0.5
+    roles += [(plan.coin_count * int(heads), True) for heads in tossed]
     order = np.random.default_rng(seed_of(plan.seed, "canary roles")).permutation(total)
     canaries = tuple(
-        Canary(f"canary-{i:04d}", roles[order[i]], next(made), pixel_hash(picture), round(float(nearest[i]), 4))
+        Canary(
+            f"canary-{i:04d}",
+            roles[order[i]][0],
+            next(made),
+            pixel_hash(picture),
+            round(float(nearest[i]), 4),
+            roles[order[i]][1],
+        )
         for i, picture in enumerate(pictures)
     )
     facts: dict[str, Any] = {
         "size": list(size), "mode": mode, "dataset": images.name, "images": len(images),
         "dataset_hash": images.fingerprint, "descriptor": descriptor.name, "recipe": descriptor.recipe,
-        "apart": apart, "words": plan.words,
+        "apart": apart, "words": plan.words, **({"coin_count": plan.coin_count} if plan.coins else {}),
     }  # fmt: skip
     created = datetime.now(UTC).isoformat(timespec="seconds")
     registration = Registration(canaries, plan.seed, created, facts)

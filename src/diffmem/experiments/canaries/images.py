@@ -99,6 +99,10 @@ class ByCaption:
     _mean: Floats
     _controls: np.ndarray
 
+    def among(self, members: Sequence[int]) -> Floats:
+        """Strengths of these canaries against one another, so that nothing in them knows which were trained on."""
+        return margins(self._mean, np.array(members)) if len(members) > 1 else np.array([])
+
     def against(self, members: Sequence[int]) -> Floats:
         """Strengths of these canaries and then of the controls, all as members of one pool."""
         return margins(self._mean, np.array([*members, *self._controls]))

@@ -15,6 +15,7 @@ from diffmem.data.canaries import read_registration
 from diffmem.data.png import decode_png
 from diffmem.errors import DataError
 from diffmem.experiments._run import Verb, read_summary
+from diffmem.experiments.canaries.bound import in_words
 from diffmem.experiments.canaries.summary import CanariesSummary
 from diffmem.report import prose
 from diffmem.report.charts import _svg, _text, _upright, ticks
@@ -55,7 +56,7 @@ def write(folder: Path, redact: Redaction = "none", hash_prompts: bool = False, 
     return write_page(
         folder / PAGE if out is None else out, files(__package__) / "page.html", title="Image canaries",
         kicker="Image canaries", headline=summary.headline, limits=limits, filters={"figure": figure}, facts=facts,
-        measures=summary.measures, shown=shown, exposure_at_most=summary.exposure_at_most,
+        measures=summary.measures, bounds=in_words(summary.bounds), shown=shown, exposure_at_most=summary.exposure_at_most,
         charts=[strength_chart(dict(measure)) for measure in summary.measures],
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments._arm import Arm, Made, Options, Reference
 from diffmem.experiments._experiment import Experiment, Results, run_experiment
 from diffmem.experiments._run import Run
+from diffmem.experiments.canaries.bound import bounds_of
 from diffmem.experiments.canaries.images import by_caption, by_sampling, described
 from diffmem.experiments.canaries.page import headline
 from diffmem.experiments.canaries.statistics import DETECTED, CanaryMeasure, summarize
@@ -113,6 +114,7 @@ class CanariesExperiment(Experiment[CanariesSummary]):
 
     Attributes:
         notes: what a reader must know; stages add theirs.
+        blind: measure -> strengths of the canaries with a coin, computed without knowledge of the coins.
     """
 
     target: Target
@@ -122,6 +124,7 @@ class CanariesExperiment(Experiment[CanariesSummary]):
     scores: Sequence[ImageScore]
     options: Options
     notes: list[str] = field(default_factory=list)
+    blind: dict[str, Floats] = field(default_factory=dict)
     reference: Reference | None = None
     judge: TextAlignment | None = None
 
@@ -158,6 +161,7 @@ class CanariesExperiment(Experiment[CanariesSummary]):
             )  # fmt: skip
             values = found.evidence(score.label)
             column = np.array([values.get(f"{canary.id}.png", np.nan) for canary in self.known.canaries])
+            self.blind[score.label] = column[list(self.known.coins)]
             unit = "evidence of the score, higher = more memorized"
             measures.append(_of_column(score.label, unit, self.known, column))
             self.notes += [note for note in found.notes if note not in self.notes]
@@ -179,6 +183,7 @@ class CanariesExperiment(Experiment[CanariesSummary]):
             registration=known.hash, created=known.created,
             place=str(known.folder or known.place.parent), canaries=len(known.trained),
             controls=len(known.controls), other_images=int(known.facts["images"]),
+            bounds=bounds_of(known, self.blind),
             exposure_at_most=float(np.log2(len(known.controls) + 1)), measures=tuple(values), closest=tuple(closest),
             limits=(
                 "How strongly the model holds on to other pictures: canaries are unlike them, and a picture that looks like "
@@ -212,10 +217,12 @@ class CanariesExperiment(Experiment[CanariesSummary]):
         closest.sort(key=lambda one: -one.similarity)
         if self.conditional:
             found = by_caption(similar, known)
+            self.blind["generation"] = found.among(known.coins)
             unit = "similarity with the own picture minus mean similarity with the controls' (0: no trace)"
             against = found.values, found.against, found.shares
             return summarize("generation", unit, known.canaries, *against, self.settings.seed), closest
         values, shares = by_sampling(similar, known)
+        self.blind["sampling"] = values[list(known.coins)]
         unit = f"greatest similarity of any of {similar.images} samples with the picture"
         return _of_column("sampling", unit, known, values, shares, self.settings.seed), closest
 

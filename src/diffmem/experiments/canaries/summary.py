@@ -25,6 +25,32 @@ class ClosestImage(BaseModel):
     similarity: float
 
 
+class Bound(BaseModel):
+    """A lower bound of epsilon by one measure, see `diffmem.evaluation.epsilon.EpsilonBound`.
+
+    Attributes:
+        measure: by which the coins were guessed.
+        epsilon: lower bound for groups of `group` records; 0 where nothing is proved.
+        record: the bound for one record that follows, epsilon / group (delta 0).
+        at_most: what as many coins prove if every guess is right.
+        group: how often a canary is in the data if its coin says so.
+        canaries, guesses, right, level, delta: what it rests on; all measures share the level.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    measure: str
+    epsilon: float
+    record: float
+    at_most: float
+    group: int
+    canaries: int
+    guesses: int
+    right: int
+    level: float
+    delta: float
+
+
 class CanariesSummary(Summary):
     """How strongly a model reproduces registered canaries.
 
@@ -36,6 +62,7 @@ class CanariesSummary(Summary):
         canaries: pictures in the training data.
         controls: registered pictures that never were.
         other_images: other pictures in the training data; None in runs of 0.1.0.
+        bounds: lower bounds of epsilon, one per measure; empty without canaries that a coin decided on.
         exposure_at_most: the greatest exposure that so many controls can show, in bits.
         measures: generation (or sampling) first, then image scores; see `CanaryMeasure`.
         closest: per canary and control the generated image most like it, strongest first.
@@ -50,6 +77,7 @@ class CanariesSummary(Summary):
     canaries: int
     controls: int
     other_images: int | None = None
+    bounds: tuple[Bound, ...] = ()
     exposure_at_most: float
     measures: tuple[Row, ...]
     closest: tuple[ClosestImage, ...] = ()
@@ -60,7 +88,9 @@ class CanariesSummary(Summary):
 
     def explanations(self) -> list[str]:
         """What the columns of the tables mean."""
-        texts = []
+        from diffmem.experiments.canaries.bound import in_words
+
+        texts = [*in_words(self.bounds)]
         measures: list[dict[str, Any]] = list(self.measures)
         for measure in measures:
             texts.append(
