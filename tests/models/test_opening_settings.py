@@ -19,6 +19,7 @@ from diffmem.models.target import Target
         {"beta_end": 1.5}, {"beta_start": -0.1}, {"trained_betas": [0.0] * 1000}, {"trained_betas": [0.1, "x"]},
         {"trained_betas": []}, {"num_train_timesteps": 0}, {"num_train_timesteps": 10**12},
         {"num_train_timesteps": "1000"}, {"beta_schedule": "nope"}, {"prediction_type": "nope"},
+        {"prediction_type": None},
     ],
 )  # fmt: skip
 def test_impossible_schedules_are_refused_when_opening(folder, changes):
@@ -35,7 +36,10 @@ def test_impossible_schedules_are_refused_when_opening(folder, changes):
         ("scheduler", "scheduler_config.json", {"steps_offset": "1"}, "a finite number"),
         ("unet", "config.json", {"center_input_sample": {"a": 1}}, "true or false"),
         ("unet", "config.json", {"norm_eps": "1e-5"}, "a finite number"),
-        ("unet", "config.json", {"norm_eps": float("inf")}, "a finite number"),
+        ("unet", "config.json", {"norm_eps": float("inf")}, "a small number"),
+        ("unet", "config.json", {"norm_eps": 1e9}, "a small number"),
+        ("text_encoder", "config.json", {"layer_norm_eps": -1}, "a small number"),
+        ("tokenizer", "tokenizer_config.json", {"model_max_length": float("inf")}, "a number of tokens"),
         ("text_encoder", "config.json", {"layer_norm_eps": True}, "a number"),
         ("text_encoder", "config.json", {"rope_theta": True}, "rope_theta = True"),
         ("text_encoder", "config.json", {"num_hidden_layers": True}, "a number"),

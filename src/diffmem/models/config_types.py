@@ -16,6 +16,7 @@ _WIDTHS = re.compile(r"(channels|heads|_dim|hidden_size|_groups|d_model|d_ff|d_k
 _SIZES = re.compile(r"(size|length|_len|positions|embeds|embeddings|_ada_norm)$")
 _NUMBERS = re.compile(r"^num_|(theta|eps|epsilon|_dim|hidden_size|d_model|d_ff|d_kv)$")
 """What transformers takes true for 1 in, without a word."""
+_EPSILON = re.compile(r"(^|_)eps(ilon)?$")
 _NEVER_ZERO = frozenset(
     ("in_channels", "latent_channels", "hidden_size", "num_attention_heads", "attention_head_dim", "cross_attention_dim",
      "joint_attention_dim", "caption_channels", "d_model", "d_kv", "block_out_channels")
@@ -37,6 +38,10 @@ def check_counts(values: Mapping[str, Any], where: str) -> None:
             check_counts(value, where)
             continue
         layers, width = _LAYERS.search(key), _WIDTHS.search(key)
+        if _EPSILON.search(key) and isinstance(value, int | float) and not 0 <= value < 1:
+            raise ModelError(
+                f"{where} says {key} = {value}; expected a small number. Correct the config or copy it again."
+            )
         if isinstance(value, bool) and _NUMBERS.search(key):
             raise ModelError(f"{where} says {key} = {value}; expected a number. Correct the config or copy it again.")
         if not layers and not width and not _SIZES.search(key):

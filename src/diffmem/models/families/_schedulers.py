@@ -41,6 +41,8 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         if not number or (name in _POSITIVE and value <= 0):
             kind = "a finite number above 0" if name in _POSITIVE else "a finite number"
             raise ModelError(f"{where} says {name} = {value!r}; expected {kind}. Correct the scheduler's config.")
+    if config.get("prediction_type", "") is None:  # which no scheduler takes: the pipeline would fail at its first step
+        raise ModelError(f"{where} says prediction_type = null; expected one of {', '.join(_PREDICTIONS)}.")
     steps = config.get("num_train_timesteps")
     if steps is not None and (steps != int(steps) or steps > _MOST_STEPS):
         raise ModelError(f"{where} says num_train_timesteps = {steps!r}; expected a whole number up to {_MOST_STEPS}.")

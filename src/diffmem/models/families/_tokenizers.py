@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from diffmem.errors import ModelError
@@ -31,7 +32,7 @@ def check_tokenizers(pipeline: Any) -> None:
         if (
             not isinstance(limit, int | float)
             or isinstance(limit, bool)
-            or not limit > 2
+            or not 2 < limit < math.inf
             or (clip and limit != int(limit))
         ):
             raise ModelError(f"{key} says model_max_length = {limit!r}; expected a number of tokens. {_mend(key)}")
