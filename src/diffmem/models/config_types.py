@@ -38,12 +38,12 @@ def check_counts(values: Mapping[str, Any], where: str) -> None:
             check_counts(value, where)
             continue
         layers, width = _LAYERS.search(key), _WIDTHS.search(key)
+        if isinstance(value, bool) and _NUMBERS.search(key):
+            raise ModelError(f"{where} says {key} = {value}; expected a number. Correct the config or copy it again.")
         if _EPSILON.search(key) and isinstance(value, int | float) and not 0 <= value < 1:
             raise ModelError(
                 f"{where} says {key} = {value}; expected a small number. Correct the config or copy it again."
             )
-        if isinstance(value, bool) and _NUMBERS.search(key):
-            raise ModelError(f"{where} says {key} = {value}; expected a number. Correct the config or copy it again.")
         if not layers and not width and not _SIZES.search(key):
             continue
         most = _MOST_LAYERS if layers else _WIDEST if width else _LONGEST
