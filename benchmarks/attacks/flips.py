@@ -36,6 +36,8 @@ TIMINGS = {
     "memory_bytes",
     "peak_memory_mb",
 }
+COSTS = ("stages", "provenance", "cost", "nfe", "nfe_per_image")
+"""In facts and summaries: what a command spent, of which one that was killed told nothing."""
 VERBS = ("score", "generate", "match", "measure", "audit")
 OUTPUTS = ("png", ".html", ".lock")
 """What a person takes away; no command reads it."""
@@ -106,9 +108,7 @@ def timeless(value, run):
         return {
             k: timeless(v, run)
             for k, v in value.items()
-            if not k.startswith("seconds")
-            and not k.endswith("_seconds")
-            and k not in (*TIMINGS, "stages", "provenance", "cost")
+            if not k.startswith("seconds") and not k.endswith("_seconds") and k not in (*TIMINGS, *COSTS)
         }
     if isinstance(value, list):
         return [timeless(inner, run) for inner in value]
