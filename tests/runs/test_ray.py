@@ -98,6 +98,16 @@ def test_workers_that_all_end_at_once_stop_the_command(tmp_path):
         list(RayRunner(workers=1).run(Touch(tmp_path, deadly=tuple(range(64))), [tuple(range(64))]))
 
 
+class Refused(Touch):
+    def open(self):
+        raise UsageError("the model is not there")
+
+
+def test_what_the_user_must_act_on_is_said_as_it_is_here(tmp_path):
+    with pytest.raises(UsageError, match=r"^the model is not there$"):
+        list(RayRunner(workers=1).run(Refused(tmp_path), units(2, 1)))
+
+
 def linear():
     """A network of one's own, which pickles by itself."""
     return Target.from_callable(

@@ -22,6 +22,15 @@ def test_every_column_comes_back(tmp_path):
         "images": {"draw": 3, "seed": 2**62, "width": 8, "height": 8, "png": b"\x89PNG\x00", "status": "ok"},
         "matches": {"draw": 3, "image_key": row_key(i=1), "rank": 0, "similarity": float("inf"), "status": "ok"}
         | {"descriptor": "l2"},
+        "nearest": {
+            "shard": "0.tar",
+            "queries": "ab",
+            "images": 3,
+            "unread": 1,
+            "rounding": 1e-4,
+            "neighbours": b"x",
+            "status": "ok",
+        },
         "targets": {"image_id": "i", "sha": "ab", "member": None, "png": b"\x89PNG\x00", "status": "ok"},
         "measures": {
             "image_id": "i",

@@ -113,7 +113,7 @@ class RayRunner:
                     "the address out (--runner ray)."
                 ) from problem
             return True
-        ray.init(include_dashboard=False, object_store_memory=self.object_store, num_cpus=self.workers, **quiet)
+        ray.init(include_dashboard=False, object_store_memory=self.object_store, **quiet)
         return True
 
 
@@ -127,7 +127,9 @@ class _Pool(Generic[U]):
         cores = max(1, int(resources.get("CPU", 1)))
         count = runner.workers or max(1, int(gpus) if gpus >= 1 else cores)
         self.count = min(count, len(tasks))
-        each = {"num_cpus": max(1, cores // count), "num_gpus": (min(1.0, gpus) if runner.gpus is None else gpus)}
+        # More than one core would leave a worker without a place where no machine of the cluster has as many.
+        own = max(1, cores // count) if runner.address is None and len(ray.nodes()) == 1 else 1
+        each = {"num_cpus": own, "num_gpus": (min(1.0, gpus) if runner.gpus is None else gpus)}
         self.kind = ray.remote(max_restarts=0, scheduling_strategy="SPREAD", **each)(_Actor)
         self.shared = ray.put(work)
         self.actors: dict[Any, Any] = {}  # reference of what an actor does now -> the actor
@@ -164,8 +166,8 @@ class _Pool(Generic[U]):
         actor, (task, _) = self.actors.pop(reference), self.at.pop(reference, (None, 0.0))
         try:
             report = self.ray.get(reference)
-        except DiffmemError:
-            raise
+        except DiffmemError as problem:  # without the traceback of the worker, which Ray writes into the message
+            raise getattr(problem, "cause", None) or problem from None
         except (self.ray.exceptions.RayActorError, self.ray.exceptions.RaySystemError) as problem:
             self.lost += 1
             reason = f"its worker ended ({_first_line(problem)})"

@@ -283,7 +283,10 @@ class RowWriter:
 def _winners(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Which rows represent their key: an ok row before any other, then the later one."""
     count = table.num_rows
-    keys = np.frombuffer(b"".join(table["key"].to_pylist()), dtype=np.uint64).reshape(count, 2)
+    keys = _words(table["key"])
+    halves = np.sort(keys[:, 0])
+    if not (halves[1:] == halves[:-1]).any():  # no two keys are equal: what most runs hold
+        return np.ones(count, dtype=bool)
     ok = np.asarray(table["status"]) == "ok" if "status" in table.column_names else np.ones(count, dtype=bool)
     order = np.lexsort((np.arange(count), ok, keys[:, 0], keys[:, 1]))
     ordered = keys[order]
@@ -292,6 +295,15 @@ def _winners(table: pa.Table) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     wins = np.zeros(count, dtype=bool)
     wins[order[last]] = True
     return wins
+
+
+def _words(keys: pa.ChunkedArray) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+    """Keys as two numbers each, [n, 2], without a Python object per key."""
+    words = [np.zeros((0, 2), dtype=np.uint64)]
+    for chunk in keys.chunks:
+        values = np.frombuffer(chunk.buffers()[1], dtype=np.uint64).reshape(-1, 2)
+        words.append(values[chunk.offset : chunk.offset + len(chunk)])
+    return np.concatenate(words)
 
 
 def _completed(table: pa.Table, schema: pa.Schema, columns: Sequence[str]) -> pa.Table:

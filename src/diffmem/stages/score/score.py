@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from diffmem.data.prompts import Prompt, PromptList, as_prompts
@@ -76,12 +77,16 @@ class ScoreResult(ShownInNotebooks):
 def score_values(run: RunDirectory, label: str) -> dict[str, np.ndarray]:
     """Prompt id -> values per draw (one value for scores without draws), in the order of the draws."""
     table = run.store.read("scores", ["prompt_id", "score", "draw", "value", "components", "status"])
-    found: dict[str, list[float]] = {}
-    for row in table.to_pylist():
-        if row["score"] == label and row["status"] == "ok":
-            parts = json.loads(row["components"] or "{}") if row["draw"] is None else {}
-            found.setdefault(row["prompt_id"], []).extend(parts.get("per_draw", [row["value"]]))
-    return {prompt: np.array(values) for prompt, values in found.items()}
+    table = table.filter(pc.and_(pc.equal(table["score"], label), pc.equal(table["status"], "ok")))
+    of_draws = pc.is_valid(table["draw"])
+    by_draw, whole = table.filter(of_draws), table.filter(pc.invert(of_draws))
+    ids, values = np.asarray(by_draw["prompt_id"]), by_draw["value"].to_numpy()
+    starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]]) if len(ids) else np.zeros(0, np.int64)  # rows are sorted
+    found = dict(zip(ids[starts].tolist(), np.split(values, starts[1:]), strict=len(ids) > 0))
+    for row in whole.select(["prompt_id", "value", "components"]).to_pylist():
+        draws = json.loads(row["components"] or "{}").get("per_draw", [row["value"]])
+        found[row["prompt_id"]] = np.append(found.get(row["prompt_id"], np.zeros(0)), draws)
+    return found
 
 
 def score(

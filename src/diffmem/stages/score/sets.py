@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from diffmem.data.prompts import PromptList
 from diffmem.errors import ScoreRefused
@@ -77,7 +78,7 @@ def score_sets(
 def _up_to_date(store: RunStore, prompts: PromptList, refused: dict[str, str], score: Score, content: str) -> bool:
     """Whether every prompt has a row of this score that was computed on this very set."""
     table = store.read("scores", ["prompt_id", "score", "components", "status", "error"])
-    rows = [row for row in table.to_pylist() if row["score"] == score.label]
+    rows = table.filter(pc.equal(table["score"], score.label)).to_pylist()
     current = {r["prompt_id"] for r in rows if r["components"] and json.loads(r["components"]).get("set") == content}
     skipped = [r["error"] for r in rows if r["prompt_id"] in current and r["status"] == "skipped"]
     if skipped:
@@ -90,11 +91,14 @@ def _component_values(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Component label -> prompt id -> values of all draws; prompts with a missing draw are absent."""
     table = store.read("scores", ["prompt_id", "score", "draw", "value", "status", "key"])
-    wanted = {maker.key(p, s, d) for p in prompts for s in parts for d in range(maker.settings.draws)}
     found: dict[str, dict[str, dict[int, float]]] = {score.label: {} for score in parts}
-    for row in table.to_pylist():
-        if row["status"] == "ok" and row["key"] in wanted:
-            found[row["score"]].setdefault(row["prompt_id"], {})[row["draw"]] = row["value"]
+    for score in parts:
+        mine = table.filter(pc.and_(pc.equal(table["score"], score.label), pc.equal(table["status"], "ok")))
+        columns = (mine[name].to_pylist() for name in ("key", "prompt_id", "draw", "value"))
+        wanted = {maker.key(p, score, d) for p in prompts for d in range(maker.settings.draws)}
+        for key, prompt, draw, value in zip(*columns, strict=True):
+            if key in wanted:
+                found[score.label].setdefault(prompt, {})[draw] = value
     draws = range(maker.settings.draws)
     return {
         label: {
