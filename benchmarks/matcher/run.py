@@ -152,16 +152,20 @@ def summary(pictures: Pictures, methods: list[str], alterations: list[str], work
         if certain is not None:
             about["certain_among_negatives"] = int(certain.sum())
             about["false_without_certain"] = int((called & ~certain).sum())
-        # The threshold at which at most 1 % of the negatives would have been called, without those that are duplicates.
-        negatives = np.sort(np.array(fresh["value"]) if certain is None else np.array(fresh["value"])[~certain])
-        realised = np.nextafter(negatives[len(negatives) - 1 - int(RATE * len(negatives))], np.inf)
+        # The threshold at which at most 1 % of the negatives would have been called, without those that are duplicates and with
+        # them: the product keeps what it cannot prove.
+        realised, strict = (
+            threshold_of(np.array(fresh["value"])[chosen])
+            for chosen in (np.ones(len(called), bool) if certain is None else ~certain, slice(None))
+        )
         for strength, word in enumerate(STRENGTHS):
             for kind, of in (("recall", hits), ("called", both)):
                 table = np.array([of[what, strength] for what in alterations])
                 about[f"{kind}_{word}"] = [round(float(table.mean()), 4), *interval(table)]
-            about[f"called_{word}_at_realised"] = round(float(np.mean([
-                np.mean(of & (np.array(seen[key]["value"]) >= realised)) for key, of in hits.items() if key[1] == strength
-            ])), 4)  # fmt: skip
+            for end, limit in (("", realised), ("_duplicates_kept", strict)):
+                about[f"called_{word}_at_realised{end}"] = round(float(np.mean([
+                    np.mean(of & (np.array(seen[key]["value"]) >= limit)) for key, of in hits.items() if key[1] == strength
+                ])), 4)  # fmt: skip
             about[f"map_{word}"] = average_precision(
                 fresh["value"], [seen[what, strength] for what in alterations], [hits[what, strength] for what in alterations]
             )  # fmt: skip
@@ -178,6 +182,11 @@ def summary(pictures: Pictures, methods: list[str], alterations: list[str], work
                         "by_pixels": mean(listed & 1), "by_features": mean(listed & 2 > 0), "candidate": mean(listed > 0)
                     }  # fmt: skip
     return result
+
+
+def threshold_of(negatives: np.ndarray) -> float:
+    values = np.sort(negatives)
+    return float(np.nextafter(values[len(values) - 1 - int(RATE * len(values))], np.inf))
 
 
 def average_precision(negatives: list[float], rows: list[dict], hits: list[np.ndarray]) -> float:

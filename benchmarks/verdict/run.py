@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
+from audits import judged
 from scipy.stats import norm, t
 
 from diffmem.copies.calibration import threshold_from
@@ -31,15 +31,9 @@ from diffmem.evaluation.chance import LEVEL, Chance, fewest_calls
 from diffmem.evaluation.looks import spending_levels
 from diffmem.evaluation.planning import plan_audit
 from diffmem.evaluation.proportion import clopper_pearson
-from diffmem.report.columns import PromptColumns
-from diffmem.report.decide import Circumstances, decide
-from diffmem.report.digest import _copies
-from diffmem.report.evidence import collect
-from diffmem.report.matches import Matches
 from diffmem.runs.provenance import provenance
 
 TAILS = {"normal": lambda z: z, "heavy": lambda z: t.ppf(norm.cdf(z), 3)}
-DESCRIPTOR = {"name": "l2-tiled", "misses": None, "images": 3000, "metric": ["tiled-rms", 9]}
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 
 
@@ -82,28 +76,13 @@ def looked_at(random, prompts, images, references, tail, alike, share, seeds, le
     stems = ["".join(letters) for letters in LETTERS[random.integers(0, 26, (prompts, 36))]]
     texts = {f"{i:05}": f"{stems[cluster[i]]}{'abcd'[i % 4]}" for i in range(prompts)}
     return [
-        (judged(value[:, :n], group[:, :n], texts, n, known, level), int(copies[:, :n].any(1).sum()))
+        (judged(value[:, :n], group[:, :n], rule(known, n), texts, level), int(copies[:, :n].any(1).sum()))
         for n, level in levels.items()
     ]
 
 
-def judged(value, group, texts, images, known, level):
-    """The verdict on the first so many images of each prompt."""
-    prompts = len(texts)
-    threshold = threshold_from([References("held-out", known)], "similarity", 0.85, 0.01, images)
-    place = np.repeat(np.arange(prompts), images)
-    called = (value >= threshold.value).reshape(-1)
-    rows = pa.table({
-        "similarity": np.full(len(place), 0.5), "background": np.zeros(len(place), bool),
-        "verified": np.full(len(place), np.nan), "alignment": pa.nulls(len(place), pa.string()),
-    })  # fmt: skip
-    # Infinite where it copies, for a copy is above any threshold; the digest shows no statistic here.
-    matches = Matches(rows, place, value.reshape(-1), called, group.reshape(-1), asdict(threshold))
-    columns = PromptColumns(pa.array(sorted(texts)), prompts, np.full(prompts, -1, np.int8), np.zeros(prompts, bool))
-    per_prompt = matches.per_prompt(prompts)
-    fact = {"threshold": asdict(threshold), "descriptor": DESCRIPTOR, "problems": {}}
-    seen = collect(fact, matches, per_prompt, columns, lambda ids: {key: texts[key] for key in ids})
-    return decide(_copies(fact, matches, per_prompt, columns), seen, Circumstances(level=level))
+def rule(known, images):
+    return threshold_from([References("held-out", known)], "similarity", 0.85, 0.01, images)
 
 
 def cells(count):

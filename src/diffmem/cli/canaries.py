@@ -12,8 +12,8 @@ from diffmem.atomic import read_json
 from diffmem.cli.options import (
     BatchOption,
     CaptionOption,
-    DescriptorOptions,
     ModelOptions,
+    PixelDescriptorOptions,
     RedactOption,
     SamplingOptions,
     WorkOptions,
@@ -24,7 +24,7 @@ from diffmem.cli.verbs import VERBS
 from diffmem.errors import DataError, UsageError
 
 MODEL = ModelOptions()
-COPIES = DescriptorOptions()
+COPIES = PixelDescriptorOptions()
 SAMPLING = SamplingOptions()
 WORK = WorkOptions()
 
@@ -132,7 +132,7 @@ def measure(
     batch: BatchOption = 32,
     redact: RedactOption = "none",
     sampling: SamplingOptions = SAMPLING,
-    copies: DescriptorOptions = COPIES,
+    copies: PixelDescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
     work: WorkOptions = WORK,
 ) -> int:

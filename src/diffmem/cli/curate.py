@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import CaptionOption, DescriptorOptions, ModelOptions, between_0_and_1, need
+from diffmem.cli.options import CaptionOption, ModelOptions, PixelDescriptorOptions, between_0_and_1, need
 from diffmem.cli.output import say
 
-COPIES, OPENING = DescriptorOptions(), ModelOptions()
+COPIES, OPENING = PixelDescriptorOptions(), ModelOptions()
 
 
 def curate(
@@ -41,7 +41,7 @@ def curate(
     top: Annotated[int, Parameter(help="images shown")] = 15,
     json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
     quiet: Annotated[bool, Parameter(negative="", help="no progress")] = False,
-    copies: DescriptorOptions = COPIES,
+    copies: PixelDescriptorOptions = COPIES,
     opening: ModelOptions = OPENING,
 ) -> int:
     """Rank a training set by measured ease of reproduction and duplicates, and propose what to do with each image.

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 
 from diffmem.cli.options import (
     BatchOption,
-    DescriptorOptions,
     ModelOptions,
+    PixelDescriptorOptions,
     PromptOptions,
     RedactOption,
     SamplesOption,
@@ -22,7 +22,7 @@ from diffmem.cli.output import say
 from diffmem.errors import UsageError
 
 MODEL = ModelOptions()
-COPIES = DescriptorOptions()
+COPIES = PixelDescriptorOptions()
 PROMPTS = PromptOptions()
 SAMPLING = SamplingOptions()
 WORK = WorkOptions()
@@ -45,7 +45,7 @@ def extract(
     redact: RedactOption = "none",
     prompts: PromptOptions = PROMPTS,
     sampling: SamplingOptions = SAMPLING,
-    copies: DescriptorOptions = COPIES,
+    copies: PixelDescriptorOptions = COPIES,
     target: ModelOptions = MODEL,
     work: WorkOptions = WORK,
 ) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from diffmem.cli import verbs
-from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR
+from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, PIXEL_DESCRIPTOR
 from diffmem.errors import UsageError
 
 if TYPE_CHECKING:
@@ -320,6 +320,16 @@ class DescriptorOptions:
                 raise UsageError(f"{names[key]} belongs to {', '.join(owners)}, not to {kind.about.name}.")
         values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         return values | ({"allow_pickle": True} if allow_pickle and kind.takes("allow_pickle") else {})
+
+
+@Parameter(name="*", group=verbs.COPIES)
+@dataclass(frozen=True)
+class PixelDescriptorOptions(DescriptorOptions):
+    """How images are compared where near-exact copies are looked for."""
+
+    descriptor: Annotated[
+        str, Parameter(help="its name, or name:key=value,...; diffmem methods --descriptors lists them")
+    ] = PIXEL_DESCRIPTOR
 
 
 @Parameter(name="*", group="Gates")

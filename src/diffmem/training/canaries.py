@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
+from diffmem.copies.descriptors import PIXEL_DESCRIPTOR, make_descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.neighbors import top_k
 from diffmem.data.canaries import Canary, Registration, pixel_hash
@@ -71,7 +71,7 @@ def draw_canaries(dataset: ImageSet | str | Path, plan: CanaryPlan, silent: bool
         raise UsageError(f"Counts {', '.join(map(str, plan.counts))}; expected different numbers of at least 1.")
     images = as_images(dataset)
     size, mode = size_and_mode(images)
-    descriptor = make_descriptor(DEFAULT_DESCRIPTOR, images)
+    descriptor = make_descriptor(PIXEL_DESCRIPTOR, images)
     apart = 1.5 * (1 - descriptor.copy_similarity) if plan.apart is None else plan.apart
     total = len(plan.counts) * plan.per_count + plan.controls + plan.coins
     pictures, nearest = _distinct(build_index(images, descriptor, None, silent), size, mode, total, apart, plan.seed)

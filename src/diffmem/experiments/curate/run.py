@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffmem.copies.curation import Candidate, Proposal, Rule, limit_of, propose
-from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
+from diffmem.copies.descriptors import PIXEL_DESCRIPTOR, make_descriptor
 from diffmem.copies.duplicates import DuplicateGroups
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet, as_images
@@ -71,7 +71,7 @@ def curate(
     *,
     score: str | None = None,
     rule: Rule | None = None,
-    descriptor: str = DEFAULT_DESCRIPTOR,
+    descriptor: str = PIXEL_DESCRIPTOR,
     descriptor_options: Mapping[str, Any] | None = None,
     cut: float | None = None,
     write: bool = False,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from diffmem.copies.calibration import CopyThreshold, calibrate
-from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, make_descriptor
+from diffmem.copies.descriptors import PIXEL_DESCRIPTOR, make_descriptor
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.extraction import (
     CLIQUE,
@@ -64,7 +64,7 @@ def extract_images(
     *,
     samples: int | None = None,
     out: str | Path | None = None,
-    descriptor: str = DEFAULT_DESCRIPTOR,
+    descriptor: str = PIXEL_DESCRIPTOR,
     descriptor_options: Mapping[str, Any] | None = None,
     edge: float | None = None,
     smallest: int = CLIQUE,

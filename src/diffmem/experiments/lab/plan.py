@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR
+from diffmem.copies.descriptors import PIXEL_DESCRIPTOR
 from diffmem.copies.statistics import Statistic
 from diffmem.errors import UsageError
 from diffmem.experiments.lab.factors import Duplication, Treatment, parse_duplication, parse_treatment
@@ -48,7 +48,7 @@ class MeasureSection(RenamedFields, Section):
     new_names: ClassVar[Mapping[str, str]] = {"false_positives": "fpr"}
 
     heldout: str | None = Field(None, description="images that no training sees; for the threshold and the quality")
-    descriptor: str = DEFAULT_DESCRIPTOR
+    descriptor: str = PIXEL_DESCRIPTOR
     descriptor_options: dict[str, Any] = Field(default_factory=dict)
     statistic: Statistic | None = None
     fpr: float = Field(0.01, gt=0, lt=1)

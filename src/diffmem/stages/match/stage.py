@@ -17,13 +17,14 @@ from pydantic import ConfigDict, Field
 from diffmem.copies import index_files
 from diffmem.copies.agreement import agreement
 from diffmem.copies.calibration import CopyThreshold, calibrate
-from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, DESCRIPTORS, make_descriptor
+from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, DESCRIPTORS, PIXEL_DESCRIPTOR, make_descriptor
 from diffmem.copies.descriptors.base import Descriptor
 from diffmem.copies.index import CopyIndex
 from diffmem.copies.match import match
 from diffmem.copies.rule import BEFORE_REVIEW, CopyRule
 from diffmem.copies.statistics import Statistic
 from diffmem.data.images import ImageSet, as_images
+from diffmem.data.notes import say
 from diffmem.data.png import decode_png
 from diffmem.keys import row_key
 from diffmem.notebook import is_silent
@@ -69,7 +70,15 @@ class MatchResult:
 
 
 def build_index(images: ImageSet, descriptor: Descriptor, folder: Path | None, silent: bool = True) -> CopyIndex:
-    """Describe a training set, with progress; an interrupted index in its folder goes on."""
+    """Describe a training set, with progress; an interrupted index in its folder goes on.
+
+    Where the pixel matcher runs because nothing better is installed, it says what it does not see and what helps.
+    """
+    if descriptor.name == PIXEL_DESCRIPTOR == DEFAULT_DESCRIPTOR and not silent:
+        say(
+            f"images are compared pixel by pixel ({PIXEL_DESCRIPTOR}), which misses {descriptor.misses}; "
+            "pip install 'diffmem[features]' to see these, too"
+        )
     with Progress(len(images), "describing", unit="training images", silent=silent) as bar:
         return CopyIndex.build(images, descriptor, folder, progress=bar.advance)
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR, DESCRIPTORS, PUBLISHED_DESCRIPTOR
+from diffmem.copies.descriptors import DESCRIPTORS, PIXEL_DESCRIPTOR, PUBLISHED_DESCRIPTOR
 from diffmem.models.meter import Nfe
 from diffmem.scores.base import About
 from diffmem.scores.image.base import ImageItem, ImageResult, ImageScore, Workbench
@@ -45,9 +45,7 @@ class InvMM(ImageScore):
     @property
     def similarity(self) -> str:
         """The descriptor of the success test."""
-        return self.settings.similarity or (
-            PUBLISHED_DESCRIPTOR if self.settings.mode == "paper" else DEFAULT_DESCRIPTOR
-        )
+        return self.settings.similarity or (PUBLISHED_DESCRIPTOR if self.settings.mode == "paper" else PIXEL_DESCRIPTOR)
 
     @property
     def beta(self) -> float:
@@ -63,7 +61,7 @@ class InvMM(ImageScore):
         if self.settings.mode == "paper" and published and not self.settings.weights:
             raise ScoreRefused(
                 f"{self.label} judges as the paper does, by {published} of {self.similarity}, and this file is not given: add "
-                f"weights=FILE (and sha256=…), or similarity={DEFAULT_DESCRIPTOR} for the published search with a success test "
+                f"weights=FILE (and sha256=…), or similarity={PIXEL_DESCRIPTOR} for the published search with a success test "
                 "that needs no file."
             )
         if self.settings.prompt in ("caption", "invert") and not denoiser.conditional:
