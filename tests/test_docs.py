@@ -1,5 +1,6 @@
 """Every code block of the documentation runs, in order, in an empty folder."""
 
+import importlib
 import os
 import re
 import shlex
@@ -104,3 +105,16 @@ def test_every_page_is_in_the_navigation():
     text = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
     assert pages == set(re.findall(r"[\w/-]+\.md", text))
+
+
+def test_the_reference_holds_every_public_name():
+    import diffmem as dm
+
+    there = set(re.findall(r"^::: ([\w.]+)$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE))
+    things = {name: getattr(dm, name) for name in (*dm.__all__, *dm._VERBS)}
+    places = {name: f"{thing.__module__}.{thing.__qualname__}" for name, thing in things.items()}
+    places["guard"] = "diffmem.serving.guard.guard"
+    assert not {name for name, place in places.items() if place not in there}
+    for place in there:
+        module, _, name = place.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), place

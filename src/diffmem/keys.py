@@ -43,7 +43,7 @@ class RowKeys:
         varying: names of the parts that differ.
         parts: those that all rows share.
 
-    Example:
+    Examples:
         >>> RowKeys(("draw",), stage="scores", seed=0).key(draw=3) == row_key(stage="scores", seed=0, draw=3)
         True
     """

@@ -1,9 +1,11 @@
 """The options of prompts reach the list that they belong to, or are refused."""
 
+import re
+
 import pytest
 from PIL import Image
 
-from diffmem.cli.app import main
+from diffmem.cli.app import VERBS, build_app, main
 from diffmem.cli.options import PromptOptions
 from diffmem.errors import UsageError
 
@@ -44,3 +46,25 @@ def test_notes_of_the_data_are_said_once_and_cannot_steer_a_terminal(tmp_path, c
     assert main(["match", str(tmp_path / "made"), "--train", str(tmp_path / "train"), "--quiet"]) == 0
     said = capsys.readouterr().err
     assert said.count("raw file") == 1 and said.count("page.png") == 1 and "\x07" not in said
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_says_in_words_what_it_does(verb):
+    app = build_app(VERBS, verb)[verb]
+    for command in [app, *(app[name] for name in app if not name.startswith("-"))]:
+        if command.default_command is None:
+            continue
+        described = re.findall(r"^ +(\w+): ", command.default_command.__doc__ or "", re.MULTILINE)
+        for argument in command.assemble_argument_collection():
+            name = argument.names[0].removeprefix("--").replace("-", "_").lower() if argument.names else ""
+            if (
+                argument.parameter.show is False
+                or not argument.parse
+                or name == "*"
+                or name in described
+                or name.startswith("empty_")
+            ):
+                continue
+            help = argument.parameter.help or ""
+            assert len(help.split()) > 1, f"diffmem {verb} {argument.names}: {help!r}"
+            assert not re.match(r"(of|to|in|for|likewise)\b", help), f"half a sentence: {argument.names} {help!r}"

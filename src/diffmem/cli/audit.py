@@ -49,12 +49,15 @@ def audit(
     heldout: HeldoutOption = None,
     gallery: Annotated[
         Path | None,
-        Parameter(help="such images too, about as many as training images: calls against them are chance"),
+        Parameter(
+            help="more images that no training has seen, about as many as training images: what is "
+            "called a copy of them is chance"
+        ),
     ] = None,
     scores: Annotated[
         tuple[str, ...], Parameter(name="--score", help="name[:key=value,...] or ./file.py:Class; may be repeated")
     ] = (),
-    draws: Annotated[int, Parameter(help="noises per prompt, for scoring")] = 4,
+    draws: Annotated[int, Parameter(help="noises per prompt when scoring")] = 4,
     images_per_prompt: Annotated[
         int | None, Parameter(help="images generated of each prompt; default: 4, with --samples 1")
     ] = None,
@@ -62,30 +65,45 @@ def audit(
     looks: Annotated[
         str | None,
         Parameter(
-            help="images per prompt at each of several looks, such as 2,4,8: the audit ends at the first that finds copies, "
-            "and the looks share the error of one"
+            help="numbers of images per prompt after which the audit looks for copies, such as 2,4,8; it ends when it finds "
+            "some, and the false-positive rate holds for all looks together"
         ),
     ] = None,
     noise: Annotated[
         Literal["bank", "per-prompt"],
-        Parameter(group=RARE, help="noises common to all prompts, or each prompt its own"),
+        Parameter(
+            group=RARE, help="the same noises for all prompts (bank), or other noises for each prompt (per-prompt)"
+        ),
     ] = "bank",
     statistic: StatisticOption = None,
-    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate of falsely called prompts")] = 0.01,
-    micro_batch: Annotated[int, Parameter(group=RARE, help="rows per network call when scoring")] = 64,
+    fpr: Annotated[
+        float,
+        Parameter(
+            validator=between_0_and_1, help="false-positive rate: share of innocent prompts that may be called copies"
+        ),
+    ] = 0.01,
+    micro_batch: Annotated[int, Parameter(group=RARE, help="prompts and noises per network call when scoring")] = 64,
     batch: BatchOption = 32,
     measures: Annotated[
-        tuple[str, ...], Parameter(name="--measure", help="image scores on copied and other training images, e.g. vgr")
+        tuple[str, ...],
+        Parameter(
+            name="--measure",
+            help="also measure copied and other training images with this image score, e.g. vgr; may be repeated",
+        ),
     ] = (),
     measure_images: Annotated[
-        int, Parameter(group=RARE, help="training images of either kind to measure, at most")
+        int, Parameter(group=RARE, help="with --measure: at most this many copied and this many other training images")
     ] = 64,
     control: Annotated[
         bool,
-        Parameter(negative="", help="plant drawn pictures in a copy of the model, and see how many the audit finds"),
+        Parameter(
+            negative="",
+            help="positive control: teach a copy of the model 40 drawn pictures, and count how many this audit finds",
+        ),
     ] = False,
     against_base: Annotated[
-        bool, Parameter(negative="", help="with --lora: audit the base too, and say what leaks with the LoRA only")
+        bool,
+        Parameter(negative="", help="with --lora: audit the base model too, and report what only the LoRA reproduces"),
     ] = False,
     redact: RedactOption = "none",
     prompts: PromptOptions = PROMPTS,

@@ -19,10 +19,10 @@ PAPER_COLUMNS = (
 def bench(
     *,
     suite: str = "digits",
-    scores: Annotated[tuple[str, ...], Parameter(name="--score", help="only these; may be repeated")] = (),
-    data: Annotated[Path | None, Parameter(help="text-shortcut: folder with prompt lists")] = None,
+    scores: Annotated[tuple[str, ...], Parameter(name="--score", help="run only this score; may be repeated")] = (),
+    data: Annotated[Path | None, Parameter(help="text-shortcut: folder with the prompt lists")] = None,
     prediction: Annotated[
-        Literal["epsilon", "v", "flow"] | None, Parameter(help="digits: the variant whose network gives this")
+        Literal["epsilon", "v", "flow"] | None, Parameter(help="digits: the variant whose network predicts this")
     ] = None,
     models: Annotated[
         tuple[str, ...],
@@ -32,16 +32,15 @@ def bench(
         ),
     ] = (),
     draws: Annotated[int, Parameter(help="noises per prompt")] = 4,
-    seed: int = 0,
-    json: Annotated[bool, Parameter(negative="")] = False,
-    quiet: Annotated[bool, Parameter(negative="")] = False,
+    seed: Annotated[int, Parameter(help="root seed of all randomness")] = 0,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
+    quiet: Annotated[bool, Parameter(negative="", help="show no progress")] = False,
 ) -> int:
     """Measure the methods on models with known memorization, live on this machine.
 
     Args:
         suite: digits, photos, digits-images (image scores), anisotropy-paper (that paper's tables on any models), or
             text-shortcut (no model, prompt lists of yours).
-        seed: root seed.
     """
     import inspect
 

@@ -19,27 +19,44 @@ WORK = RunOptions()
 def calibrate(
     model: str,
     *,
-    out: Annotated[Path | None, Parameter(help="JSON file for the threshold")] = None,
+    out: Annotated[Path | None, Parameter(help="JSON file to write the threshold to")] = None,
     score: Annotated[
         str | None,
         Parameter(
-            help="a row-wise score: name[:key=value,...]; default: the one that ranks (score-difference:over=ratio); "
-            "for generation score-difference over the first half of the steps"
+            help="score that is computed prompt by prompt, as name[:key=value,...]; default: score-difference:over=ratio, "
+            "with --regime generation score-difference over the first half of the steps"
         ),
     ] = None,
-    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal false-positive rate")] = 0.01,
+    fpr: Annotated[
+        float,
+        Parameter(
+            validator=between_0_and_1, help="false-positive rate: share of the reference prompts that may be flagged"
+        ),
+    ] = 0.01,
     draws: Annotated[int | None, Parameter(help="noises per prompt; default: 4")] = None,
-    noise: Literal["bank", "per-prompt"] | None = None,
+    noise: Annotated[
+        Literal["bank", "per-prompt"] | None,
+        Parameter(
+            help="the same noises for all prompts (bank, the default), or other noises for each prompt (per-prompt)"
+        ),
+    ] = None,
     regime: Annotated[
         Literal["before", "generation"],
-        Parameter(help="score prompts before generation, or images at the first steps of their own (for the guard)"),
+        Parameter(help="score prompts before generation, or images during their first steps (for the guard)"),
     ] = "before",
-    steps: Annotated[int | None, Parameter(help="generation: of the calls to come; default: the pipeline's")] = None,
-    guidance: Annotated[float | None, Parameter(help="generation: of the calls to come, likewise")] = None,
-    reference: Annotated[
-        Path | None, Parameter(help="prompts of which none is memorized; default: captions that come with diffmem")
+    steps: Annotated[
+        int | None,
+        Parameter(help="with --regime generation: steps of the calls that the guard will see; default: the pipeline's"),
     ] = None,
-    run: Annotated[Path | None, Parameter(group=RARE, help="run directory for the reference scores; resumes")] = None,
+    guidance: Annotated[
+        float | None, Parameter(help="with --regime generation: guidance of those calls; default: the pipeline's")
+    ] = None,
+    reference: Annotated[
+        Path | None, Parameter(help="prompts that are not memorized; default: captions that come with diffmem")
+    ] = None,
+    run: Annotated[
+        Path | None, Parameter(group=RARE, help="run directory of the reference scores; the same command resumes it")
+    ] = None,
     target: ModelOptions = MODEL,
     work: RunOptions = WORK,
 ) -> int:

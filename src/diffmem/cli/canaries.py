@@ -30,7 +30,7 @@ WORK = WorkOptions()
 
 canaries = App(
     name="canaries",
-    help="Image canaries: an unbiased yardstick of memorization on your own fine-tune.",
+    help="Image canaries: put known pictures into your training set, and measure how strongly the model memorizes them.",
     help_prologue=VERBS["canaries"].shown_examples,
 )
 
@@ -40,26 +40,40 @@ def make(
     dataset: Path,
     *,
     out: Annotated[Path | None, Parameter(help="new folder: data/ to train on, registered/, canaries.json")] = None,
-    counts: Annotated[str, Parameter(help="how often a canary is in the data, with commas")] = "1,2,4,8,16",
-    per_count: Annotated[int, Parameter(help="canaries of each count")] = 8,
-    controls: Annotated[int, Parameter(help="negative controls: registered, never in the data")] = 40,
+    counts: Annotated[
+        str, Parameter(help="how many times each canary is put into the data, with commas between the numbers")
+    ] = "1,2,4,8,16",
+    per_count: Annotated[int, Parameter(help="how many canaries of each count")] = 8,
+    controls: Annotated[
+        int, Parameter(help="how many negative controls: pictures that are registered but never put into the data")
+    ] = 40,
     coins: Annotated[
-        int, Parameter(help="more canaries, each in the data once if a fair coin says so: for a lower bound of epsilon")
+        int,
+        Parameter(
+            help="how many more canaries, each put into the data or not by a fair coin, to bound "
+            "epsilon of differential privacy from below"
+        ),
     ] = 0,
-    coin_count: Annotated[int, Parameter(help="how often such a canary is in the data: above 1 bounds groups")] = 1,
+    coin_count: Annotated[
+        int,
+        Parameter(
+            help="how many times a canary chosen by its coin is in the data; above 1 bounds the privacy of groups"
+        ),
+    ] = 1,
     words: Annotated[
-        Literal["made-up", "dataset"], Parameter(help="of captions; dataset: its own words in new company")
+        Literal["made-up", "dataset"],
+        Parameter(help="words of the captions: invented (made-up), or words of the dataset newly combined (dataset)"),
     ] = "made-up",
     apart: Annotated[
-        float | None, Parameter(help="least distance between pictures; default 1.5 that of a copy")
+        float | None, Parameter(help="least distance between two canaries; default: 1.5 times that of a copy")
     ] = None,
     captions: CaptionOption = None,
     only_canaries: Annotated[
-        bool, Parameter(negative="", help="write canaries only, for a loader of your own")
+        bool, Parameter(negative="", help="write the canaries without the dataset, for a data loader of your own")
     ] = False,
-    seed: Annotated[int, Parameter(help="of pictures, captions and roles")] = 0,
-    json: Annotated[bool, Parameter(negative="")] = False,
-    quiet: Annotated[bool, Parameter(negative="", help="no progress")] = False,
+    seed: Annotated[int, Parameter(help="seed of pictures, captions and counts")] = 0,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
+    quiet: Annotated[bool, Parameter(negative="", help="show no progress")] = False,
 ) -> int:
     """Draw unique pictures with captions, register them, and put them into a training set at known counts.
 
@@ -123,11 +137,16 @@ def _share(registered: Any, only: bool) -> float:
 def measure(
     model: str,
     *,
-    registration: Annotated[Path | None, Parameter(help="canaries.json, or its folder")] = None,
-    out: Annotated[Path | None, Parameter(help="run directory; the same command goes on where it left")] = None,
-    images_per_prompt: Annotated[int, Parameter(help="per caption; without prompts: per registered picture")] = 8,
+    registration: Annotated[
+        Path | None, Parameter(help="canaries.json as diffmem canaries make wrote it, or its folder")
+    ] = None,
+    out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
+    images_per_prompt: Annotated[
+        int,
+        Parameter(help="images generated of each caption, or of each registered picture if the model takes no prompts"),
+    ] = 8,
     scores: Annotated[
-        tuple[str, ...], Parameter(name="--score", help="image score to measure with, too; none for none")
+        tuple[str, ...], Parameter(name="--score", help='also measure with this image score; "none" for no score')
     ] = ("loss",),
     batch: BatchOption = 32,
     redact: RedactOption = "none",

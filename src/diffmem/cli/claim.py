@@ -29,26 +29,44 @@ WORK = ResumeOptions()
 def claim(
     model: str | None = None,
     *,
-    works: Annotated[Path | None, Parameter(help="the works: pictures, with captions beside them")] = None,
+    works: Annotated[Path | None, Parameter(help="pictures of the works to search for, with their captions")] = None,
     decoys: Annotated[
-        Path | None, Parameter(help="pictures of the same kind that the model cannot have seen, searched for alike")
+        Path | None,
+        Parameter(
+            help="pictures of the same kind that the model cannot have seen; they are searched for in the same way"
+        ),
     ] = None,
-    images: Annotated[str | None, Parameter(help="generated images, or a run, in place of a model")] = None,
+    images: Annotated[str | None, Parameter(help="generated images or a run, instead of a model")] = None,
     log: Annotated[
-        Path | None, Parameter(help="with --images: a table of file_name, prompt, seed and, where it was so, adaptive")
+        Path | None,
+        Parameter(
+            help="with --images: a table with the columns file_name, prompt, seed and, if prompts "
+            "were adapted to results, adaptive"
+        ),
     ] = None,
-    out: Annotated[Path | None, Parameter(help="run directory; the same command goes on where it left")] = None,
-    budget: Annotated[int | None, Parameter(help="images per work and decoy, of all searches; default: 16")] = None,
+    out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
+    budget: Annotated[
+        int | None, Parameter(help="images per work and decoy, over all searches together; default: 16")
+    ] = None,
     search: Annotated[
         str | None,
-        Parameter(help="captions, paraphrases, inversion, measure, with commas between; default: captions,paraphrases"),
+        Parameter(
+            help="how to search: captions, paraphrases, inversion, measure, with commas between; "
+            "default: captions,paraphrases"
+        ),
     ] = None,
     paraphrases: Annotated[
-        str | None, Parameter(help="a file with the columns prompt and paraphrase; default: words turned round, halved")
+        str | None,
+        Parameter(
+            help="a file with the columns prompt and paraphrase; default: the words of a caption reordered and halved"
+        ),
     ] = None,
-    inversion: Annotated[str, Parameter(help="the InvMM of the searches inversion and measure")] = "invmm",
+    inversion: Annotated[str, Parameter(help="settings of InvMM for the searches inversion and measure")] = "invmm",
     fdr: Annotated[
-        float, Parameter(validator=between_0_and_1, help="share of false works among the found ones, at most")
+        float,
+        Parameter(
+            validator=between_0_and_1, help="false-discovery rate: share of wrong ones among the works that are found"
+        ),
     ] = 0.05,
     batch: BatchOption = 32,
     redact: RedactOption = "none",

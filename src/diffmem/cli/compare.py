@@ -15,10 +15,14 @@ def compare(
     after: Path,
     *,
     labels: Annotated[
-        Literal["given", "measured"], Parameter(help="those of the prompt list, or what the images of BEFORE copy")
+        Literal["given", "measured"],
+        Parameter(
+            help="which prompts count as memorized: as the prompt list says (given), or those whose "
+            "images in BEFORE are copies (measured)"
+        ),
     ] = "given",
     fpr: Annotated[float, Parameter(validator=between_0_and_1, help="false-positive rate")] = 0.01,
-    seed: Annotated[int, Parameter(help="of the resampling")] = 0,
+    seed: Annotated[int, Parameter(help="seed of the resampling")] = 0,
     despite_settings: Annotated[
         bool,
         Parameter(negative="", help="compare although seeds, sampling, images per prompt or training images differ"),
@@ -28,9 +32,9 @@ def compare(
         Literal["none", "blur", "hash"], Parameter(help="pictures on the page: as they are, blurred, or left out")
     ] = "blur",
     hash_prompts: Annotated[bool, Parameter(negative="", help="show hashes instead of prompts on the page")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
 ) -> int:
-    """Paired differences of two runs on the same prompts, AFTER minus BEFORE: copies, and the AUROC of their common scores.
+    """Compare two runs on the same prompts, AFTER minus BEFORE: share of copies, and AUROC of the scores that both have.
 
     Args:
         before: a run directory, for example of the base model.

@@ -18,29 +18,45 @@ def curate(
     *,
     run: Annotated[Path | None, Parameter(help="run directory of diffmem measure on these images")] = None,
     out: Annotated[Path | None, Parameter(help="folder for the proposal and the modified dataset")] = None,
-    score: Annotated[str | None, Parameter(help="which measure of the run; default: the first of memorization")] = None,
+    score: Annotated[
+        str | None, Parameter(help="which score of the run to use; default: its first score of memorization")
+    ] = None,
     fpr: Annotated[
-        float, Parameter(validator=between_0_and_1, help="held on to: above all but this share of the held-out images")
+        float,
+        Parameter(
+            validator=between_0_and_1,
+            help="call an image memorized if its score is above all but this share of the held-out images",
+        ),
     ] = 0.01,
-    share: Annotated[float, Parameter(help="without held-out images: this share with the highest evidence")] = 0.02,
+    share: Annotated[
+        float,
+        Parameter(
+            help="without held-out images: call this share of the images memorized, those with the strongest evidence"
+        ),
+    ] = 0.02,
     alter: Annotated[
         Literal["drop", "crop", "flip", "blur", "colour", "mix", "least"],
         Parameter(
-            help="what is done with a held image without duplicates; least: the smallest change that is enough (--model)"
+            help="what to do with a memorized image that has no duplicates; least: the smallest "
+            "change that is enough (needs --model)"
         ),
     ] = "crop",
     model: Annotated[str | None, Parameter(help="with --alter least: the model that was measured")] = None,
     recaption: Annotated[
-        str | None, Parameter(help='re-caption held images that have a caption of their own, e.g. "An image"')
+        str | None,
+        Parameter(help='give memorized images with a caption of their own this caption instead, e.g. "An image"'),
     ] = None,
     captions: CaptionOption = None,
-    cut: Annotated[float | None, Parameter(help="similarity of near-duplicates; default: the descriptor's")] = None,
+    cut: Annotated[
+        float | None,
+        Parameter(help="similarity from which two images are near-duplicates; default: the descriptor's customary one"),
+    ] = None,
     write: Annotated[bool, Parameter(negative="", help="write the modified dataset too")] = False,
-    format: Annotated[Literal["folder", "parquet"], Parameter(help="of the modified dataset")] = "folder",
-    seed: Annotated[int, Parameter(help="of the places of crops")] = 0,
-    top: Annotated[int, Parameter(help="images shown")] = 15,
-    json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
-    quiet: Annotated[bool, Parameter(negative="", help="no progress")] = False,
+    format: Annotated[Literal["folder", "parquet"], Parameter(help="file format of the modified dataset")] = "folder",
+    seed: Annotated[int, Parameter(help="seed of the places where images are cropped")] = 0,
+    top: Annotated[int, Parameter(help="how many images are printed")] = 15,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
+    quiet: Annotated[bool, Parameter(negative="", help="show no progress")] = False,
     copies: PixelDescriptorOptions = COPIES,
     opening: ModelOptions = OPENING,
 ) -> int:

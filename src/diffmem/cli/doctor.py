@@ -24,14 +24,17 @@ def doctor(
         str | None, Parameter(help="pipeline folder, hub id, alias (sd1.4), testbed:digits or module:function")
     ] = None,
     *,
-    models: Annotated[bool, Parameter(negative="", help="list the well-known models and where they are today")] = False,
+    models: Annotated[
+        bool, Parameter(negative="", help="list the well-known models and where they can be downloaded")
+    ] = False,
     budget: Annotated[
-        float, Parameter(help="seconds that one measurement may take before it is estimated from a shorter one")
+        float, Parameter(help="seconds that one timing may take; longer ones are estimated from a shorter run")
     ] = 5.0,
     images: Annotated[
-        Path | None, Parameter(help="of the kind that the model was trained on: is it what it was declared to be?")
+        Path | None,
+        Parameter(help="images like the training images, to check whether the model is what it was declared to be"),
     ] = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
     target: ModelOptions = MODEL,
 ) -> int:
     """Check this machine and installation, or a model: what it is, which scores run, what they cost here, what is missing.

@@ -15,16 +15,20 @@ def evaluate(
     run: Path,
     *,
     labels: Annotated[
-        Literal["given", "measured"], Parameter(help="those of the prompt list, or what the run's own generations copy")
+        Literal["given", "measured"],
+        Parameter(
+            help="which prompts count as memorized: as the prompt list says (given), or those whose "
+            "images are copies (measured)"
+        ),
     ] = "given",
     fpr: Annotated[float, Parameter(validator=between_0_and_1, help="false-positive rate")] = 0.01,
-    seed: Annotated[int, Parameter(help="of the resampling")] = 0,
+    seed: Annotated[int, Parameter(help="seed of the resampling")] = 0,
     write_labels: Annotated[
-        Path | None, Parameter(help="write the measured labels, with the raw similarities, as a prompt list (jsonl)")
+        Path | None, Parameter(help="write the measured labels and similarities as a prompt list (jsonl)")
     ] = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
 ) -> int:
-    """AUROC and TPR of a run's scores, with intervals that count near-duplicate prompts as one.
+    """Print AUROC and TPR of a run's scores, with intervals that count near-duplicate prompts as one.
 
     Args:
         run: a run directory with scores.

@@ -31,15 +31,18 @@ WORK = WorkOptions()
 def extract(
     model: str,
     *typed: Annotated[str, Parameter(show=False)],
-    out: Annotated[Path | None, Parameter(help="run directory; the same command goes on where it left")] = None,
-    train: Annotated[Path | None, Parameter(help="training images, to prove what was extracted")] = None,
+    out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
+    train: Annotated[
+        Path | None, Parameter(help="training images, to check which extracted images are copies of them")
+    ] = None,
     images_per_prompt: Annotated[
         int | None, Parameter(help="images generated of each prompt; the paper takes 500; default: 100")
     ] = None,
     samples: SamplesOption = None,
-    clique: Annotated[int, Parameter(help="alike images that make an extraction; the paper takes 10")] = 10,
+    clique: Annotated[int, Parameter(help="how many images must be alike for an extraction; the paper takes 10")] = 10,
     edge: Annotated[
-        float | None, Parameter(help="similarity from which two images are alike; default: the descriptor's own")
+        float | None,
+        Parameter(help="similarity from which two images count as alike; default: the descriptor's customary one"),
     ] = None,
     batch: BatchOption = 32,
     redact: RedactOption = "none",
@@ -49,7 +52,7 @@ def extract(
     target: ModelOptions = MODEL,
     work: WorkOptions = WORK,
 ) -> int:
-    """Find memorized images without the training set: many images per prompt, and sets of them that are all alike.
+    """Find memorized images without the training set: generate many images per prompt and look for sets that are all alike.
 
     Args:
         model: pipeline folder, hub id, testbed:digits, or module:function (./file.py:function) that builds a Target.

@@ -44,7 +44,7 @@ def generate(
     png: Annotated[
         Path | None,
         Parameter(
-            help="folder for the images as PNG files; default: png in the run directory, for 100 images or fewer"
+            help="folder for the images as PNG files; default: png in the run directory if there are at most 100 images"
         ),
     ] = None,
     prompts: PromptOptions = PROMPTS,

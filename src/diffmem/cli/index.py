@@ -23,11 +23,11 @@ def index(
         bool, Parameter(group=RARE, negative="", help="open descriptor weights that can run code")
     ] = False,
     append: Annotated[
-        bool, Parameter(negative="", help="add these images to the index in --out, as another part")
+        bool, Parameter(negative="", help="add these images to the index that is in --out already")
     ] = False,
     column: Annotated[str | None, Parameter(group=RARE, help="the image column of a parquet file")] = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
-    quiet: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
+    quiet: Annotated[bool, Parameter(negative="", help="show no progress")] = False,
 ) -> int:
     """Describe a training set once, for later matching.
 

@@ -15,18 +15,19 @@ from diffmem.cli.output import say
 def lab(
     plan: str,
     *,
-    out: Annotated[Path | None, Parameter(help="folder of the lab; the same command goes on in it")] = None,
+    out: Annotated[Path | None, Parameter(help="folder of the lab; the same command resumes it")] = None,
     data: Annotated[Path | None, Parameter(help="training images, instead of the plan's data.images")] = None,
     shard: Annotated[
-        str | None, Parameter(help="I/N: only this part of the trainings; the last call goes without")
+        str | None,
+        Parameter(help="I/N: do only part I of N of the trainings; a last call without --shard makes the table"),
     ] = None,
     device: Annotated[str | None, Parameter(help="cpu or cuda; default: a GPU where there is one")] = None,
     redact: RedactOption = "none",
-    json: Annotated[bool, Parameter(negative="")] = False,
-    quiet: Annotated[bool, Parameter(negative="")] = False,
-    dry_run: Annotated[bool, Parameter(negative="", help="list cells and trainings, and stop")] = False,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
+    quiet: Annotated[bool, Parameter(negative="", help="show no progress")] = False,
+    dry_run: Annotated[bool, Parameter(negative="", help="list cells and trainings; then stop")] = False,
 ) -> int:
-    """Train a grid of duplication, captions and mitigations; generate, measure, compare; one page with table and plots.
+    """Train a grid of duplication, captions and mitigations, and compare on one page how much each model copies.
 
     Args:
         plan: a TOML file, or the name of a plan that ships: digits, gpu.

@@ -17,13 +17,15 @@ WORK = RunOptions()
 def localize(
     model: str,
     *typed: Annotated[str, Parameter(show=False)],
-    score: Annotated[str | None, Parameter(help="name[:key=value,...]; default: the one that ranks")] = None,
+    score: Annotated[
+        str | None, Parameter(help="score to use, as name[:key=value,...]; default: score-difference:over=ratio")
+    ] = None,
     draws: Annotated[int, Parameter(help="noises per prompt")] = 4,
     prompts: PromptOptions = PROMPTS,
     target: ModelOptions = MODEL,
     work: RunOptions = WORK,
 ) -> int:
-    """Say which words of a prompt carry its score, leaving each out in turn.
+    """Say which words of a prompt cause its score, by leaving out one word at a time.
 
     Args:
         model: pipeline folder, hub id, testbed:digits, or module:function (./file.py:function) that builds a Target.

@@ -30,8 +30,13 @@ def match(
     allow_pickle: Annotated[
         bool, Parameter(group=RARE, negative="", help="open descriptor weights that can run code")
     ] = False,
-    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate per image")] = 0.01,
-    top: Annotated[int, Parameter(help="pairs shown")] = 20,
+    fpr: Annotated[
+        float,
+        Parameter(
+            validator=between_0_and_1, help="false-positive rate: share of innocent images that may be called copies"
+        ),
+    ] = 0.01,
+    top: Annotated[int, Parameter(help="how many pairs are printed")] = 20,
     search: Annotated[
         Literal["exact", "faiss"] | None,
         Parameter(
@@ -40,30 +45,38 @@ def match(
         ),
     ] = None,
     metrics: Annotated[
-        bool, Parameter(negative="", help="copying metrics of the whole set too, with intervals")
+        bool, Parameter(negative="", help="also print copying metrics of the whole set, with intervals")
     ] = False,
     text_alignment: Annotated[
-        str | None, Parameter(help="with --metrics: who judges images against captions, clip:FOLDER, digits or photos")
+        str | None,
+        Parameter(
+            help="with --metrics: judge whether images show what their captions say: clip:FOLDER, digits or photos"
+        ),
     ] = None,
     above: Annotated[
         float | None,
-        Parameter(help="with --metrics: similarity above which images are counted; default: the descriptor's"),
+        Parameter(help="with --metrics: count images above this similarity; default: the descriptor's customary one"),
     ] = None,
     parts: Annotated[
-        int, Parameter(help="with --metrics: split-product similarity too, of descriptors in so many parts")
+        int,
+        Parameter(
+            help="with --metrics: also compare by split-product similarity, with descriptors cut into this many parts"
+        ),
     ] = 1,
     across: Annotated[
         bool,
         Parameter(
-            group=RARE, negative="", help="with --parts: every part against every part (descriptors made of patches)"
+            group=RARE,
+            negative="",
+            help="with --parts: compare every part with every part (for descriptors made of patches)",
         ),
     ] = False,
-    seed: Annotated[int, Parameter(help="with --metrics: of resampling")] = 0,
+    seed: Annotated[int, Parameter(help="with --metrics: seed seed of the resampling")] = 0,
     out: Annotated[
         Path | None, Parameter(help="with --metrics: folder for a page (histograms, pairs, figures) and summary.json")
     ] = None,
     redact: Annotated[
-        Literal["none", "blur", "hash"], Parameter(help="with --out: pictures blurred or left out of the page")
+        Literal["none", "blur", "hash"], Parameter(help="with --out: pictures on the page: shown, blurred, or left out")
     ] = "none",
     stream: Annotated[
         Path | None,
@@ -73,14 +86,18 @@ def match(
         ),
     ] = None,
     shard: Annotated[
-        str | None, Parameter(group=RARE, help="I/N: with --stream, only this part of the shards, the first is 0/N")
+        str | None, Parameter(group=RARE, help="I/N: with --stream, do only part I of N of the shards, counted from 0")
     ] = None,
     backend: Annotated[
-        str | None, Parameter(group=RARE, help="with --stream: numpy, torch or torch:DEVICE; default: numpy")
+        str | None,
+        Parameter(
+            group=RARE,
+            help="with --stream: what computes the similarities: numpy, torch or torch:DEVICE; default: numpy",
+        ),
     ] = None,
     spread: RunnerOptions = SPREAD,
-    json: Annotated[bool, Parameter(negative="")] = False,
-    quiet: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
+    quiet: Annotated[bool, Parameter(negative="", help="show no progress")] = False,
 ) -> int:
     """Find the nearest training image of every image of a folder, a parquet file or a run.
 

@@ -28,27 +28,30 @@ def measure(
     scores: Annotated[
         tuple[str, ...], Parameter(name="--score", help="name[:key=value,...] or ./file.py:Class; may be repeated")
     ] = (),
-    heldout: Annotated[Path | None, Parameter(help="images that no training has seen, for reference")] = None,
+    heldout: Annotated[Path | None, Parameter(help="images that no training has seen, measured for comparison")] = None,
     trained: Annotated[
         bool | None,
         Parameter(negative="--not-trained", help="whether the model was trained on --images; default: unknown"),
     ] = None,
     condition: Annotated[
-        Literal["caption", "none"], Parameter(help="measure under the captions, where there are any, or without")
+        Literal["caption", "none"],
+        Parameter(help="measure each image under its caption where it has one (caption), or without captions (none)"),
     ] = "caption",
     captions: CaptionOption = None,
-    limit: Annotated[int | None, Parameter(help="only a random part of so many images (and held-out images)")] = None,
+    limit: Annotated[
+        int | None, Parameter(help="use only this many images (and held-out images), drawn at random")
+    ] = None,
     strict_size: Annotated[
         bool,
         Parameter(group=RARE, negative="", help="refuse images of another size or mode instead of converting them"),
     ] = False,
-    batch: Annotated[int, Parameter(group=RARE, help="images at once at first; halved when memory runs out")] = 64,
+    batch: Annotated[int, Parameter(group=RARE, help="images measured at once; halved when memory runs out")] = 64,
     out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
-    top: Annotated[int, Parameter(help="images shown per score")] = 10,
+    top: Annotated[int, Parameter(help="how many images are printed per score")] = 10,
     target: ModelOptions = MODEL,
     work: WorkOptions = WORK,
 ) -> int:
-    """Measure, image by image, how strongly a model holds on to it.
+    """Measure for each image how strongly the model has memorized it.
 
     Args:
         model: pipeline folder, hub id, testbed:digits, or module:function (./file.py:function) that builds a Target.

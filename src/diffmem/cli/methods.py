@@ -10,15 +10,19 @@ from diffmem.cli.output import say
 
 
 def methods(
-    name: Annotated[str | None, Parameter(help="one method in full")] = None,
+    name: Annotated[str | None, Parameter(help="describe one method in full")] = None,
     *,
-    markdown: Annotated[bool, Parameter(negative="", help="the table as Markdown, for the README")] = False,
-    page: Annotated[bool, Parameter(negative="", help="the page of methods of the documentation, Markdown")] = False,
-    mitigations: Annotated[bool, Parameter(negative="", help="the mitigations instead of the scores")] = False,
-    images: Annotated[bool, Parameter(negative="", help="the scores of images (diffmem measure)")] = False,
-    descriptors: Annotated[bool, Parameter(negative="", help="how images are compared (--descriptor)")] = False,
-    matrix: Annotated[bool, Parameter(negative="", help="which score runs on which family of models")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    markdown: Annotated[bool, Parameter(negative="", help="print the table as Markdown, for the README")] = False,
+    page: Annotated[
+        bool, Parameter(negative="", help="print the documentation's page of methods, as Markdown")
+    ] = False,
+    mitigations: Annotated[bool, Parameter(negative="", help="list the mitigations")] = False,
+    images: Annotated[bool, Parameter(negative="", help="list the scores of images (diffmem measure)")] = False,
+    descriptors: Annotated[
+        bool, Parameter(negative="", help="list the descriptors, by which images are compared")
+    ] = False,
+    matrix: Annotated[bool, Parameter(negative="", help="show which score runs on which family of models")] = False,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
 ) -> int:
     """List the methods: what they need, what they cost, where they come from."""
     from dataclasses import asdict

@@ -41,23 +41,32 @@ def mitigate(
     *typed: Annotated[str, Parameter(show=False)],
     methods: Annotated[
         tuple[str, ...],
-        Parameter(name="--method", negative="", help="name[:key=value,...]; may be repeated; all: every one"),
+        Parameter(
+            name="--method",
+            negative="",
+            help="mitigation, as name[:key=value,...]; may be repeated; all: every mitigation",
+        ),
     ] = (),
     sweep: Annotated[
-        bool, Parameter(negative="", help="also the published settings of every method given without parameters")
+        bool, Parameter(negative="", help="also try the published settings of every method given without parameters")
     ] = False,
     train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
-    others: Annotated[Path | None, Parameter(help="prompts that are not memorized, to see side effects")] = None,
+    others: Annotated[Path | None, Parameter(help="prompts that are not memorized, to measure side effects")] = None,
     reference: Annotated[
         Path | None,
-        Parameter(help="ordinary prompts, at least 20, whose median sets the targets of wen, low-noise-norm, ..."),
+        Parameter(help="at least 20 ordinary prompts; their median becomes the target of wen, low-noise-norm, ..."),
     ] = None,
     heldout: HeldoutOption = None,
     out: Annotated[Path | None, Parameter(help="folder; the same command resumes it")] = None,
     images_per_prompt: Annotated[int, Parameter(help="images generated of each prompt")] = 4,
     text_alignment: AlignmentOption = None,
     statistic: StatisticOption = None,
-    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate of falsely called prompts")] = 0.01,
+    fpr: Annotated[
+        float,
+        Parameter(
+            validator=between_0_and_1, help="false-positive rate: share of innocent prompts that may be called copies"
+        ),
+    ] = 0.01,
     batch: BatchOption = 32,
     redact: RedactOption = "none",
     prompts: PromptOptions = PROMPTS,

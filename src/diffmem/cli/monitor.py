@@ -35,37 +35,50 @@ WORK = ResumeOptions()
 def monitor(
     *checkpoints: str,
     train: Annotated[Path | None, Parameter(help="the training images")] = None,
-    heldout: Annotated[Path | None, Parameter(help="images of the same kind that the training did not see")] = None,
+    heldout: Annotated[Path | None, Parameter(help="images of the same kind that the training does not use")] = None,
     base: Annotated[
-        str | None, Parameter(help="the model that the training began with; LoRAs and unet/ folders need it")
+        str | None, Parameter(help="the model that the training started from; needed for LoRAs and unet/ folders")
     ] = None,
-    out: Annotated[
-        Path | None, Parameter(help="folder; the same command goes on in it, and the page is written there")
-    ] = None,
+    out: Annotated[Path | None, Parameter(help="folder of the run and its page; the same command resumes it")] = None,
     watch: Annotated[
-        bool, Parameter(negative="", help="go on as new checkpoints appear, until Ctrl-C or --idle")
+        bool, Parameter(negative="", help="wait for new checkpoints and measure them, until Ctrl-C or --idle")
     ] = False,
-    idle: Annotated[float | None, Parameter(help="with --watch: end after so many minutes without a new one")] = None,
+    idle: Annotated[
+        float | None, Parameter(help="with --watch: end after this many minutes without a new checkpoint")
+    ] = None,
     measure_images: Annotated[
-        int, Parameter(help="training images whose losses are measured, and as many held-out ones")
+        int, Parameter(help="how many training images are measured, and as many held-out images")
     ] = 256,
-    images_per_prompt: Annotated[int, Parameter(help="images generated of each of the prompts")] = 2,
-    prompt_count: Annotated[int, Parameter(help="prompts per checkpoint: half fixed, half by what was measured")] = 16,
-    score: Annotated[tuple[str, ...], Parameter(negative="", help="membership scores beside the losses")] = ("pia",),
-    draws: Annotated[int, Parameter(help="noises per image and time")] = 2,
+    images_per_prompt: Annotated[int, Parameter(help="images generated of each prompt")] = 2,
+    prompt_count: Annotated[
+        int,
+        Parameter(
+            help="prompts per checkpoint: half are the same at every checkpoint, half are chosen by "
+            "what was measured of it"
+        ),
+    ] = 16,
+    score: Annotated[
+        tuple[str, ...], Parameter(negative="", help="membership score to measure beside the losses; may be repeated")
+    ] = ("pia",),
+    draws: Annotated[int, Parameter(help="noises per image and noise level")] = 2,
     level: Annotated[
         float,
-        Parameter(validator=between_0_and_1, help="error of all checkpoints together, for warnings and for copies"),
+        Parameter(validator=between_0_and_1, help="probability of a false alarm over all checkpoints together"),
     ] = 0.01,
     which_part: Annotated[
-        bool, Parameter(negative="", help="ask which part of the last checkpoint copies; needs --base")
+        bool, Parameter(negative="", help="find out which component of the last checkpoint copies; needs --base")
     ] = False,
     step_pattern: Annotated[
-        str | None, Parameter(group=RARE, help="a regular expression whose group is the step in a checkpoint's name")
+        str | None, Parameter(group=RARE, help="regular expression whose group is the step in a checkpoint's name")
     ] = None,
     text_alignment: AlignmentOption = None,
     statistic: StatisticOption = None,
-    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate of falsely called images")] = 0.01,
+    fpr: Annotated[
+        float,
+        Parameter(
+            validator=between_0_and_1, help="false-positive rate: share of innocent images that may be called copies"
+        ),
+    ] = 0.01,
     batch: BatchOption = 32,
     redact: RedactOption = "none",
     prompts: PromptOptions = PROMPTS,
@@ -74,7 +87,9 @@ def monitor(
     target: ModelOptions = MODEL,
     work: ResumeOptions = WORK,
 ) -> int:
-    """Measure every checkpoint of a training alike, and say from which one on it copies; looking often is paid for.
+    """Measure every checkpoint of a training in the same way, and say from which one on the model copies.
+
+    Looking at many checkpoints raises the chance of a false alarm; the threshold is made stricter for it.
 
     Args:
         checkpoints: folders that hold them, checkpoints, patterns, module:function(weights-*.pt); PATH=STEP says a step.

@@ -32,8 +32,10 @@ class ModelOptions:
     """How the model is opened."""
 
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, mps; default: a GPU where there is one")] = None
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    revision: Annotated[str | None, Parameter(group=verbs.RARE, help="of a hub repository")] = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, Parameter(help="precision of the model; default: float32")
+    ] = None
+    revision: Annotated[str | None, Parameter(group=verbs.RARE, help="revision of the hub repository")] = None
     lora: Annotated[
         tuple[str, ...],
         Parameter(negative="", help="FILE or FILE:SCALE, a LoRA to load into the model; repeat for several"),
@@ -41,19 +43,28 @@ class ModelOptions:
     allow_pickle: Annotated[
         bool, Parameter(group=verbs.RARE, negative="", help="open .bin weights, which can run code")
     ] = False
-    variant: Annotated[str | None, Parameter(group=verbs.RARE, help="of the weights' files, such as fp16")] = None
+    variant: Annotated[str | None, Parameter(group=verbs.RARE, help="variant of the weights' files, such as fp16")] = (
+        None
+    )
     distilled: Annotated[
         bool | None,
         Parameter(
-            group=verbs.RARE, help="whether the model has no unconditional branch; default: by its configs and sampler"
+            group=verbs.RARE,
+            help="whether the model is distilled, without an unconditional branch; default: read from "
+            "its configs and sampler",
         ),
     ] = None
-    offload: Annotated[bool, Parameter(group=verbs.RARE, negative="", help="keep only the part at work on the GPU")] = (
-        False
-    )
+    offload: Annotated[
+        bool,
+        Parameter(
+            group=verbs.RARE,
+            negative="",
+            help="keep only the part of the model that is working on the GPU, to save memory",
+        ),
+    ] = False
     despite_check: Annotated[
         bool,
-        Parameter(group=verbs.RARE, negative="", help="go on where diffmem sees another model than the pipeline runs"),
+        Parameter(group=verbs.RARE, negative="", help="go on although the check of the model failed"),
     ] = False
 
     def open(self, model: str, sampling: Sampling | None = None, check: bool = True) -> Target:
@@ -117,17 +128,33 @@ def say_unchecked(target: Target) -> None:
 
 CaptionOption = Annotated[
     Literal["metadata", "caption", "txt", "json", "folder"] | None,
-    Parameter(help="where a folder's captions are read from; default: wherever there are any, if they agree"),
+    Parameter(
+        help="where the captions of a folder are read from; default: every place that holds captions, if they agree"
+    ),
 ]
 
 
-HeldoutOption = Annotated[Path | None, Parameter(help="images that no training has seen, for the threshold")]
-AlignmentOption = Annotated[str | None, Parameter(help="clip:FOLDER, digits or photos; default: not judged")]
-StatisticOption = Literal["similarity", "ratio", "normalised", "verified"] | None
-BatchOption = Annotated[int, Parameter(group=verbs.RARE, help="images per call of the pipeline at first")]
-RedactOption = Annotated[Literal["none", "blur", "hash"], Parameter(help="what becomes of pictures on the page")]
+HeldoutOption = Annotated[
+    Path | None, Parameter(help="images that no training has seen, to calibrate the threshold of a copy")
+]
+AlignmentOption = Annotated[
+    str | None,
+    Parameter(
+        help="judge whether images show what their prompts say: clip:FOLDER, digits or photos; default: not judged"
+    ),
+]
+StatisticOption = Annotated[
+    Literal["similarity", "ratio", "normalised", "verified"] | None,
+    Parameter(
+        help="number that decides whether an image is a copy; default: by the descriptor (see Matching in the docs)"
+    ),
+]
+BatchOption = Annotated[int, Parameter(group=verbs.RARE, help="images made at once; halved when memory runs out")]
+RedactOption = Annotated[
+    Literal["none", "blur", "hash"], Parameter(help="pictures on the page: shown, blurred, or replaced by a hash")
+]
 SamplesOption = Annotated[
-    int | None, Parameter(group=verbs.PROMPTS, help="for a model that takes no prompts: how many images to make")
+    int | None, Parameter(group=verbs.PROMPTS, help="how many images to generate, for a model that takes no prompts")
 ]
 
 
@@ -136,15 +163,22 @@ SamplesOption = Annotated[
 class PromptOptions:
     """Where the prompts come from."""
 
-    prompts: Annotated[Path | None, Parameter(help="txt, csv, json, jsonl or parquet; a folder: its captions")] = None
-    column: Annotated[str | None, Parameter(help="the column with the prompts")] = None
-    id: Annotated[str | None, Parameter(group=verbs.RARE, help="the column with the ids; none numbers the rows")] = None
+    prompts: Annotated[
+        Path | None,
+        Parameter(help="file of prompts (txt, csv, json, jsonl, parquet), or a folder of images with captions"),
+    ] = None
+    column: Annotated[str | None, Parameter(help="column of the prompts; default: found by its name")] = None
+    id: Annotated[str | None, Parameter(group=verbs.RARE, help='column of the ids; "none" numbers the rows')] = None
     labels: Annotated[
-        str | None, Parameter(help="the column that says which prompts are memorized (true, false); default: not read")
+        str | None, Parameter(help="column that says which prompts are memorized (true or false); default: not read")
     ] = None
     captions: CaptionOption = None
-    encoding: Annotated[str | None, Parameter(group=verbs.RARE, help="of a text file; default: UTF-8")] = None
-    limit: Annotated[int | None, Parameter(help="only a random part of so many prompts, the same each time")] = None
+    encoding: Annotated[str | None, Parameter(group=verbs.RARE, help="text encoding of the file; default: UTF-8")] = (
+        None
+    )
+    limit: Annotated[
+        int | None, Parameter(help="use only this many prompts, drawn at random but the same each time")
+    ] = None
 
     def load_or_none(self, typed: tuple[str, ...], samples: int | None, train: Path | None = None) -> PromptList | None:
         """The prompts, or None where samples are asked for in their place."""
@@ -218,14 +252,16 @@ class PromptOptions:
 class SamplingOptions:
     """How images are sampled; what is left out is the pipeline's own default."""
 
-    steps: int | None = None
-    guidance: float | None = None
-    scheduler: Annotated[
-        str | None, Parameter(help="ddim, ddpm, pndm, euler, euler-ancestral, heun, lms, dpm++, unipc")
+    steps: Annotated[int | None, Parameter(help="sampling steps per image; default: the pipeline's")] = None
+    guidance: Annotated[
+        float | None, Parameter(help="scale of classifier-free guidance, 1 for none; default: the pipeline's")
     ] = None
-    height: int | None = None
-    width: int | None = None
-    negative_prompt: str | None = None
+    scheduler: Annotated[
+        str | None, Parameter(help="sampler: ddim, ddpm, pndm, euler, euler-ancestral, heun, lms, dpm++, unipc")
+    ] = None
+    height: Annotated[int | None, Parameter(help="height of the images in pixels; default: the model's")] = None
+    width: Annotated[int | None, Parameter(help="width of the images in pixels; default: the model's")] = None
+    negative_prompt: Annotated[str | None, Parameter(help="what the images should not show")] = None
 
     def sampling(self) -> Sampling:
         """As the models room takes it."""
@@ -250,8 +286,8 @@ class RunOptions:
     """How any work is done; the classes below add what some verbs honour."""
 
     seed: Annotated[int, Parameter(help="root seed of all randomness")] = 0
-    quiet: Annotated[bool, Parameter(negative="", help="no progress")] = False
-    json: Annotated[bool, Parameter(negative="", help="print JSON")] = False
+    quiet: Annotated[bool, Parameter(negative="", help="show no progress")] = False
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False
 
 
 @Parameter(name="*", group=verbs.RUN)
@@ -260,9 +296,12 @@ class ResumeOptions(RunOptions):
     """How work is done that leaves error rows and can be estimated."""
 
     retry_errors: Annotated[
-        bool, Parameter(group=verbs.RARE, negative="", help="compute rows again that ended in an error")
+        bool, Parameter(group=verbs.RARE, negative="", help="compute again what ended in an error")
     ] = False
-    dry_run: Annotated[bool, Parameter(negative="", help="print NFE, images and time, and stop")] = False
+    dry_run: Annotated[
+        bool,
+        Parameter(negative="", help="print how many network evaluations and images, and how long it takes; then stop"),
+    ] = False
 
 
 @Parameter(name="*", group=verbs.RUN)
@@ -271,7 +310,7 @@ class WorkOptions(ResumeOptions):
     """How the work of one stage is done, which several machines can share."""
 
     shard: Annotated[
-        str | None, Parameter(group=verbs.RARE, help="I/N: do only this part of the prompts, the first is 0/N")
+        str | None, Parameter(group=verbs.RARE, help="I/N: do only part I of N of the prompts, counted from 0")
     ] = None
 
     def part(self) -> tuple[int, int] | None:
@@ -297,14 +336,21 @@ class DescriptorOptions:
     """How images are compared."""
 
     descriptor: Annotated[
-        str, Parameter(help="its name, or name:key=value,...; diffmem methods --descriptors lists them")
+        str,
+        Parameter(
+            help="how images are compared: a name, or name:key=value,... (diffmem methods --descriptors lists them)"
+        ),
     ] = DEFAULT_DESCRIPTOR
-    weights: Annotated[str | None, Parameter(help="its weights: a file, folder or hub id")] = None
+    weights: Annotated[str | None, Parameter(help="weights of the descriptor: a file, folder or hub id")] = None
     weights_sha256: Annotated[
-        str | None, Parameter(group=verbs.RARE, help="sscd, inception: checksum of a weights file that is not pinned")
+        str | None,
+        Parameter(group=verbs.RARE, help="sscd, inception: SHA-256 of a weights file that diffmem does not know"),
     ] = None
     preset: Annotated[
-        str | None, Parameter(group=verbs.RARE, help="sscd: short-288, square-320, -288, -256, -32 or crop-224")
+        str | None,
+        Parameter(
+            group=verbs.RARE, help="sscd: how images are resized: short-288, square-320, -288, -256, -32 or crop-224"
+        ),
     ] = None
 
     def options(self, allow_pickle: bool = False) -> dict[str, Any]:
@@ -340,12 +386,14 @@ class GateOptions:
     fail_if: Annotated[
         tuple[str, ...],
         Parameter(
-            negative="", help='exit with 1 if this holds of the findings, e.g. "verdict==reproduces"; may be repeated'
+            negative="", help='exit with code 1 if this condition holds, e.g. "verdict==reproduces"; may be repeated'
         ),
     ] = ()
-    junit: Annotated[Path | None, Parameter(help="file for the outcome of each --fail-if, as JUnit XML")] = None
+    junit: Annotated[Path | None, Parameter(help="write the outcome of each --fail-if to this file, as JUnit XML")] = (
+        None
+    )
     waivers: Annotated[
-        Path | None, Parameter(help="file of accepted pairs (diffmem waive), which --fail-if does not count")
+        Path | None, Parameter(help="file of accepted pairs (diffmem waive); --fail-if does not count them")
     ] = None
 
     def of(self, summary: Summary) -> list[Gate]:

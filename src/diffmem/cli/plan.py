@@ -16,31 +16,34 @@ def plan(
     *,
     detect: Annotated[str, Parameter(help="share of the prompts that reproduce a training image, e.g. 1%")] = "5%",
     power: Annotated[
-        float, Parameter(validator=between_0_and_1, help="probability that the audit finds such a share")
+        float, Parameter(validator=between_0_and_1, help="probability with which the audit shall find such a share")
     ] = 0.8,
     copying_seeds: Annotated[
-        str, Parameter(help="share of the seeds of such a prompt that give a copy; every one of them: 100%")
+        str, Parameter(help="share of the seeds of such a prompt that give a copy; 100% if every seed does")
     ] = "100%",
-    recall: Annotated[str, Parameter(help="probability that the matcher calls a copy one")] = "100%",
-    prompts: Annotated[
-        int | None, Parameter(help="distinct prompts that there are, at most; default: any number")
-    ] = None,
+    recall: Annotated[str, Parameter(help="share of the copies that the matcher recognizes")] = "100%",
+    prompts: Annotated[int | None, Parameter(help="how many distinct prompts you have; default: any number")] = None,
     heldout: Annotated[
-        int | None, Parameter(help="held-out images that there are; default: as many as it takes")
+        int | None, Parameter(help="how many held-out images you have; default: as many as are needed")
     ] = None,
-    images_per_prompt: Annotated[int | None, Parameter(help="default: what takes the fewest images")] = None,
+    images_per_prompt: Annotated[
+        int | None, Parameter(help="images generated of each prompt; default: the number that needs the fewest images")
+    ] = None,
     looks: Annotated[
         str | None,
-        Parameter(help="images per prompt at each of several looks, such as 2,4,8, in place of --images-per-prompt"),
+        Parameter(
+            help="numbers of images per prompt after which the audit looks at the results, such as "
+            "2,4,8; replaces --images-per-prompt"
+        ),
     ] = None,
     fpr: Annotated[
-        float | None, Parameter(help="nominal rate of falsely called prompts; default: what takes the fewest images")
+        float | None, Parameter(help="false-positive rate; default: the rate that needs the fewest images")
     ] = None,
     cost_of: Annotated[
-        Path | None, Parameter(help="a run of this model, whose seconds per image say how long it takes")
+        Path | None, Parameter(help="a finished run of this model; its seconds per image give the duration")
     ] = None,
-    seconds_per_image: Annotated[float | None, Parameter(help="to generate and match one image")] = None,
-    json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
+    seconds_per_image: Annotated[float | None, Parameter(help="seconds to generate and match one image")] = None,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
 ) -> int:
     """Say how many prompts, seeds and held-out images an audit needs to give a wanted answer, before it is run."""
     from dataclasses import asdict

@@ -21,16 +21,21 @@ GATES = GateOptions()
 def report(
     run: Path,
     *,
-    out: Annotated[Path | None, Parameter(help="the file; default: the page in the run directory")] = None,
+    out: Annotated[
+        Path | None, Parameter(help="the HTML file to write; default: the page in the run directory")
+    ] = None,
     redact: Annotated[
         Literal["none", "blur", "hash"] | None,
         Parameter(help="pictures: as they are, blurred, or left out; default: none in the run directory, else blur"),
     ] = None,
     hash_prompts: Annotated[bool, Parameter(negative="", help="show hashes instead of prompts")] = False,
     annex: Annotated[
-        bool, Parameter(negative="", help="write the annex instead: what was tested, for those who must show evidence")
+        bool,
+        Parameter(
+            negative="", help="write the annex instead: what was tested and what not, for those who must show evidence"
+        ),
     ] = False,
-    safeguards: Annotated[Path | None, Parameter(help="for the annex: a run of mitigate on this model")] = None,
+    safeguards: Annotated[Path | None, Parameter(help="with --annex: a run of diffmem mitigate on this model")] = None,
     gates: GateOptions = GATES,
 ) -> int:
     """Write the report of a run: one HTML file that needs no network and no script.

@@ -19,23 +19,25 @@ if TYPE_CHECKING:
 def review(
     run: Path,
     *,
-    reviewer: Annotated[str | None, Parameter(help="whose labels these are")] = None,
+    reviewer: Annotated[str | None, Parameter(help="name of the person who labels")] = None,
     sample: Annotated[
         int | None,
-        Parameter(help="images below the threshold that are drawn at random; default: those drawn before, else 200"),
+        Parameter(
+            help="how many images below the threshold are drawn at random; default: those drawn before, else 200"
+        ),
     ] = None,
-    seed: Annotated[int | None, Parameter(group=RARE, help="of the draw")] = None,
-    port: Annotated[int, Parameter(group=RARE, help="of the page; 0 takes a free one")] = 0,
+    seed: Annotated[int | None, Parameter(group=RARE, help="seed of the random sample")] = None,
+    port: Annotated[int, Parameter(group=RARE, help="port of the page; 0 takes a free one")] = 0,
     open_page: Annotated[bool, Parameter(name="--open", negative="", help="open the page in the browser too")] = False,
     set_threshold: Annotated[
         float | Literal["calibrated"] | None,
         Parameter(
-            help="set the lowest threshold of a copy whose precision is shown to be at least this, or that of the calibration, "
-            "and end"
+            help="set the threshold of a copy to the lowest one whose precision the labels show to be at least this, or "
+            "back to the calibrated one; then end"
         ),
     ] = None,
-    csv: Annotated[Path | None, Parameter(help="write the labels of all reviewers to this file, and end")] = None,
-    add: Annotated[Path | None, Parameter(help="add the labels of a file that --csv wrote, and end")] = None,
+    csv: Annotated[Path | None, Parameter(help="write the labels of all reviewers to this file; then end")] = None,
+    add: Annotated[Path | None, Parameter(help="add the labels of a file that --csv wrote; then end")] = None,
 ) -> int:
     """Label the pairs of a run, every called copy and a random sample of the others, on a page in the browser.
 

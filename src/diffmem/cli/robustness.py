@@ -42,22 +42,32 @@ def robustness(
     ] = (),
     train: Annotated[Path | None, Parameter(help="training images, or an index made by diffmem index")] = None,
     heldout: HeldoutOption = None,
-    out: Annotated[
-        Path | None, Parameter(help="folder; the same command resumes it, and the page is written there")
+    out: Annotated[Path | None, Parameter(help="folder of the run and its page; the same command resumes it")] = None,
+    worst_of: Annotated[
+        tuple[int, ...], Parameter(help="for each of these numbers of seeds, take the worst result")
+    ] = (1, 4, 16),
+    scales: Annotated[tuple[float, ...], Parameter(help="guidance scales to try")] = (1.0, 2.0, 4.0, 7.5),
+    samplers: Annotated[
+        tuple[str, ...] | None, Parameter(help="samplers to try, as scheduler:steps; own: the pipeline's own sampler")
     ] = None,
-    worst_of: Annotated[tuple[int, ...], Parameter(help="numbers of seeds of which the worst counts")] = (1, 4, 16),
-    scales: Annotated[tuple[float, ...], Parameter(help="guidance scales")] = (1.0, 2.0, 4.0, 7.5),
-    samplers: Annotated[tuple[str, ...] | None, Parameter(help="scheduler:steps; own: the pipeline's")] = None,
-    images_per_prompt: Annotated[
-        int, Parameter(help="images generated of each prompt under every condition but the seeds")
-    ] = 4,
+    images_per_prompt: Annotated[int, Parameter(help="images generated of each prompt under each condition")] = 4,
     paraphrases: Annotated[
-        str, Parameter(help="a file with the columns prompt and paraphrase; words: turned round and halved; none")
+        str,
+        Parameter(
+            help="a file with the columns prompt and paraphrase; words: reorder and halve the prompt's words; none"
+        ),
     ] = "words",
-    adversarial_steps: Annotated[int, Parameter(help="of the embedding search; 0 leaves it out")] = 50,
+    adversarial_steps: Annotated[
+        int, Parameter(help="steps of the adversarial search for an embedding; 0 skips it")
+    ] = 50,
     text_alignment: AlignmentOption = None,
     statistic: StatisticOption = None,
-    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate of falsely called images")] = 0.01,
+    fpr: Annotated[
+        float,
+        Parameter(
+            validator=between_0_and_1, help="false-positive rate: share of innocent images that may be called copies"
+        ),
+    ] = 0.01,
     batch: BatchOption = 32,
     redact: RedactOption = "none",
     prompts: PromptOptions = PROMPTS,
@@ -66,7 +76,7 @@ def robustness(
     target: ModelOptions = MODEL,
     work: WorkOptions = WORK,
 ) -> int:
-    """Generate memorized prompts without and with a mitigation while one other thing changes at a time.
+    """Test whether a mitigation still works with other seeds, guidance, samplers, words or embeddings.
 
     The adversarial search (Finding DoRI) looks for an embedding under which the network denoises towards the training image
     that the bare model copies; it takes --train images, not an index, and cannot be undone by mitigations of the prompt.

@@ -19,11 +19,15 @@ class RunnerOptions:
     """Who does the work."""
 
     runner: Annotated[
-        str | None, Parameter(help="ray: workers of a Ray cluster on this machine; ray:ADDRESS: of one that is there")
+        str | None,
+        Parameter(help="who does the work: ray starts a Ray cluster on this machine, ray:ADDRESS uses a running one"),
     ] = None
-    workers: Annotated[int | None, Parameter(help="with --runner: how many; default: one per GPU, or per core")] = None
+    workers: Annotated[
+        int | None, Parameter(help="with --runner: number of workers; default: one per GPU, or per core")
+    ] = None
     unit_seconds: Annotated[
-        float | None, Parameter(help="with --runner: after which a unit of work counts as stuck; default: 1800")
+        float | None,
+        Parameter(help="with --runner: seconds after which a piece of work counts as stuck; default: 1800"),
     ] = None
 
     def open(self) -> Runner | None:

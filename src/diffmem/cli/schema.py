@@ -11,7 +11,7 @@ from diffmem.errors import UsageError
 
 def schema(
     document: Annotated[
-        str, Parameter(help="a verb that leaves a run: audit, mitigate, ...; digest: audit's, as in 0.1.0")
+        str, Parameter(help="verb whose summary is described: audit, mitigate, ...; digest: that of an audit by 0.1.0")
     ] = "audit",
 ) -> int:
     """Print the JSON schema of a run's summary.json."""

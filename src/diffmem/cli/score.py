@@ -28,28 +28,33 @@ def score(
     scores: Annotated[
         tuple[str, ...], Parameter(name="--score", help="name[:key=value,...] or ./file.py:Class; may be repeated")
     ] = (),
-    draws: Annotated[int | None, Parameter(help="noises per prompt; default: 4, or the threshold's own")] = None,
+    draws: Annotated[
+        int | None, Parameter(help="noises per prompt; default: 4, or as many as the threshold was made with")
+    ] = None,
     noise: Annotated[
         Literal["bank", "per-prompt"],
-        Parameter(group=RARE, help="noises common to all prompts, or each prompt its own"),
+        Parameter(
+            group=RARE, help="the same noises for all prompts (bank), or other noises for each prompt (per-prompt)"
+        ),
     ] = "bank",
     noise_file: Annotated[
         Path | None,
         Parameter(group=RARE, help="a .safetensors file with the noises, one tensor [draws, *sample_shape]"),
     ] = None,
     micro_batch: Annotated[
-        int | None, Parameter(group=RARE, help="rows per network call at first; default: 64")
+        int | None,
+        Parameter(group=RARE, help="prompts and noises per network call, halved when memory runs out; default: 64"),
     ] = None,
     out: Annotated[Path | None, Parameter(help="run directory; the same command resumes it")] = None,
-    threshold: Annotated[Path | None, Parameter(help="decide at a threshold made by diffmem calibrate")] = None,
+    threshold: Annotated[Path | None, Parameter(help="flag prompts by a threshold that diffmem calibrate made")] = None,
     early_exit: Annotated[
-        bool, Parameter(negative="", help="with --threshold: take noises one by one until a prompt is decided")
+        bool, Parameter(negative="", help="with --threshold: stop drawing noises for a prompt as soon as it is decided")
     ] = False,
     reference: Annotated[
         str | None,
         Parameter(help="ordinary captions among which each prompt's percentile is printed: a file, or 'builtin'"),
     ] = None,
-    top: Annotated[int, Parameter(help="prompts shown")] = 20,
+    top: Annotated[int, Parameter(help="how many prompts are printed")] = 20,
     prompts: PromptOptions = PROMPTS,
     target: ModelOptions = MODEL,
     work: WorkOptions = WORK,

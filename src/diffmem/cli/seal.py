@@ -13,8 +13,10 @@ from diffmem.cli.output import say
 def seal(
     run: Path,
     *,
-    out: Annotated[Path | None, Parameter(help="the file; default: the folder's name with .sealed behind it")] = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    out: Annotated[
+        Path | None, Parameter(help="the file to write; default: the folder's name followed by .sealed")
+    ] = None,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
 ) -> int:
     """Write a run into one file that shows every later edit, and print its seal; keep that elsewhere.
 

@@ -19,8 +19,8 @@ GATES = GateOptions()
 def show(
     run: Path,
     *,
-    top: Annotated[int, Parameter(help="prompts shown per score")] = 5,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    top: Annotated[int, Parameter(help="how many prompts are printed per score")] = 5,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
     gates: GateOptions = GATES,
 ) -> int:
     """Print what a run found, from its directory alone.

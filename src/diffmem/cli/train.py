@@ -22,16 +22,19 @@ if TYPE_CHECKING:
 def train(
     plan: Path,
     *,
-    out: Annotated[Path | None, Parameter(help="folder of the run; the same command goes on in it")] = None,
+    out: Annotated[Path | None, Parameter(help="folder of the run; the same command resumes it")] = None,
     device: Annotated[str | None, Parameter(help="cpu or cuda; default: a GPU where there is one")] = None,
     monitor: Annotated[
-        bool, Parameter(negative="", help="say while it trains whether it copies; written to monitor/ of the run")
+        bool,
+        Parameter(
+            negative="", help="check at every checkpoint whether the model copies; results go to monitor/ of the run"
+        ),
     ] = False,
-    heldout: Annotated[Path | None, Parameter(help="with --monitor: images that the training does not see")] = None,
-    json: Annotated[bool, Parameter(negative="")] = False,
-    quiet: Annotated[bool, Parameter(negative="")] = False,
+    heldout: Annotated[Path | None, Parameter(help="with --monitor: images that the training does not use")] = None,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
+    quiet: Annotated[bool, Parameter(negative="", help="show no progress")] = False,
     dry_run: Annotated[
-        bool, Parameter(negative="", help="check plan and data, print steps, images and time, and stop")
+        bool, Parameter(negative="", help="check plan and data, print steps, images and time; then stop")
     ] = False,
 ) -> int:
     """Train or fine-tune a model with known duplication, captions and mitigations; several processes through torchrun.

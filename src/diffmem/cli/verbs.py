@@ -72,7 +72,7 @@ VERBS = {
         './my-model "a red fox" "a blue bird"', "./my-model --prompts captions.csv --out runs/scores",
     ),
     "localize": _verb(
-        "localize", 0, "Say which words of a prompt carry its score.", './my-model "Golden Gate Bridge Poster"',
+        "localize", 0, "Say which words of a prompt cause its score.", './my-model "Golden Gate Bridge Poster"',
         "./my-model --prompts suspicious.txt --json",
     ),
     "generate": _verb(
@@ -128,7 +128,7 @@ VERBS = {
         "./images --run runs/measure --out runs/curate", "./images --run runs/measure --out curated --write",
     ),
     "evaluate": _verb(
-        "evaluate", 2, "AUROC and TPR of a run's scores, with intervals.",
+        "evaluate", 2, "Print AUROC and TPR of a run's scores, with intervals.",
         "runs/audit", "runs/audit --labels measured --fpr 0.05",
     ),
     "compare": _verb(
@@ -143,7 +143,7 @@ VERBS = {
         "plan.toml --dry-run", "plan.toml --out runs/train",
     ),
     "monitor": _verb(
-        "monitor", 3, "Say from which checkpoint of a training on it copies, and which one is the last that does not.",
+        "monitor", 3, "Say from which checkpoint of a training on the model copies, and which is the last without copies.",
         "./output --train ./images --heldout ./unseen --out runs/monitor",
         "./loras --base ./my-model --train ./images --watch --out runs/monitor",
     ),
@@ -152,7 +152,7 @@ VERBS = {
         "digits --out runs/lab", "plan.toml --data ./images --out runs/lab --shard 0/2",
     ),
     "canaries": _verb(
-        "canaries", 3, "Put registered synthetic pictures into a training set; measure how strongly each is reproduced.",
+        "canaries", 3, "Put known synthetic pictures into a training set, and measure how strongly each is reproduced.",
         "make ./images --out with-canaries",
         "measure ./my-model --registration with-canaries/canaries.json --out runs/canaries",
     )._replace(has_own_app=True),

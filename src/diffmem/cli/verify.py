@@ -17,13 +17,14 @@ MODEL = ModelOptions()
 def verify(
     bundle: Path,
     *,
-    expect: Annotated[str | None, Parameter(help="the seal that was kept elsewhere")] = None,
-    model: Annotated[str | None, Parameter(help="the model of the run: images are made again and compared")] = None,
+    expect: Annotated[str | None, Parameter(help="the seal that diffmem seal printed and you kept elsewhere")] = None,
+    model: Annotated[str | None, Parameter(help="the model of the run, to make images again and compare them")] = None,
     replays: Annotated[
-        int | None, Parameter(help="with --model: images to make again, chosen by the seal, copies first; default: 3")
+        int | None,
+        Parameter(help="with --model: how many images to make again; the seal chooses them, copies first; default: 3"),
     ] = None,
     target: ModelOptions = MODEL,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="", help="print the result as JSON")] = False,
 ) -> int:
     """Say whether a sealed run is as it was sealed; with the model, make some of its images again.
 

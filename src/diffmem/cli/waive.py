@@ -15,8 +15,8 @@ from diffmem.errors import UsageError
 def waive(
     run: Path,
     *,
-    out: Annotated[Path | None, Parameter(help="file of waivers; those that it holds stay")] = None,
-    owner: Annotated[str | None, Parameter(help="who answers for these pairs")] = None,
+    out: Annotated[Path | None, Parameter(help="file of waivers; waivers already in it are kept")] = None,
+    owner: Annotated[str | None, Parameter(help="person who answers for these pairs")] = None,
     expires: Annotated[str | None, Parameter(help="last day on which they are accepted, YYYY-MM-DD")] = None,
     reason: Annotated[str, Parameter(help="why they are accepted")] = "",
     train_id: Annotated[

@@ -245,7 +245,7 @@ def load_images(
     Raises:
         DataError: nothing there, no pictures, pictures and tables of pictures mixed, several splits.
 
-    Example:
+    Examples:
         >>> import numpy as np, diffmem as dm
         >>> dm.load_images(np.zeros((3, 8, 8, 3), np.uint8))
         ImageSet(3 images of a Python sequence)

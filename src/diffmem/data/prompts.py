@@ -65,7 +65,7 @@ def load_prompts(
     Raises:
         DataError: missing or unreadable file, no prompt column, missing ids or ids that occur again, a label that is none.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> prompts = dm.load_prompts(["a red fox", "a hen"])
         >>> prompts, [prompt.text for prompt in prompts]

@@ -63,7 +63,7 @@ def export_run(
     Raises:
         DataError: the run keeps no rows.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
         >>> run = dm.audit(network, samples=4, out="runs/exported")

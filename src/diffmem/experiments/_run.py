@@ -78,7 +78,7 @@ class Run(ShownInNotebooks):
         verb: the command that made it; "audit" for a stage alone (score, generate, measure), which is summarized as one.
         results: of the arms, by name, in the process that made the run; empty for a run that was opened.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
         >>> run = dm.audit(network, samples=2, out="runs/images")
@@ -198,7 +198,7 @@ def open_run(path: str | Path) -> Run:
         DataError: there is no run, or a file of it is damaged.
         IncompatibleRun: a newer diffmem wrote it.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
         >>> made = dm.audit(network, samples=4, out="runs/mine")

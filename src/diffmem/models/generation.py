@@ -35,7 +35,7 @@ SCHEDULERS = {
 class Sampling(BaseModel):
     """How images are generated; None leaves the pipeline's own default.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> dm.Sampling(steps=20, guidance=7.5).guidance
         7.5

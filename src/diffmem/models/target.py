@@ -244,7 +244,7 @@ class Target(Checked, ShownInNotebooks):
             UsageError: an argument that makes no sense, with what was expected.
             ModelError: a module in training mode.
 
-        Example:
+        Examples:
             >>> import diffmem as dm
             >>> dm.Target.from_callable(
             ...     lambda x, t, cond: x * 0, (1, 8, 8), prediction="epsilon", schedule="linear", name="zero", device="cpu"

@@ -89,7 +89,7 @@ class Guard(ShownInNotebooks):
             in another setting (steps, guidance, size) than the calibration's.
         UsageError: an action that could never be checked, or a value that an argument does not take.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> digits = dm.Target.from_pretrained("testbed:digits", device="cpu")  # a small model that comes with diffmem
         >>> threshold = dm.guard.calibrate(digits, [f"{i} of a kind" for i in range(40)], fpr=0.1)

@@ -99,7 +99,7 @@ def generate(
         retry_errors: make images again that ended in an error.
         silent: no progress on stderr; by default progress shows in notebooks only.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
         >>> dm.generate(network, samples=3, out="runs/generated")

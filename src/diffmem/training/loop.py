@@ -94,7 +94,7 @@ def train(
         IncompatibleRun: the folder holds another plan or other data.
         DataError, UsageError, ModelError: what was found, what was expected, what to do.
 
-    Example:
+    Examples:
         >>> import numpy as np, diffmem as dm
         >>> plan = dm.training.TrainPlan.model_validate({
         ...     "model": {"base": "testbed:digits"}, "data": {"images": "given", "captions": "fixed"},

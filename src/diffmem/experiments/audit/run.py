@@ -120,7 +120,7 @@ def audit(
         ModelError: `target` and `base` are the same model; a control of a model that cannot be fine-tuned.
         IncompatibleRun: `out` belongs to another model or plan.
 
-    Example:
+    Examples:
         >>> import numpy as np, diffmem as dm
         >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
         >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")

@@ -77,7 +77,7 @@ def measure_canaries(
         DataError: a registration that was changed, or whose pictures are gone.
         UsageError: fewer than two controls, or a model that makes no images and no scores.
 
-    Example:
+    Examples:
         >>> import numpy as np, diffmem as dm
         >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
         >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")

@@ -76,7 +76,7 @@ def claim(
     Raises:
         UsageError: a search that the model does not allow, or no way to search at all.
 
-    Example:
+    Examples:
         >>> import numpy as np, diffmem as dm
         >>> images = list(np.random.default_rng(0).integers(0, 256, (42, 8, 8), np.uint8))
         >>> run = dm.claim(images[:2], works=images[1:3], decoys=images[3:])  # the second image is the first work

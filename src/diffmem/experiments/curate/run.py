@@ -101,7 +101,7 @@ def curate(
         DataError: the run holds no measures, or none of these images.
         UsageError: `least` without the model.
 
-    Example:
+    Examples:
         >>> import numpy as np, diffmem as dm
         >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
         >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")

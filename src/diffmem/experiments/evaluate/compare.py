@@ -101,7 +101,7 @@ def compare(
         IncompatibleRun: the settings differ.
         UsageError: no prompt in common.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
         >>> run = dm.audit(network, samples=4, out="runs/before")

@@ -86,7 +86,7 @@ def evaluate(run: Run | str | Path, labels: Labels = "given", fpr: float = 0.01,
         "tpr_high", "nominal_fpr", "realised_fpr", "clusters", "n_eff", "reason"}; one per score for all negatives, and
         one for each tier of negatives where the prompt list names tiers (a column `tier` or `group`).
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
         >>> from pathlib import Path

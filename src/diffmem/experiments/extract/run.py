@@ -97,7 +97,7 @@ def extract_images(
     Raises:
         UsageError: fewer images per prompt than a clique takes.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
         >>> run = dm.extract(network, samples=12, smallest=3)

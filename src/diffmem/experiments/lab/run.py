@@ -75,7 +75,7 @@ def run_lab(
 
     Cost: the trainings, and per cell `generate.images_per_cell` generated images (steps x 2 NFE each under guidance).
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> plan = dm.experiments.LabPlan.model_validate({
         ...     "train": {

@@ -83,7 +83,7 @@ def mitigate(
 
     Cost: (1 + settings) x prompts x images, each with the mitigation's own evaluations on top; the rows say how many.
 
-    Example:
+    Examples:
         >>> import numpy as np, diffmem as dm
         >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
         >>> digits = dm.Target.from_pretrained("testbed:digits", device="cpu")  # a small model that comes with diffmem

@@ -71,7 +71,7 @@ def monitor(
         UsageError: no checkpoints, ambiguous steps, LoRAs without a base. A checkpoint that cannot be opened or measured is
             a row with its error, and the others go on.
 
-    Example:
+    Examples:
         >>> import numpy as np, diffmem as dm
         >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
         >>> plan = dm.experiments.MonitorPlan(images=4, scores=(), prompts=2, images_per_prompt=1, sampling=dm.Sampling(steps=2))

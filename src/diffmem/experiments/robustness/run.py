@@ -81,7 +81,7 @@ def robustness(
         The run; `run.summary.rows` has one row per mitigation and condition. Cost: (1 + mitigations) times the images of
         all conditions, and once the adversarial search (50 steps of 8 noises per prompt: 1,200 NFE).
 
-    Example:
+    Examples:
         >>> import numpy as np, diffmem as dm
         >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
         >>> digits = dm.Target.from_pretrained("testbed:digits", device="cpu")  # a small model that comes with diffmem

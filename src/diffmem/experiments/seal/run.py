@@ -91,7 +91,7 @@ def seal(run: Run | str | Path, out: str | Path | None = None) -> Sealed:
         DataError: there is no run, or a file of it is damaged or changes meanwhile.
         UsageError: `out` lies in the run.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
         >>> run = dm.audit(network, samples=4, out="runs/sealed")
@@ -169,7 +169,7 @@ def verify(
         DataError: there is no such file.
         UsageError: `expected` is no seal, or there is nothing to make again.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")
         >>> sealed = dm.seal(dm.audit(network, samples=4, out="runs/verified"))

@@ -80,7 +80,7 @@ def match_images(
         heldout: images that no training has seen, for the threshold.
         silent: no progress on stderr; by default progress shows in notebooks only.
 
-    Example:
+    Examples:
         >>> import numpy as np, diffmem as dm
         >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
         >>> dm.match(images[:2], images)

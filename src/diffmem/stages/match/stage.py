@@ -132,7 +132,7 @@ def index(
         descriptor_options: of the descriptor's class.
         silent: no progress on stderr; by default progress shows in notebooks only.
 
-    Example:
+    Examples:
         >>> import numpy as np, diffmem as dm
         >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
         >>> index = dm.index(images, "index")

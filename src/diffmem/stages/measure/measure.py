@@ -73,7 +73,7 @@ def measure(
         ModelError: a model that cannot encode images.
         IncompatibleRun: `out` belongs to another model, plan or to other images of the same names.
 
-    Example:
+    Examples:
         >>> import numpy as np, diffmem as dm
         >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
         >>> network = dm.Target.from_callable(lambda x, t, cond: x * 0, (1, 8, 8), steps=2, device="cpu")

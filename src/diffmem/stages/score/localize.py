@@ -83,7 +83,7 @@ def localize(
     Raises:
         UsageError: the score is not computed prompt by prompt from the network, or this model refuses it.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> digits = dm.Target.from_pretrained("testbed:digits", device="cpu")  # a small model that comes with diffmem
         >>> [localized] = dm.localize(digits, ["a small seven"], draws=1)

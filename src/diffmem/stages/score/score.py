@@ -126,7 +126,7 @@ def score(
     Returns:
         A ScoreResult; rows are in its run directory. Cost: see ScoreResult.nfe.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> network = dm.Target.from_callable(
         ...     lambda x, t, cond: x * 0, (1, 8, 8), prediction="epsilon", schedule="linear", device="cpu"

@@ -138,7 +138,7 @@ def calibrate(
         out: run directory of the reference scores.
         silent: no progress on stderr; by default progress shows in notebooks only.
 
-    Example:
+    Examples:
         >>> import diffmem as dm
         >>> digits = dm.Target.from_pretrained("testbed:digits", device="cpu")  # a small model that comes with diffmem
         >>> calibrated = dm.calibrate(digits, [f"a picture of {i} hens" for i in range(40)], fpr=0.1, draws=1)
