@@ -44,7 +44,7 @@ def robustness(
     heldout: HeldoutOption = None,
     out: Annotated[Path | None, Parameter(help="folder of the run and its page; the same command resumes it")] = None,
     worst_of: Annotated[
-        tuple[int, ...], Parameter(help="for each of these numbers of seeds, take the worst result")
+        tuple[int, ...], Parameter(help="numbers of seeds; of each number the worst result is taken")
     ] = (1, 4, 16),
     scales: Annotated[tuple[float, ...], Parameter(help="guidance scales to try")] = (1.0, 2.0, 4.0, 7.5),
     samplers: Annotated[
