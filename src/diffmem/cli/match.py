@@ -41,7 +41,7 @@ def match(
         Literal["exact", "faiss"] | None,
         Parameter(
             group=RARE,
-            help="default: exact; above 10 million training images faiss, where it is installed (diffmem[faiss])",
+            help="search method; default: exact; above 10 million training images faiss, where it is installed (diffmem[faiss])",
         ),
     ] = None,
     metrics: Annotated[
@@ -71,7 +71,7 @@ def match(
             help="with --parts: compare every part with every part (for descriptors made of patches)",
         ),
     ] = False,
-    seed: Annotated[int, Parameter(help="with --metrics: seed seed of the resampling")] = 0,
+    seed: Annotated[int, Parameter(help="with --metrics: seed of the resampling")] = 0,
     out: Annotated[
         Path | None, Parameter(help="with --metrics: folder for a page (histograms, pairs, figures) and summary.json")
     ] = None,

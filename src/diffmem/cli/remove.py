@@ -34,31 +34,42 @@ def remove(
     *typed: Annotated[str, Parameter(show=False)],
     methods: Annotated[
         tuple[str, ...],
-        Parameter(name="--method", negative="", help="name[:key=value,...]; may be repeated; all: every one"),
+        Parameter(
+            name="--method",
+            negative="",
+            help="removal method, as name[:key=value,...]; may be repeated; all: every method",
+        ),
     ] = ("retrack",),
     images: Annotated[
         Path | None,
-        Parameter(help="the pictures to be removed, as they are in --train; default: what the prompts' images copy"),
+        Parameter(
+            help="training images to remove from the model, as in --train; default: those that the prompts' images copy"
+        ),
     ] = None,
     edited: Annotated[
         tuple[str, ...],
-        Parameter(negative="", help="a model that was changed elsewhere, judged alike; may be repeated"),
+        Parameter(negative="", help="a model that was edited elsewhere, to judge in the same way; may be repeated"),
     ] = (),
     train: Annotated[Path | None, Parameter(help="all training images, with their captions")] = None,
     others: Annotated[
-        Path | None, Parameter(help="prompts of bystanders; default: captions of kept training images")
+        Path | None, Parameter(help="prompts that should stay as they are; default: captions of kept training images")
     ] = None,
     heldout: HeldoutOption = None,
     out: Annotated[
         Path | None, Parameter(help="folder; the same command resumes it; the models lie in models/")
     ] = None,
-    images_per_prompt: Annotated[
-        int, Parameter(help="images generated of each prompt, of which the worst counts")
-    ] = 16,
-    adversarial_steps: Annotated[int, Parameter(help="of the embedding search; 0 leaves it out")] = 50,
+    images_per_prompt: Annotated[int, Parameter(help="images generated of each prompt; the worst of them counts")] = 16,
+    adversarial_steps: Annotated[
+        int, Parameter(help="steps of the adversarial search for an embedding; 0 skips it")
+    ] = 50,
     text_alignment: AlignmentOption = None,
     statistic: StatisticOption = None,
-    fpr: Annotated[float, Parameter(validator=between_0_and_1, help="nominal rate of falsely called prompts")] = 0.01,
+    fpr: Annotated[
+        float,
+        Parameter(
+            validator=between_0_and_1, help="false-positive rate: share of innocent prompts that may be called copies"
+        ),
+    ] = 0.01,
     device: Annotated[str | None, Parameter(help="cpu or cuda; default: a GPU where there is one")] = None,
     batch: BatchOption = 32,
     redact: RedactOption = "none",
