@@ -4,13 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pydantic import BaseModel, ConfigDict
+
 from diffmem.data.canaries import Registration
 from diffmem.evaluation.clusters import Floats
 from diffmem.evaluation.epsilon import LEVEL, epsilon_bound, most_provable
-from diffmem.experiments.canaries.summary import Bound
 from diffmem.report.prose import number
 
 WARNING = "A low bound never means private: it says that these guesses did not show more."
+
+
+class Bound(BaseModel):
+    """A lower bound of epsilon by one measure, see `diffmem.evaluation.epsilon.EpsilonBound`.
+
+    Attributes:
+        measure: by which the coins were guessed.
+        epsilon: lower bound for groups of `group` records; 0 where nothing is proved.
+        record: the bound for one record that follows, epsilon / group (delta 0).
+        at_most: what as many coins prove if every guess is right.
+        group: how often a canary is in the data if its coin says so.
+        canaries, guesses, right, level, delta: what it rests on; all measures share the level.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    measure: str
+    epsilon: float
+    record: float
+    at_most: float
+    group: int
+    canaries: int
+    guesses: int
+    right: int
+    level: float
+    delta: float
 
 
 def bounds_of(known: Registration, blind: Mapping[str, Floats]) -> tuple[Bound, ...]:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from diffmem.experiments.canaries.bound import Bound, in_words
 from diffmem.report import prose
 from diffmem.runs.summary import Row, ShownTable, Summary
 
@@ -23,32 +24,6 @@ class ClosestImage(BaseModel):
     prompt_id: str
     draw: int
     similarity: float
-
-
-class Bound(BaseModel):
-    """A lower bound of epsilon by one measure, see `diffmem.evaluation.epsilon.EpsilonBound`.
-
-    Attributes:
-        measure: by which the coins were guessed.
-        epsilon: lower bound for groups of `group` records; 0 where nothing is proved.
-        record: the bound for one record that follows, epsilon / group (delta 0).
-        at_most: what as many coins prove if every guess is right.
-        group: how often a canary is in the data if its coin says so.
-        canaries, guesses, right, level, delta: what it rests on; all measures share the level.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    measure: str
-    epsilon: float
-    record: float
-    at_most: float
-    group: int
-    canaries: int
-    guesses: int
-    right: int
-    level: float
-    delta: float
 
 
 class CanariesSummary(Summary):
@@ -88,8 +63,6 @@ class CanariesSummary(Summary):
 
     def explanations(self) -> list[str]:
         """What the columns of the tables mean."""
-        from diffmem.experiments.canaries.bound import in_words
-
         texts = [*in_words(self.bounds)]
         measures: list[dict[str, Any]] = list(self.measures)
         for measure in measures:
