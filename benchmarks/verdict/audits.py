@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from diffmem.evaluation.chance import LEVEL
+from diffmem.report.case import Circumstances
 from diffmem.report.columns import PromptColumns
-from diffmem.report.decide import Circumstances, decide
+from diffmem.report.decide import decide
 from diffmem.report.digest import _copies
 from diffmem.report.evidence import collect
 from diffmem.report.matches import Matches

@@ -191,3 +191,12 @@ def test_a_control_of_which_little_came_out_says_nothing(found, back, seen, says
     assert (shown.sensitivity, shown.recall) == (found / 40 if says else None, recall)
     assert (shown.sensitivity_interval is not None) == says == ("planted too little" not in shown.sentence)
     assert control_check(shown).state == ("passed" if says and found else "note")
+
+
+def test_a_class_conditional_network_without_adapters_is_refused_before_any_work():
+    from diffmem.experiments.audit.control import require_trainable
+    from tests.tiny_families import dit
+
+    target = Target.from_pipeline(dit(), name="dit")
+    with pytest.raises(ModelError, match="its network takes no adapter"):
+        require_trainable(target)

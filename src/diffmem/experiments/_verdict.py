@@ -12,7 +12,7 @@ from diffmem.errors import UsageError
 from diffmem.evaluation.chance import LEVEL, Chance, most_not_excluded, p_value, power
 from diffmem.evaluation.planning import fewest_prompts
 from diffmem.report.decide import POWER, SHARE
-from diffmem.report.prose import count, percent
+from diffmem.report.prose import at_most, count
 
 _GIVEN_BACK = "These are pictures that the training set holds."
 
@@ -96,7 +96,7 @@ def of_matches(rows: Sequence[Mapping[str, Any]], threshold: Mapping[str, Any], 
         )  # fmt: skip
     return FoundVerdict(
         state="no-excess", by="rate", **values,
-        sentence=f"No more than chance: {said}; up to {percent(values['bound'])} of such images not excluded.",
+        sentence=f"No more than chance: {said}; up to {at_most(values['bound'])} of such images not excluded.",
         plain="No more of these images are like a training image than chance makes; others may be.",
     )  # fmt: skip
 
@@ -148,7 +148,7 @@ def of_extractions(
         seen = f"{count(sets, 'prompt')} give one picture from many seeds, which is no training image; none gives"
     return FoundVerdict(
         state="no-excess", by="seeds", **values,
-        sentence=f"Of {count(prompts, 'prompt')}, {seen} a training image from many seeds; up to {percent(values['bound'])} of "
+        sentence=f"Of {count(prompts, 'prompt')}, {seen} a training image from many seeds; up to {at_most(values['bound'])} of "
         "such prompts not excluded.",
         plain="From these prompts no training picture comes out again and again; one that few seeds give is not found this way.",
     )  # fmt: skip

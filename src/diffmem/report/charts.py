@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup, escape
 
-from diffmem.report.prose import number, percent
+from diffmem.report.prose import number, percent, percents
 from diffmem.report.shapes.base import Interval
 from diffmem.report.shapes.scores import Histogram, Roc
 
@@ -172,4 +172,4 @@ def interval_chart(share: float, interval: Interval, name: str) -> Markup:
         + _text(pad, height - 1, "0", "tick", "start")
         + _text(width - pad, height - 1, "100 %", "tick", "end")
     )
-    return _svg(width, height, "scale", name, f"{percent(share)}, {percent(low)} to {percent(high)}", body)
+    return _svg(width, height, "scale", name, f"{percent(share)}, {percents(low, high)}", body)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffmem.evaluation.proportion import clopper_pearson
-from diffmem.report.prose import count, percent
+from diffmem.report.prose import count, percent, percents
 from diffmem.report.shape import Check
 from diffmem.report.shapes.copies import ControlDigest
 from diffmem.runs.facts import read_fact
@@ -56,7 +56,7 @@ def _sentence(found: int, planted: int, back: int, seen: int, controls: int, fal
     low, high = clopper_pearson(found, planted)
     text = (
         f"Of {count(planted, 'picture')} that a short LoRA planted in a copy of the model, this audit found {found} "
-        f"({percent(found / planted)}, 95 % interval {percent(low)} to {percent(high)}); {stayed_out}."
+        f"({percent(found / planted)}, 95 % interval {percents(low, high)}); {stayed_out}."
     )
     if back < FEWEST:
         return f"{text} The copy gave back only {back} of them, too few to measure what the matcher misses."

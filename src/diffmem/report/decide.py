@@ -4,73 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from diffmem.errors import UsageError
 from diffmem.evaluation.chance import (
     LEVEL,
     Chance,
-    excess_interval,
     fewest_signed_prompts,
-    most_not_excluded,
-    p_value,
     power,
-    share_interval,
-    sign_test,
 )  # fmt: skip
 from diffmem.evaluation.planning import fewest_prompts, fewest_references
-from diffmem.report.evidence import Evidence, Gallery
-from diffmem.report.prose import count, percent
-from diffmem.report.review.shape import ReviewDigest
-from diffmem.report.shapes.copies import ControlDigest, CopiesDigest, ImageCounts
+from diffmem.report.case import KNOWN_COPIES, Case, Circumstances, chance_of, figures
+from diffmem.report.evidence import Evidence
+from diffmem.report.prose import at_most, count, percent
+from diffmem.report.shapes.copies import CopiesDigest
 from diffmem.report.shapes.verdict import Verdict
 
 SHARE, POWER = 0.1, 0.8
 """Where a share of prompts this large would be missed more often than in 1 - POWER of such runs, they are too few to say."""
-KNOWN_COPIES = 10
-"""Prompts known to be reproduced from which on the share found among them is a recall."""
 _SEEN = {
     "pixel identity": "pixel for pixel at the size that is compared",
     "verification": "laid over each other, the pictures agree beyond every control",
     "review": "people who looked at the pair call it a copy",
 }
-
-
-@dataclass(frozen=True)
-class Circumstances:
-    """What stands in the way of a verdict, and what there is beside the counts.
-
-    Attributes:
-        check: fact of the check of the model; None where it was not made.
-        unfinished: stages that were stopped before their end.
-        images: generated ones.
-        gallery: the two-gallery control, if there is one.
-        waived: images that are called copies, but whose pairs are accepted.
-        control: the positive control, if there is one.
-        review: what reviewers say, if anybody labelled a pair.
-        level: probability at most with which this look says `reproduces` by chance; 0: earlier looks have spent it.
-    """
-
-    check: Mapping[str, Any] | None = None
-    unfinished: tuple[str, ...] = ()
-    images: ImageCounts | None = None
-    gallery: Gallery | None = None
-    waived: int = 0
-    control: ControlDigest | None = None
-    review: ReviewDigest | None = None
-    level: float = LEVEL
-
-
-@dataclass
-class _Case:
-    """What the states have in common while a verdict is made."""
-
-    copies: CopiesDigest
-    seen: Evidence
-    around: Circumstances
-    chance: Chance | None
-    values: dict[str, Any] = field(default_factory=dict)
 
 
 def decide(copies: CopiesDigest | None, seen: Evidence | None, around: Circumstances) -> Verdict:
@@ -86,8 +41,8 @@ def decide(copies: CopiesDigest | None, seen: Evidence | None, around: Circumsta
     """
     if copies is None or seen is None:
         return _not_searched(around)
-    case = _Case(copies, seen, around, _chance(copies))
-    case.values = _figures(case)
+    case = Case(copies, seen, around, chance_of(copies))
+    case.values = figures(case)
     if seen.confirmed:
         return _confirmed(case)
     for state in (_prevented, _by_gallery, _by_rate):
@@ -109,64 +64,7 @@ def _not_searched(around: Circumstances) -> Verdict:
     return found.model_copy(update={"sentence": f"Copies were not searched: {why}"})
 
 
-def _chance(copies: CopiesDigest) -> Chance | None:
-    threshold = copies.threshold
-    if not copies.calibrated or not threshold.n_reference:
-        return None
-    try:
-        return Chance.of_rate(
-            threshold.n_effective or threshold.n_reference, threshold.per_image_fpr, threshold.images_per_prompt
-        )
-    except UsageError:
-        return None
-
-
-def _figures(case: _Case) -> dict[str, Any]:
-    """The numbers that every state carries, as far as they are known."""
-    seen, copies = case.seen, case.copies
-    values: dict[str, Any] = {"called": seen.called, "prompts": seen.prompts, "independent": seen.events,
-                              "confirmed": seen.confirmed}  # fmt: skip
-    if not seen.prompts:
-        return values
-    share = seen.called / seen.prompts
-    worth = seen.events / seen.called if seen.called else seen.clusters / seen.prompts
-    ends = share_interval(seen.called * worth, seen.prompts * worth)
-    values |= {"share": share, "share_interval": ends}
-    if copies.planted >= KNOWN_COPIES and copies.found:
-        values |= {"recall": copies.found / copies.planted, "recall_of": "labels"}
-    elif case.around.control is not None and case.around.control.recall:
-        values |= {"recall": case.around.control.recall, "recall_of": "control"}
-    values["bound"] = most_not_excluded(min(seen.events, seen.clusters), seen.clusters, values.get("recall") or 1.0)
-    gallery = case.around.gallery
-    if gallery is not None:
-        values |= _gallery_figures(gallery)
-    elif case.chance is not None:
-        values |= {
-            "expected": seen.prompts * case.chance.mean, "excess": share - case.chance.mean,
-            "excess_interval": excess_interval(share, ends, case.chance),
-            "p_value": p_value(seen.events, seen.prompts * worth, case.chance),
-        }  # fmt: skip
-    return values
-
-
-def _gallery_figures(gallery: Gallery) -> dict[str, Any]:
-    apart = gallery.only_train + gallery.only_gallery
-    excess = (gallery.called_train - gallery.called_gallery) / gallery.prompts
-    # The share of discordant events on one side, scaled to all prompts: an exact interval of a paired difference.
-    low, high = share_interval(gallery.only_train, apart) if apart else (0.5, 0.5)
-    discordant = apart / gallery.prompts
-    spread = share_interval(apart, gallery.prompts)[1]
-    ends = (
-        (min(excess, discordant * (2 * low - 1)), max(excess, discordant * (2 * high - 1)))
-        if apart else (-spread, spread)
-    )  # fmt: skip
-    return {
-        "expected": float(gallery.called_gallery), "excess": excess, "excess_interval": ends,
-        "p_value": sign_test(gallery.only_train, gallery.only_gallery),
-    }  # fmt: skip
-
-
-def _confirmed(case: _Case) -> Verdict:
+def _confirmed(case: Case) -> Verdict:
     seen = case.seen
     how = _SEEN[seen.proof or "verification"]
     rest = "" if not seen.called else f" In all, {_called(case)}."
@@ -180,7 +78,7 @@ def _confirmed(case: _Case) -> Verdict:
     )  # fmt: skip
 
 
-def _prevented(case: _Case) -> Verdict | None:
+def _prevented(case: Case) -> Verdict | None:
     """What makes counts worthless."""
     check, copies = case.around.check, case.copies
     if check is not None and check["passed"] is False:
@@ -212,7 +110,7 @@ def _prevented(case: _Case) -> Verdict | None:
     return None
 
 
-def _by_gallery(case: _Case) -> Verdict | None:
+def _by_gallery(case: Case) -> Verdict | None:
     gallery = case.around.gallery
     if gallery is None:
         return None
@@ -247,7 +145,7 @@ _NO_EXCESS = (
 )
 
 
-def _by_rate(case: _Case) -> Verdict | None:
+def _by_rate(case: Case) -> Verdict | None:
     if case.chance is None:
         return None
     if _spent(case):
@@ -266,12 +164,12 @@ def _by_rate(case: _Case) -> Verdict | None:
     )  # fmt: skip
 
 
-def _spent(case: _Case) -> bool:
+def _spent(case: Case) -> bool:
     """Whether a look that no plan provided for finds what a first look would call more than chance."""
     return case.around.level <= 0 and bool(case.values["p_value"] <= LEVEL)
 
 
-def _looked_before(case: _Case, expected: str) -> Verdict:
+def _looked_before(case: Case, expected: str) -> Verdict:
     return _unknown(
         case.values,
         f"{_called(case)}, {expected}; but this run was looked at before with another number of images, and whoever looks often "
@@ -280,7 +178,7 @@ def _looked_before(case: _Case, expected: str) -> Verdict:
     )  # fmt: skip
 
 
-def _too_few(case: _Case) -> Verdict:
+def _too_few(case: Case) -> Verdict:
     clusters, chance = case.seen.clusters, case.chance
     assert chance is not None
     more = _cheapest(clusters, chance, case.copies.threshold.per_image_fpr)
@@ -308,7 +206,7 @@ def _cheapest(clusters: int, chance: Chance, fpr: float) -> str:
     return count(references - chance.references, "more held-out image") + also
 
 
-def _uncalibrated(case: _Case) -> Verdict:
+def _uncalibrated(case: Case) -> Verdict:
     threshold = case.copies.threshold
     needed = math.ceil(1 / threshold.per_image_fpr - 1e-9) - 1
     more = max(1, needed - threshold.n_reference)
@@ -335,7 +233,7 @@ def _could_tell(prompts: int, chance: Chance) -> bool:
     return power(prompts, SHARE, 1.0, chance) >= POWER
 
 
-def _called(case: _Case) -> str:
+def _called(case: Case) -> str:
     seen = case.seen
     text = f"{seen.called:,} of {count(seen.prompts, 'prompt')} gave images that are called copies"
     text += f" of {count(seen.groups, 'training image')}" if seen.called else ""
@@ -348,13 +246,13 @@ def _called(case: _Case) -> str:
     )
 
 
-def _expected(case: _Case) -> str:
+def _expected(case: Case) -> str:
     expected = case.values["expected"]
     return "less than 1 expected by chance" if expected < 0.95 else f"{expected:,.0f} expected by chance"
 
 
-def _bound(case: _Case) -> str:
-    text = f"up to {percent(case.values['bound'])} of such prompts not excluded"
+def _bound(case: Case) -> str:
+    text = f"up to {at_most(case.values['bound'])} of such prompts not excluded"
     recall = case.values.get("recall")
     if recall is None:
         return text

@@ -13,6 +13,7 @@ from diffmem.atomic import write_atomic
 from diffmem.copies.statistics import RISING
 from diffmem.evaluation.chance import LEVEL
 from diffmem.evaluation.proportion import clopper_pearson
+from diffmem.report.case import Circumstances
 from diffmem.report.columns import (
     ERROR,
     OK,
@@ -27,7 +28,7 @@ from diffmem.report.columns import (
     score_columns,
 )  # fmt: skip
 from diffmem.report.control import control_check, read_control
-from diffmem.report.decide import Circumstances, decide
+from diffmem.report.decide import decide
 from diffmem.report.evidence import collect, read_gallery
 from diffmem.report.intervals import Separation, read_labelled, separation
 from diffmem.report.matches import Matches, PerPrompt, judge, read_match_rows

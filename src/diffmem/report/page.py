@@ -52,6 +52,7 @@ def render_page(
         "visible": prose.visible, "number": prose.number, "shorten": prose.shorten, "percent": prose.percent,
         **(filters or {}),
     }  # fmt: skip
+    environment.globals |= {"percents": prose.percents, "between": prose.between}
     policy = f"default-src 'none'; img-src {images}; style-src {_content_hash(rules)}; "
     policy += f"script-src {_content_hash(script)}; " if script else ""
     policy += f"connect-src {connect}; " if connect else ""

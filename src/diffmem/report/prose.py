@@ -110,7 +110,8 @@ def percent(share: float | None) -> str:
         return f"{value:.2g}\u00a0%"
     if 99 < value < 100:
         return f"{value:.2f}\u00a0%"
-    return f"{value:.0f}\u00a0%" if value in (0, 1, 5, 10, 100) else f"{value:.1f}\u00a0%"
+    text = f"{value:.0f}\u00a0%" if value in (0, 1, 5, 10, 100) else f"{value:.1f}\u00a0%"
+    return text.replace("-", "\u2212")
 
 
 def count(number_of: int, one: str, many: str | None = None) -> str:
@@ -122,6 +123,33 @@ def at_most(share: float | None) -> str:
     """An upper bound of a share as people write one: two digits, rounded up, so that the sentence stays true."""
     if share is None or not 0 < share < 1:
         return percent(share)
-    digits = max(0, 1 - math.floor(math.log10(100 * share)))
+    digits = min(6, max(0, 1 - math.floor(math.log10(100 * share))))
     scaled = math.ceil(100 * share * 10**digits - 1e-9) / 10**digits
     return "100\u00a0%" if scaled >= 100 else f"{scaled:.{digits}f}\u00a0%"
+
+
+def percents(low: float, high: float) -> str:
+    """An interval of shares as people write one: as many decimals as its width deserves, its ends rounded outward."""
+    first, last = _outward(100 * low, 100 * high, 2)
+    return f"{first}\u00a0% to {last}\u00a0%"
+
+
+def between(low: float, high: float) -> str:
+    """An interval of other figures likewise: (0.5512, 1) is 0.55 to 1.00, (0.9953, 0.9998) is 0.9953 to 0.9998."""
+    first, last = _outward(low, high, 4)
+    return f"{first} to {last}"
+
+
+def _outward(low: float, high: float, most: int) -> tuple[str, str]:
+    """Both ends with two digits of the width between them, at most so many decimals; in between nothing is cut off."""
+    width = high - low
+    digits = most if not 0 < width < math.inf else min(most, max(0, 1 - math.floor(math.log10(width))))
+    scale = 10**digits
+    first, last = math.floor(low * scale + 1e-9) / scale, math.ceil(high * scale - 1e-9) / scale
+    return _written(first, low, digits), _written(last, high, digits)
+
+
+def _written(end: float, exact: float, digits: int) -> str:
+    """An end; whole numbers that are meant (0, 1, 100) without decimals."""
+    text = f"{end:.0f}" if exact in (0, 1, 100) else f"{end:.{digits}f}"
+    return text.replace("-", "\u2212")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from diffmem.report.measures.shape import MeasuresDigest
-from diffmem.report.prose import count, number, percent
+from diffmem.report.prose import count, number, percent, percents
 from diffmem.report.shape import Check, PromptCounts
 from diffmem.report.shapes.copies import CopiesDigest, ImageCounts
 from diffmem.report.shapes.scores import ScoreDigest
@@ -137,7 +137,7 @@ def _copy_checks(copies: CopiesDigest) -> tuple[Check, ...]:
         low, high = threshold.realised_interval
         text = (
             f"flags {percent(threshold.realised_fpr)} of {threshold.n_reference:,} reference images (95 % interval "
-            f"{percent(low)} to {percent(high)}; nominal {percent(threshold.per_image_fpr)} per image)"
+            f"{percents(low, high)}; nominal {percent(threshold.per_image_fpr)} per image)"
         )
         found.append(Check(check="copy threshold is calibrated", state="passed", found=text))
     else:
@@ -148,7 +148,7 @@ def _copy_checks(copies: CopiesDigest) -> tuple[Check, ...]:
         low, high = copies.realised_fpr_interval
         text = (
             f"{copies.false:,} of {count(copies.negatives, 'prompt')} known not to be reproduced were called copies: "
-            f"{percent(copies.realised_fpr)} (95 % interval {percent(low)} to {percent(high)}; nominal "
+            f"{percent(copies.realised_fpr)} (95 % interval {percents(low, high)}; nominal "
             f"{percent(copies.nominal_fpr)})"
         )
         state: Literal["passed", "failed"] = "passed" if low <= copies.nominal_fpr else "failed"

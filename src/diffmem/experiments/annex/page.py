@@ -13,7 +13,7 @@ from diffmem.experiments.annex.clauses import table
 from diffmem.report import prose
 from diffmem.report.html import flat
 from diffmem.report.page import write_page
-from diffmem.report.prose import count, number, percent
+from diffmem.report.prose import count, number, percent, percents
 from diffmem.report.shape import Digest
 from diffmem.runs.manifest import FILE as MANIFEST
 from diffmem.runs.manifest import read_manifest
@@ -85,7 +85,7 @@ def _verdict(digest: Digest) -> tuple[str, ...]:
     if verdict.excess is not None and verdict.excess_interval is not None and verdict.p_value is not None:
         low, high = verdict.excess_interval
         said.append(
-            f"Share of prompts called above chance {percent(verdict.excess)} (95 % interval {percent(low)} to {percent(high)}); "
+            f"Share of prompts called above chance {percent(verdict.excess)} (95 % interval {percents(low, high)}); "
             f"probability of so many calls by chance {number(verdict.p_value, 2)}."
         )
     return tuple(said)
@@ -172,7 +172,7 @@ def _matcher(digest: Digest) -> tuple[str, ...]:
         low, high = threshold.realised_interval
         said.append(
             f"False positives: {percent(threshold.realised_fpr)} of {threshold.n_reference:,} reference images (95 % interval "
-            f"{percent(low)} to {percent(high)}); nominal {percent(copies.nominal_fpr)} per prompt."
+            f"{percents(low, high)}); nominal {percent(copies.nominal_fpr)} per prompt."
         )
     else:
         said.append("False positives: unknown, the threshold is uncalibrated.")
@@ -187,7 +187,7 @@ def _matcher(digest: Digest) -> tuple[str, ...]:
         low, high = control.recall_interval
         said.append(
             f"Recall on planted pictures that come out: {control.found_of_given_back:,} of {control.given_back:,} (95 % interval "
-            f"{percent(low)} to {percent(high)})."
+            f"{percents(low, high)})."
         )
     if len(said) == 2:
         said.append("Recall: not measured.")

@@ -86,10 +86,10 @@ def verdict_of(rows: Sequence[Mapping[str, Any]], fdr: float, decoys: int, enoug
     values: dict[str, Any] = {"called": len(found), "judged": searched}
     against = f"against {count(decoys, 'decoy')} at a false-discovery rate of at most {percent(fdr)}"
     if found:
-        how = f"{len(pixel)} of them pixel for pixel; " if pixel else ""
+        how = f" ({len(pixel)} of them pixel for pixel)" if pixel else ""
         return FoundVerdict(
             state="reproduces", by="decoys" if len(found) > len(pixel) else "pixel identity", **values,
-            sentence=f"Reproduces {len(found)} of {count(len(rows), 'work')}: {how}{against}.",
+            sentence=f"Reproduces {len(found)} of {count(len(rows), 'work')}{how}, found {against}.",
             plain="These works come out, closer than works come out that cannot have been seen.",
         )  # fmt: skip
     said = f"None of {count(searched, 'work')} that were searched for was found {against}"

@@ -95,9 +95,7 @@ class ExtractSummary(Summary):
 def _share(edges: dict[str, Any]) -> str:
     if edges["value"] is None or edges["low"] is None or edges["high"] is None:
         return f"nothing is known ({edges['note']})"
-    return (
-        f"{prose.percent(edges['value'])} are alike ({prose.percent(edges['low'])} to {prose.percent(edges['high'])})"
-    )
+    return f"{prose.percent(edges['value'])} are alike ({prose.percents(edges['low'], edges['high'])})"
 
 
 def headline(extractions: Sequence[Mapping[str, Any]], prompts: int, train: bool) -> str:

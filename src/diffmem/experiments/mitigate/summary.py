@@ -61,8 +61,8 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     kept = "" if best["alignment_after"] is None else f" at an alignment of {prose.number(best['alignment_after'], 3)}"
     before = "" if best["alignment_before"] is None else f" (before: {prose.number(best['alignment_before'], 3)})"
     low, high = best.get("copied_after_low"), best.get("copied_after_high")
-    ends = " (too few prompts for an interval)" if low is None else (
-        f" (95 % interval {prose.percent(low)} to {prose.percent(high)})"
+    ends = " (too few prompts for an interval)" if low is None or high is None else (
+        f" (95 % interval {prose.percents(low, high)})"
     )  # fmt: skip
     return (
         f"{best['setting']} leaves {prose.percent(best['copied_after'])}{ends} of the images as copies, of "

@@ -150,7 +150,7 @@ def _gap(row: Mapping[str, Any]) -> str:
     gap = next((one for one in row["gaps"] if one["gap"] is not None), None)
     if gap is None:
         return "–"
-    ends = "" if gap["low"] is None else f" ({prose.percent(gap['low'])} to {prose.percent(gap['high'])})"
+    ends = "" if gap["low"] is None else f" ({prose.percents(gap['low'], gap['high'])})"
     return prose.percent(gap["gap"]) + ends
 
 

@@ -71,7 +71,7 @@ def headline(rows: Sequence[Mapping[str, Any]], images: int, asked: bool) -> str
         key=lambda row: (ORDER.index(row["state"]), row["copied_after"] - min(0.0, row["alignment_change"] or 0.0)),
     )
     low, high = best.get("copied_after_low"), best.get("copied_after_high")
-    ends = "" if low is None else f" (95 % interval {prose.percent(low)} to {prose.percent(high)})"
+    ends = "" if low is None or high is None else f" (95 % interval {prose.percents(low, high)})"
     return (
         f"{best['setting']} leaves {prose.percent(best['copied_after'])}{ends} of the images as copies, of "
         f"{prose.percent(best['copied_before'])} before, {IN_WORDS[best['state']]}{_aligned(best)}."
