@@ -65,7 +65,7 @@ def test_safeguards_are_those_of_a_run_of_mitigate(tmp_path):
     }  # fmt: skip
     summary = MitigateSummary(headline="random-tokens leaves 10 %.", model="m", alignment=None, rows=(row,))
     page = plain(write_annex(folder, Run(tmp_path / "m", "mitigate", summary)).read_text(encoding="utf-8"))
-    assert "random-tokens leaves 10 %." in page and "5 % to 20.0 %" in page
+    assert "random-tokens leaves 10 %." in page and "5 % to 20 %" in page
     with pytest.raises(DataError, match="takes one of diffmem mitigate"):
         write_annex(folder, folder)
 
