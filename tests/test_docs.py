@@ -32,6 +32,7 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
         "lab.md",
         "mitigation.md",
         "robustness.md",
+        "removing.md",
         "measuring-images.md",
     ],
 )
@@ -66,7 +67,14 @@ def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     finally:
         SCORES._loaded.clear()
         SCORES._loaded.update(before)
-    assert any(tmp_path.iterdir()) or page in ("writing-a-score.md", "models.md", "guard.md", "training.md", "lab.md")
+    assert any(tmp_path.iterdir()) or page in (
+        "writing-a-score.md",
+        "models.md",
+        "guard.md",
+        "training.md",
+        "lab.md",
+        "removing.md",
+    )
 
 
 def test_the_methods_page_is_made_from_the_registry(monkeypatch):

@@ -10,7 +10,9 @@ from tests.training.test_training import assert_equal, pictures, plan_of, weight
 
 from diffmem.cli.app import main
 from diffmem.experiments._run import open_run
+from diffmem.experiments.monitor.checkpoints import find_checkpoints
 from diffmem.models.target import Target
+from diffmem.training.identity import Identity
 from diffmem.training.loop import train
 
 
@@ -35,6 +37,27 @@ def test_a_watch_sees_the_model_as_it_would_be_saved_and_changes_nothing(tmp_pat
     assert_equal(weights(alone), weights(watched))
     assert_equal(seen[0], weights(Target.from_pipeline(tiny_sd())))
     assert_equal(seen[5], weights(watched))  # the averaged weights, which are those that are saved
+
+
+def test_kept_checkpoints_are_the_models_that_a_watch_sees_and_change_nothing(tmp_path):
+    plan = plan_of(steps=5, checkpoint_every=2, optimizer={"ema": 0.5})
+    kept = plan.model_copy(update={"keep_checkpoints": True})
+    seen, one, two = {}, Target.from_pipeline(tiny_sd()), Target.from_pipeline(tiny_sd())
+
+    def make(data, captions):
+        return lambda step, pipeline: seen.update({step: {k: v.clone() for k, v in pipeline.unet.state_dict().items()}})
+
+    train(plan, tmp_path / "alone", data=pictures(), target=one, device="cpu")
+    train(kept, tmp_path / "kept", data=pictures(), target=two, device="cpu", watch=make)
+    assert_equal(weights(one), weights(two))
+    found = find_checkpoints([str(tmp_path / "kept" / "checkpoints")], None).checkpoints
+    assert [checkpoint.step for checkpoint in found] == [2, 4, 5]
+    for step in (2, 4, 5):
+        saved = Target.from_pretrained(tmp_path / "kept" / "checkpoints" / f"checkpoint-{step}")
+        assert_equal(weights(saved), seen[step])
+    # A run that began without them goes on with them: they change no result, and older plans keep their hashes.
+    assert "keep_checkpoints" not in plan.model_dump(mode="json")
+    Identity(tmp_path / "alone", kept, pictures().fingerprint, Target.from_pipeline(tiny_sd()).fingerprint).check()
 
 
 def test_train_writes_the_monitor_s_run_beside_the_model(tmp_path, capsys):

@@ -37,7 +37,7 @@ class Identity:
         settings = self.plan.model_dump(mode="json")
         for name in FREE:
             section, _, key = name.rpartition(".")
-            (settings[section] if section else settings).pop(key)
+            (settings[section] if section else settings).pop(key, None)
         return {"plan": settings, "data": self.data, "model": self.model}
 
     def check(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from diffmem.training.selection import unique_images
 from diffmem.training.stop import StopWish
 
 LOG = "log.json"
+KEPT = "checkpoints"
+"""Folder of the models of all checkpoints, where they are kept."""
 
 
 Watch = Callable[[int, Any], object]
@@ -236,16 +239,23 @@ class Trainer:
         """Show the monitor the model as it would be saved now; the seconds that this took."""
         begun = time.perf_counter()
         if self.watch is not None:
-            if self.average is not None:
-                self.average.store(self.parameters)
-                self.average.copy_to(self.parameters)
-            try:
+            with self._averaged():
                 self.watch(self.step, self.model.pipeline)
-            finally:
-                if self.average is not None:
-                    self.average.restore(self.parameters)
         self.accelerator.wait_for_everyone()
         return time.perf_counter() - begun
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The averaged weights in the model's place, where there are any, as they would be saved."""
+        if self.average is None:
+            yield
+            return
+        self.average.store(self.parameters)
+        self.average.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.average.restore(self.parameters)
 
     def _step(self, wish: StopWish) -> tuple[float, float, bool]:
         """One optimizer step; memory that runs out halves the micro-batch and the step is made again.
@@ -344,6 +354,9 @@ class Trainer:
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }  # fmt: skip
             save_state(self.out, State(self.step, self.model.parameters, parts, self.log))
+            if self.plan.keep_checkpoints:
+                with self._averaged():
+                    self.model.save_as(self.out / KEPT / f"checkpoint-{self.step}")
         self.accelerator.wait_for_everyone()
 
     def _repeated(self) -> list[str]:

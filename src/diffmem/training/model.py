@@ -48,7 +48,10 @@ class Trainable:
         Raises:
             IncompleteRun: the disk is full; an earlier model there is kept.
         """
-        saved = folder / ("lora" if self.plan.method == "lora" else "model")
+        return self.save_as(folder / ("lora" if self.plan.method == "lora" else "model"))
+
+    def save_as(self, saved: Path) -> Path:
+        """Write what was trained, as `save` does, to this very folder."""
         with whole_folder(saved) as place, quiet_libraries():
             if self.plan.method == "lora":
                 _save_lora(self.pipeline, self.modules, place)

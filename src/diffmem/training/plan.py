@@ -157,9 +157,20 @@ class TrainPlan(Section):
     changes: ChangesPlan = ChangesPlan()
     optimizer: OptimizerPlan
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    keep_checkpoints: bool = Field(
+        False, description="write the model of every checkpoint to checkpoints/, for diffmem monitor"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the newer key where it is not set, so that older plans keep their hashes."""
+        values: dict[str, Any] = plain(self)
+        if not self.keep_checkpoints:
+            values.pop("keep_checkpoints", None)
+        return values
 
 
-FREE = ("checkpoint_every", "optimizer.micro_batch")
+FREE = ("checkpoint_every", "keep_checkpoints", "optimizer.micro_batch")
 """Settings that change no result: a resumed run may differ in them."""
 
 
