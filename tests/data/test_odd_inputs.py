@@ -202,6 +202,8 @@ class TestTables:
         )
         pq.write_table(table, tmp_path / "a.parquet")
         assert words(tmp_path / "a.parquet") == [("000000", ("x",), None), ("000001", ("y",), None)]
+        if not hasattr(pa, "binary_view"):
+            return  # pyarrow 15 has none
         views = pa.table({"image": pa.array([png()], pa.binary_view()), "text": pa.array(["x"], pa.string_view())})
         pq.write_table(views, tmp_path / "b.parquet")
         assert words(tmp_path / "b.parquet") == [("000000", ("x",), None)]
