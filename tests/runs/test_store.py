@@ -40,14 +40,6 @@ def test_every_column_comes_back(tmp_path):
             "evidence": -3.5,
             "status": "ok",
         },
-        "nearest": {
-            "shard": "s",
-            "queries": "ab",
-            "images": 2**40,
-            "unread": 0,
-            "neighbours": b"\x00\xff",
-            "status": "ok",
-        },
         "sample": {
             "sample": "s",
             "image_key": row_key(i=1),
