@@ -187,7 +187,7 @@ def of_parts(result):
 
 
 def of_versions(results):
-    yield "`benchmarks/versions/run.py` installs the lowest and the newest versions that pyproject.toml allows, extras for "
+    yield "`benchmarks/versions/run.py` installs the lowest and the newest versions that pyproject.toml allows, extras for"
     yield "users included, runs a short list of tests and the digits demo."
     yield ""
     yield "| set | tests passed | tests failed | demo: found of planted |"
