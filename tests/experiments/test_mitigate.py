@@ -16,7 +16,7 @@ from diffmem.experiments._arm import Arm, Reference
 from diffmem.experiments._experiment import ArmResult
 from diffmem.experiments._run import Run, open_run
 from diffmem.experiments._table import ArmTable
-from diffmem.experiments.mitigate.compare import compared
+from diffmem.experiments.mitigate.compare import compare_arms
 from diffmem.experiments.mitigate.run import mitigate
 from diffmem.experiments.mitigate.summary import MitigateSummary
 from diffmem.mitigation import MITIGATIONS
@@ -204,7 +204,7 @@ def test_headline_is_chosen_on_one_half_and_reported_on_the_other(tmp_path):
     for name, table in tables.items():
         mitigations = () if name == "none" else (parse_mitigation(name),)
         results[name] = ArmResult(Arm(name, None, prompts, SETTINGS, mitigations=mitigations), table=table)
-        row = compared(name.partition(":")[0], name, tables["none"], table, prompts, Index())
+        row = compare_arms(name.partition(":")[0], name, tables["none"], table, prompts, Index())
         rows.append(row | {"nfe_per_image": 1.0, "seconds_per_image": 1.0, "peak_memory_mb": None})
     rows.append({"method": "sail", "setting": "sail", "status": "refused", "reason": "no"})
     summary = MitigateSummary(headline="-", model="m", alignment=None, rows=tuple(rows))

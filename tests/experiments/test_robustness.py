@@ -19,7 +19,7 @@ from diffmem.experiments._run import open_run
 from diffmem.experiments.robustness.compare import share_interval, worst_of_share
 from diffmem.experiments.robustness.conditions import RobustnessPlan, paraphrases_in, word_variants
 from diffmem.experiments.robustness.run import robustness
-from diffmem.mitigation.adversarial import AdversarialParameters, handed_over, search
+from diffmem.mitigation.adversarial import AdversarialParameters, hand_over, search
 from diffmem.models.generation import Sampling
 from diffmem.stages.match.stage import Matching
 from diffmem.testbeds import digits
@@ -209,7 +209,7 @@ def test_a_search_from_the_empty_prompt_brings_the_planted_image_back(bed):
     found = search(target.denoiser, ["x"], pixels, AdversarialParameters(start="empty"))
     assert found.after < found.before
     assert found.nfe.total == 50 * 8 * 3 + 2 * 32
-    with handed_over(target, {"x": found.conditioning}):
+    with hand_over(target, {"x": found.conditioning}):
         after = judge(target.generate(["x"] * 4, list(range(4)), 1, sampling))
     assert not any(copied for copied, _ in before)
     assert all(verdict == (True, name) for verdict in after)
@@ -233,7 +233,7 @@ def test_the_search_leaves_nothing_behind_and_refuses_class_labels(bed):
     cls, sampling = type(target.pipeline), Sampling(steps=2, guidance=2.0)
     before = np.asarray(target.generate(captions[:1], [0], 1, sampling)[0])
     cond = target.denoiser.encode_prompts(captions[1:2])
-    with handed_over(target, {captions[0]: cond}):
+    with hand_over(target, {captions[0]: cond}):
         other = np.asarray(target.generate(captions[:1], [0], 1, sampling)[0])
     assert type(target.pipeline) is cls and not np.array_equal(before, other)
     assert np.array_equal(before, np.asarray(target.generate(captions[:1], [0], 1, sampling)[0]))

@@ -11,7 +11,7 @@ from diffmem.copies.index import CopyIndex
 from diffmem.data.prompts import Prompt, PromptList
 from diffmem.experiments._arm import Reference
 from diffmem.experiments._run import Run
-from diffmem.experiments.mitigate.compare import compared
+from diffmem.experiments.mitigate.compare import compare_arms
 from diffmem.experiments.mitigate.run import NONE, mitigate
 from diffmem.mitigation import MITIGATIONS
 from diffmem.mitigation.base import Mitigation
@@ -168,7 +168,7 @@ def _compared(run: Run, index: CopyIndex, label: str, draws: Sequence[int]) -> d
     before, after = run.results[NONE], run.results[label]
     assert before.table is not None and after.table is not None
     method = after.arm.mitigations[0].name if after.arm.mitigations else NONE
-    return compared(method, label, before.table, after.table, before.arm.prompts, index, draws)
+    return compare_arms(method, label, before.table, after.table, before.arm.prompts, index, draws)
 
 
 def _shaped(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""diffmem measure: measure, image by image, how strongly a model holds on to it."""
+"""diffmem measure: measure, image by image, how strongly a model memorizes it."""
 
 from __future__ import annotations
 

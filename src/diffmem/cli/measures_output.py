@@ -8,7 +8,7 @@ from diffmem.cli.output import say
 
 
 def print_measures(summary: dict[str, Any], top: int = 10) -> None:
-    """The measures of a run (as plain values): groups, separations, the images that the model holds on to most."""
+    """The measures of a run (as plain values): groups, separations, the images that the model memorizes most."""
     from diffmem.cli.output import emit_table, plain
 
     if not summary:

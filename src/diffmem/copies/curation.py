@@ -1,4 +1,4 @@
-"""What to do with each training image, from how strongly the model holds on to it and from its near-duplicates."""
+"""What to do with each training image, from how strongly the model memorizes it and from its near-duplicates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Proposal:
     Attributes:
         rank: by falling evidence among the measured images, from 1; None where the image was not measured.
         above_heldout: share of held-out images whose evidence is lower; None without held-out images.
-        held: whether the model holds on to it, by the rule of `Rule`.
+        held: whether the model memorizes it, by the rule of `Rule`.
         group, group_size: near-duplicate group (numbered from 0) and how many images it has.
         keeps: the image of the group that stays, for those that go.
     """
@@ -72,10 +72,10 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Rule:
-    """When an image is held on to, and what is done then.
+    """When an image is memorized, and what is done then.
 
     Attributes:
-        fpr: an image is held on to if its evidence exceeds that of all but this share of held-out images.
+        fpr: an image is memorized if its evidence exceeds that of all but this share of held-out images.
         share: without (enough) held-out images: the share of images with the highest evidence.
         alter: what is done with a held image that has no duplicates; `least`: the smallest change that brings its evidence
             down to the limit.
@@ -95,7 +95,7 @@ class Rule:
 
 
 def limit_of(rule: Rule, evidence: Sequence[float], heldout: Sequence[float]) -> tuple[float, str]:
-    """The evidence above which an image counts as held on to, and how it was found.
+    """The evidence above which an image counts as memorized, and how it was found.
 
     With n >= 20 held-out images it is their split-conformal quantile: the ceil((n + 1)(1 - rate))-th smallest, their
     largest where n cannot resolve the rate. Otherwise the quantile of the images themselves, which is no rate of errors.
@@ -121,8 +121,8 @@ def propose(candidates: Sequence[Candidate], heldout: Sequence[float], rule: Rul
     """What to do with every image of a training set.
 
     Of each near-duplicate group one image stays, the one with the highest evidence, or else the first. An image that
-    stays, has no duplicates and is held on to is re-captioned (if it has a caption that no other image has and a new one is
-    given) or altered. That repeats made the model hold on to a group is taken to be mended by removing them.
+    stays, has no duplicates and is memorized is re-captioned (if it has a caption that no other image has and a new one is
+    given) or altered. That repeats made the model memorize a group is taken to be mended by removing them.
 
     Args:
         candidates: all images, in the order of the set.
@@ -138,7 +138,7 @@ def propose(candidates: Sequence[Candidate], heldout: Sequence[float], rule: Rul
     order = sorted(measured, key=lambda c: -(c.evidence or 0.0))
     ranks = {c.id: place for place, c in enumerate(order, 1)}
     sizes = np.bincount([c.group for c in candidates]) if candidates else np.zeros(0, np.int64)
-    # Repeats of one picture share its evidence: the group is held on to if its most memorized image is.
+    # Repeats of one picture share its evidence: the group is memorized if its most memorized image is.
     kept = _kept(candidates)
     best: dict[int, float] = {}
     for c in measured:
@@ -170,17 +170,17 @@ def _decide(
     if candidate.problem is not None:
         return "drop", f"it cannot be read: {candidate.problem}", None
     if size > 1 and kept[candidate.group] != candidate.id:
-        also = ", which the model holds on to" if held else ""
+        also = ", which the model memorizes" if held else ""
         return "de-duplicate", f"one of {size} near-duplicates{also}; one of them stays", None
     if not held:
         reason = "not measured" if candidate.evidence is None else f"not {words}"
         return "keep", reason, None
     if size > 1:
         others = "1 near-duplicate of it goes" if size == 2 else f"{size - 1} near-duplicates of it go"
-        return "keep", f"held on to ({words}), but {others}: measure again after that", None
+        return "keep", f"memorized ({words}), but {others}: measure again after that", None
     if candidate.caption and candidate.caption not in shared and rule.recaption is not None:
-        return "re-caption", f"held on to ({words}) under a caption that no other image has", rule.recaption
-    return rule.alter, f"held on to ({words}) without duplicates", None
+        return "re-caption", f"memorized ({words}) under a caption that no other image has", rule.recaption
+    return rule.alter, f"memorized ({words}) without duplicates", None
 
 
 def _kept(candidates: Sequence[Candidate]) -> dict[int, str]:

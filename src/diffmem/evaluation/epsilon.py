@@ -81,7 +81,7 @@ def most_provable(canaries: int, level: float = LEVEL, delta: float = 0.0) -> fl
 
 
 def epsilon_bound(strengths: ArrayLike, inserted: ArrayLike, level: float = LEVEL, delta: float = 0.0) -> EpsilonBound:
-    """Guess the coins of canaries from how strongly the model holds on to them, and say what the right guesses prove.
+    """Guess the coins of canaries from how strongly the model memorizes them, and say what the right guesses prove.
 
     The strongest half of the guesses says "in", the weakest "out", the canaries between are not guessed. Several shares
     are guessed and share the level equally (Bonferroni), so that none is chosen after the fact.

@@ -175,7 +175,7 @@ def _noised(
 
 
 @contextmanager
-def handed_over(target: Target, embeddings: Mapping[str, Conditioning], level: Level | None = None) -> Iterator[None]:
+def hand_over(target: Target, embeddings: Mapping[str, Conditioning], level: Level | None = None) -> Iterator[None]:
     """Let the pipeline of a target be called with given embeddings (one row each) in place of prompts.
 
     This happens before a mitigation sees the call, so that one of the embedding, the noise or the guidance works on top of

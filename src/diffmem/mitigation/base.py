@@ -60,7 +60,7 @@ class Mitigation(Method):
 
     @property
     def has_open_target(self) -> bool:
-        """Whether it stops at a target that nobody has set."""
+        """Whether it stops at a target, and none was given."""
         return bool(self.target_fields) and not self.target_fields & self.parameters.model_fields_set
 
     @property

@@ -186,7 +186,7 @@ class CanariesExperiment(Experiment[CanariesSummary]):
             bounds=bounds_of(known, self.blind),
             exposure_at_most=float(np.log2(len(known.controls) + 1)), measures=tuple(values), closest=tuple(closest),
             limits=(
-                "How strongly the model holds on to other pictures: canaries are unlike them, and a picture that looks like "
+                "How strongly the model memorizes other pictures: canaries are unlike them, and a picture that looks like "
                 "many is learned otherwise.",
             ),
         )  # fmt: skip

@@ -16,7 +16,7 @@ from diffmem.report import prose
 from diffmem.report.page import write_page
 from diffmem.report.prose import percent
 from diffmem.report.redaction import Embedded, Redaction
-from diffmem.stages.match.stage import called
+from diffmem.stages.match.stage import judge_matches
 
 if TYPE_CHECKING:
     from diffmem.experiments.evaluate.compare import Comparison
@@ -111,7 +111,7 @@ def _prompts(folders: tuple[Path, Path], texts: Mapping[str, str]) -> dict[str, 
     """What both runs say of each prompt that has judged images in both."""
     found: list[dict[str, list[tuple[dict[str, Any], bool]]]] = [{}, {}]
     for side, folder in enumerate(folders):
-        for row, is_copy in called(folder).values():
+        for row, is_copy in judge_matches(folder).values():
             if row["prompt_id"] in texts:
                 found[side].setdefault(row["prompt_id"], []).append((row, is_copy))
     prompts = {}

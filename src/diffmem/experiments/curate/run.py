@@ -35,7 +35,7 @@ class Curation(ShownInNotebooks):
     Attributes:
         proposals: one per image, the most memorized first.
         score: the measure behind them.
-        limit: from when on an image counts as held on to, in words.
+        limit: from when on an image counts as memorized, in words.
         files: what was written.
         dataset: the modified set and its size; None unless it was asked for.
         notes: what a reader should know.
@@ -87,7 +87,7 @@ def curate(
         run: the run directory of `measure` on it.
         out: folder for the proposal (CSV, Parquet, JSON) and the modified dataset.
         score: which measure of the run; by default the first that is no membership score.
-        rule: when an image counts as held on to, and what is done then.
+        rule: when an image counts as memorized, and what is done then.
         descriptor: how near-duplicates are found.
         descriptor_options: of its class.
         cut: similarity from which two images are near-duplicates; by default the descriptor's.

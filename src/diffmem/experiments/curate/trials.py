@@ -69,7 +69,7 @@ def try_changes(
         target: the model that was measured.
         images: the training set.
         proposals: of `propose`.
-        limit: the evidence above which an image counts as held on to.
+        limit: the evidence above which an image counts as memorized.
         label: the score, as typed.
         out: folder of the measurement of the changed images, which the same call resumes.
         seed: of crops and of partners.

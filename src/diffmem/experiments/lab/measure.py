@@ -23,7 +23,7 @@ from diffmem.evaluation.text_alignment import TextAlignment
 from diffmem.experiments.lab.cell import Asked
 from diffmem.runs.facts import read_fact
 from diffmem.runs.store import RunStore
-from diffmem.stages.match.stage import called
+from diffmem.stages.match.stage import judge_matches
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def measured(
         {"images": one row per image asked for, in order; "figures": name -> Estimate as values; "set_aside", "quality"}.
     """
     store = RunStore(run)
-    matches = called(run)
+    matches = judge_matches(run)
     places = {(row["prompt_id"], row["draw"]): row for row in store.read("images", _COLUMNS).to_pylist()}
     fact = read_fact(run, "copies")
     assert fact is not None  # written by the matching stage

@@ -21,7 +21,7 @@ from diffmem.experiments.lab.cell import Asked, asked_of, cell_arm, seconds_of, 
 from diffmem.experiments.lab.compare import contrasts
 from diffmem.experiments.lab.measure import Reference, described, measured
 from diffmem.experiments.lab.plan import Cell, LabPlan, cells_of
-from diffmem.experiments.lab.sources import opened
+from diffmem.experiments.lab.sources import open_images
 from diffmem.experiments.lab.summary import CellPair, LabSummary
 from diffmem.experiments.lab.view import cells_of_rows, headline
 from diffmem.keys import row_key
@@ -112,7 +112,7 @@ class Lab(Experiment[LabSummary]):
         self.cells = cells_of(plan)
         self.problems: dict[Path, DiffmemError] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        source, heldout = opened(plan.train.data.images, plan.measure.heldout, folder)
+        source, heldout = open_images(plan.train.data.images, plan.measure.heldout, folder)
         self.data: TrainingSet = load_training_set(source, plan.train.data.limit)
         self._refuse_another_lab()
         held = None if heldout is None else as_images(heldout)

@@ -17,7 +17,7 @@ BUNDLED_DATA: Registry[Callable[[Path], tuple[Path, Path]]] = Registry(
 """Functions that write a testbed's training and held-out images into a folder."""
 
 
-def opened(images: str, heldout: str | None, folder: Path) -> tuple[str, str | None]:
+def open_images(images: str, heldout: str | None, folder: Path) -> tuple[str, str | None]:
     """Training and held-out images as paths; those of the testbed are written into the lab's folder.
 
     Raises:

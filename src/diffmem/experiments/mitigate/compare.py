@@ -19,7 +19,7 @@ OTHER = "other"
 """Group of the prompts that are not memorized."""
 
 
-def compared(
+def compare_arms(
     method: str, setting: str, before: ArmTable, after: ArmTable, prompts: Sequence[Prompt], index: CopyIndex,
     draws: Sequence[int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip

@@ -16,7 +16,7 @@ from diffmem.experiments._arm import Arm, Options, Reference
 from diffmem.experiments._experiment import ArmResult, Experiment, Results, run_experiment
 from diffmem.experiments._run import Run
 from diffmem.experiments._verdict import FoundVerdict
-from diffmem.experiments.mitigate.compare import OTHER, compared
+from diffmem.experiments.mitigate.compare import OTHER, compare_arms
 from diffmem.experiments.mitigate.summary import MitigateSummary, best_of, headline
 from diffmem.experiments.mitigate.verdict import verdict_of
 from diffmem.keys import row_key
@@ -62,8 +62,9 @@ def mitigate(
         train: the training images, or an index of them with its descriptor.
         out: folder.
         others: prompts that are not memorized, to see what a mitigation does to bystanders.
-        reference: ordinary prompts, at least 20, other than `others`: their median sets the targets that nobody has set
-            (wen, low-noise-norm, han-sample, anisotropy); without, targets are those published for other models.
+        reference: ordinary prompts, at least 20, other than `others`: their median becomes the target of
+            wen, low-noise-norm, han-sample and anisotropy where none is given; without it, targets are those published
+            for other models.
         heldout: images that no training saw, to calibrate the threshold of a copy.
         settings: images per prompt, seed, sampling.
         matching: descriptor, statistic, false-positive rate of a copy.
@@ -164,7 +165,7 @@ class MitigateExperiment(Experiment[MitigateSummary]):
         mitigation = after.arm.mitigations[0].name if after.arm.mitigations else NONE
         if before.table is None or after.table is None or self.reference is None:
             return {"method": mitigation, "setting": after.arm.name, "status": after.status, "reason": after.reason}
-        row = compared(
+        row = compare_arms(
             mitigation, after.arm.name, before.table, after.table, self.prompts.prompts, self.reference.index
         )
         return row | dict(after.cost or {})
@@ -196,7 +197,7 @@ def _sides(prompts: PromptList, others: PromptList | None) -> PromptList:
 
 
 def _on_reference(mitigation: Mitigation, target: Target, reference: PromptList, sampling: Sampling) -> Mitigation:
-    """The mitigation with a target from ordinary prompts, where it has one that nobody has set."""
+    """The mitigation with the median of ordinary prompts as its target, if it needs a target and none was given."""
     if not mitigation.has_open_target:
         return mitigation
     try:

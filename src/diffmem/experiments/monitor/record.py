@@ -18,7 +18,7 @@ from diffmem.experiments.monitor.checkpoints import Checkpoint
 from diffmem.experiments.monitor.look import Look, as_fact
 from diffmem.experiments.monitor.reading import FACT, facts_of, shift_of
 from diffmem.runs.facts import read_fact, write_fact
-from diffmem.stages.match.stage import called
+from diffmem.stages.match.stage import judge_matches
 
 QUALITY_IMAGES = 256
 
@@ -65,7 +65,7 @@ def judging_of(result: ArmResult, reference: Reference | None, heldout: np.ndarr
     margins = np.full(len(table), np.nan)
     if threshold is not None:
         rule = CopyRule.of_fact(threshold)
-        matches = called(run)
+        matches = judge_matches(run)
         for i, key in enumerate(table.key):
             if table.judged[i] and bytes.fromhex(key) in matches:
                 row, copied = matches[bytes.fromhex(key)]

@@ -11,7 +11,7 @@ from diffmem.copies.index import CopyIndex
 from diffmem.data.png import png_bytes
 from diffmem.experiments.monitor.summary import WatchedImage
 from diffmem.runs.store import RunStore
-from diffmem.stages.match.stage import called
+from diffmem.stages.match.stage import judge_matches
 
 IMAGES = 6
 LOOKS = 8
@@ -60,7 +60,7 @@ def watched_images(folder: Path, facts: Sequence[Mapping[str, Any]], index: Copy
 
 def _images(run: Path) -> dict[tuple[str, int], tuple[Mapping[str, Any], bool, bytes]]:
     """(prompt's text, draw) -> match, whether it is a copy, and the picture."""
-    matches = called(run)
+    matches = judge_matches(run)
     store = RunStore(run)
     texts = {row["prompt_id"]: row["text"] for row in store.read("prompts", ["prompt_id", "text"]).to_pylist()}
     found: dict[tuple[str, int], tuple[Mapping[str, Any], bool, bytes]] = {}

@@ -13,7 +13,7 @@ from diffmem.evaluation.text_groups import near_duplicate_groups
 from diffmem.experiments._compare import Change, compare
 from diffmem.experiments._experiment import ArmResult
 from diffmem.experiments._table import ArmTable
-from diffmem.experiments.mitigate.compare import OTHER, compared
+from diffmem.experiments.mitigate.compare import OTHER, compare_arms
 from diffmem.experiments.remove.forget import Forget
 
 LEVEL = 0.05
@@ -41,7 +41,7 @@ def row_of(
     row |= {"saved": saved if after.made is not None else None}
     if before.table is None or after.table is None:
         return row | {"state": "unknown"}
-    row |= compared(row["method"], name, before.table, after.table, prompts.prompts, index)
+    row |= compare_arms(row["method"], name, before.table, after.table, prompts.prompts, index)
     texts = [prompt.text for prompt in prompts if prompt.group != OTHER]
     then, now = _hits(before.table, len(texts)), _hits(after.table, len(texts))
     row |= _any_copied("worst", then, now, near_duplicate_groups(texts))

@@ -27,7 +27,7 @@ from diffmem.experiments.remove.judge import forced_share, row_of
 from diffmem.experiments.remove.summary import RemoveSummary, headline
 from diffmem.experiments.robustness.run import as_sampled
 from diffmem.keys import row_key
-from diffmem.mitigation.adversarial import AdversarialParameters, handed_over, search
+from diffmem.mitigation.adversarial import AdversarialParameters, hand_over, search
 from diffmem.mitigation.removal import parse_removals
 from diffmem.mitigation.removal.base import Removal
 from diffmem.models.conditioning import Conditioning
@@ -294,7 +294,7 @@ class RemoveExperiment(Experiment[RemoveSummary]):
             buffer = io.BytesIO()
             torch.save({name: value.cpu() for name, value in found.tensors.items()}, buffer)
             write_atomic(file, buffer.getbuffer())
-        return handed_over(target, {text: found.select([i]) for i, text in enumerate(texts)}, None)
+        return hand_over(target, {text: found.select([i]) for i, text in enumerate(texts)}, None)
 
     def _removed(self, removal: Removal) -> Target:
         """The fine-tuned model, trained where it is not there yet; always read from its folder."""

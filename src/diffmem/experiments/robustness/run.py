@@ -26,7 +26,7 @@ from diffmem.experiments.robustness.conditions import Condition, Paraphrase, Rob
 from diffmem.experiments.robustness.outcome import Outcome, outcome_of
 from diffmem.experiments.robustness.summary import RobustnessSummary, headline
 from diffmem.keys import row_key
-from diffmem.mitigation.adversarial import Adversarial, handed_over, search
+from diffmem.mitigation.adversarial import Adversarial, hand_over, search
 from diffmem.mitigation.base import Mitigation
 from diffmem.mitigation.spec import parse_mitigations
 from diffmem.models.pipelines.calls import target_of
@@ -178,7 +178,7 @@ class RobustnessExperiment(Experiment[RobustnessSummary]):
     def _handed_over(self, target: Target, mitigation: Mitigation | None) -> AbstractContextManager[Any]:
         found = self.adversarial.conditioning
         rows = {text: found.select([i]) for i, text in enumerate(self.prompts)}
-        return handed_over(target, rows, None if mitigation is None else mitigation.about.level)
+        return hand_over(target, rows, None if mitigation is None else mitigation.about.level)
 
     def _out_of_reach(self, condition: Condition) -> bool:
         """Whether a condition cannot be made at all; the reason is kept for its rows."""

@@ -104,7 +104,7 @@ def _in_order(labels: set[str], fact: dict[str, Any]) -> list[str]:
 
 
 def is_membership(label: str) -> bool:
-    """Whether a score asks if an image was seen, rather than how strongly it is held on to."""
+    """Whether a score asks if an image was seen, rather than how strongly it is memorized."""
     name = label.partition(":")[0]
     return name in IMAGE_SCORES and IMAGE_SCORES.get(name).about.kind == "membership"
 

@@ -1,4 +1,4 @@
-"""The image scores, by name: how strongly a model holds on to one image."""
+"""The image scores, by name: how strongly a model has memorized an image."""
 
 from __future__ import annotations
 

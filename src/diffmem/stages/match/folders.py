@@ -75,7 +75,7 @@ def match_images(
 
     Args:
         images: to be judged: whatever `as_images` takes, a run or its folder.
-        train: the training images likewise, or an index of them; `index.use_search` says how it is searched.
+        train: the training images, in any of these forms, or an index of them; `index.use_search` says how it is searched.
         settings: descriptor, statistic and nominal rate per image.
         heldout: images that no training has seen, for the threshold.
         silent: no progress on stderr; by default progress shows in notebooks only.

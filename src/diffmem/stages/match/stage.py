@@ -203,7 +203,7 @@ def _keep_reviewed(fact: dict[str, Any], before: Mapping[str, Any]) -> dict[str,
     return fact
 
 
-def called(run: Path) -> dict[bytes, tuple[dict[str, Any], bool]]:
+def judge_matches(run: Path) -> dict[bytes, tuple[dict[str, Any], bool]]:
     """Every matched image of a run: its nearest training image (a row of "matches"), and whether it is called a copy."""
     fact = read_fact(run, "copies")
     if fact is None or fact["threshold"] is None:

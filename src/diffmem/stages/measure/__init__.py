@@ -1,1 +1,1 @@
-"""Images to measures of how strongly the model holds on to them."""
+"""Images to measures of how strongly the model memorizes them."""

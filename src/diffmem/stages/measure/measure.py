@@ -1,4 +1,4 @@
-"""Measure images: how strongly does a model hold on to each of them?"""
+"""Measure images: how strongly does a model memorize each of them?"""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def measure(
     retry_errors: bool = False,
     silent: bool | None = None,
 ) -> MeasureResult:
-    """Measure how strongly a model holds on to images.
+    """Measure for each image how strongly the model has memorized it.
 
     Args:
         target: the model.

@@ -1,4 +1,4 @@
-"""The measuring stage at work: what is measured is recorded, what is missing is computed, what is odd is said."""
+"""The measuring stage at work: rows that the run has are kept, missing ones are computed, and images with problems are named."""
 
 from __future__ import annotations
 
