@@ -60,7 +60,7 @@ def main() -> None:
     found = claim(
         model, place(folder / "works", known.folder, works), place(folder / "decoys", known.folder, decoys), budget=IMAGES,
         search=("captions",), settings=Generation(seed=asked.seed, sampling=Sampling(steps=STEPS), batch=64),
-        out=folder / "run", silent=False,
+        descriptor="l2-tiled", out=folder / "run", silent=False,
     ).summary  # fmt: skip
     again = redealt(folder, {canary.id for canary in known.trained}, asked)
     planted = {f"{canary.id}.png" for canary in known.trained}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ from diffmem.cli.app import main
 from diffmem.errors import DataError, UsageError
 from diffmem.experiments.claim.evidence import Candidate, best_images, enough_decoys, findings, null_of
 from diffmem.experiments.claim.pool import Units
-from diffmem.experiments.claim.run import claim
+from diffmem.experiments.claim.run import claim as claim_by
 from diffmem.experiments.extract.proof import remake
 from diffmem.models.target import Target
 from diffmem.stages.generate import Generation
 from tests.tiny import picture, tiny_sd
 
+claim = partial(claim_by, descriptor="l2-tiled")
 WORKS, DECOYS, PLANTED = 6, 130, {"work 1", "work 4"}
 
 
@@ -134,7 +136,22 @@ def test_images_with_their_log(places, tmp_path):
     with log.open("w", newline="") as stream:
         csv.writer(stream).writerows([("file_name", "prompt", "seed", "adaptive"), *rows, ("gone.png", "x", 1, False)])
     out = tmp_path / "run"
-    command = ["claim", "--images", made, "--log", log, "--works", works, "--decoys", decoys, "--out", out, "--quiet"]
+    command = [
+        "claim",
+        "--images",
+        made,
+        "--log",
+        log,
+        "--works",
+        works,
+        "--decoys",
+        decoys,
+        "--out",
+        out,
+        "--quiet",
+        "--descriptor",
+        "l2-tiled",
+    ]
     assert main([str(part) for part in command]) == 0
     values = json.loads((out / "summary.json").read_text())
     (found,) = [row for row in values["works"] if row["status"] == "reproduced"]
@@ -168,6 +185,14 @@ def test_every_search_on_a_real_pipeline(places, tmp_path):
     assert [name.split(":")[0] for name in found.tests] == ["images", "inversion", "inversion", "measure"]
     assert {arm.name for arm in found.arms} == {"captions", "paraphrases", "inversion"}
     assert {row["images"] for row in found.works} == {2} and found.verdict.state == "unknown"
+
+
+def test_images_that_no_work_aligns_with_are_counted_as_unlike(tmp_path):
+    """The descriptor `aligned` has no evidence for most pictures; a work that is there, cut a little, comes out all the same."""
+    made = [picture(1, 0.02).resize((60, 60)), *(picture(50_000 + i) for i in range(4))]
+    works, decoys = [picture(i) for i in range(2)], [picture(1000 + i) for i in range(45)]
+    found = claim_by(made, works, decoys, descriptor="aligned", out=tmp_path / "run").summary
+    assert found.judged == 5 and found.works[0]["status"] == "reproduced"
 
 
 def test_searches_that_make_no_sense_are_refused(places):

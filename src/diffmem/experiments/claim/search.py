@@ -114,7 +114,7 @@ class Searched:
             text = plain(about.prompt or "")
             own = captions.get(text, [])
             asked = tuple(own if wordings is None else wordings.get(text, []))
-            value = float(rule.oriented([row[found.threshold.statistic]])[0])
+            value = float(rule.oriented([row.get(found.threshold.statistic)])[0])  # none where nothing aligns
             listed.append(
                 Candidate(
                     row["image"], search, self.units.of[row["train_id"]], row["train_id"], value, row["copy"] is True,
