@@ -114,7 +114,8 @@ class Searched:
             text = plain(about.prompt or "")
             own = captions.get(text, [])
             asked = tuple(own if wordings is None else wordings.get(text, []))
-            value = float(rule.oriented([row.get(found.threshold.statistic)])[0])  # none where nothing aligns
+            said = row.get(found.threshold.statistic)  # none where nothing aligns
+            value = math.nan if said is None else float(rule.oriented([said])[0])
             listed.append(
                 Candidate(
                     row["image"], search, self.units.of[row["train_id"]], row["train_id"], value, row["copy"] is True,
