@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar", type=Path)
     parser.add_argument("--zoo", type=Path)
+    parser.add_argument("--matchers", nargs="+", choices=MATCHERS, default=MATCHERS)
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--work", type=Path, default=Path(".cache/matcher"))
     args = parser.parse_args()
@@ -53,7 +54,7 @@ def main() -> None:
     file = args.work / "pools.jsonl"
     known = {(row["set"], row["size"], row["seed"], row["matcher"]) for row in read(file)}
     for name, size, seed in cells():
-        for matcher in MATCHERS:
+        for matcher in args.matchers:
             if (name, size, seed, matcher) in known:
                 continue
             row = collect(name, size, seed, matcher, args)

@@ -36,12 +36,13 @@ _CUSTOMARY = {"verified": 10.0, "normalised": -1.0}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--audits", type=int, default=2000)
+    parser.add_argument("--audited", nargs="+", choices=("aligned", "l2-tiled"), default=("aligned",))
     parser.add_argument("--work", type=Path, default=Path(".cache/matcher"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "rates.json")
     args = parser.parse_args()
     pools = read(args.work / "pools.jsonl")
     cells = [cell for pool in pools for cell in measured(pool)]
-    result = {"summary": summary(cells), "cells": cells, "audits": audits(pools, args.audits)}
+    result = {"summary": summary(cells), "cells": cells, "audits": audits(pools, args.audits, args.audited)}
     args.queries, args.part = None, 0
     args.out.write_text(json.dumps(result | {"about": about(args)}, indent=1) + "\n")
     for key, row in result["summary"].items():
@@ -102,13 +103,13 @@ def summary(cells: list[dict]) -> dict:
     return found
 
 
-def audits(pools: list[dict], count: int) -> dict:
+def audits(pools: list[dict], count: int, matchers: list[str]) -> dict:
     """Verdicts on so many audits of models that copy nothing, for each matcher, every second one without held-out pictures."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "verdict"))
     from audits import judged
 
     found: dict[str, dict] = {}
-    for matcher in ("aligned", "l2-tiled"):
+    for matcher in matchers:
         mine = [pool for pool in pools if pool["matcher"] == matcher]
         states: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
         for number in range(count):

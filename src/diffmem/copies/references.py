@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -100,18 +100,60 @@ def held_out(
 
 
 def train_train(index: CopyIndex, groups: DuplicateGroups, statistic: Statistic) -> References:
-    """One image per group against all other groups; at most 20,000 images, or 1,000 that are to be aligned, evenly spread.
+    """Training images against all others; at most 20,000 of them, or 1,000 that are to be aligned, evenly spread.
+
+    Of a near-duplicate group one image counts, against all other groups. Images that are in a group because they look alike,
+    and show another picture than the one that they are nearest to there, all count, each against all others: were they left
+    out, the rate would not hold for pictures like them.
 
     Args: as `held_out`.
     """
     verify = statistic == "verified"
-    first = _spread(groups.first, MOST_VERIFIED if verify else MOST_REFERENCES)
-    found = neighbourhood(index.vectors[first], index, groups, exclude=groups.group[first], verify=verify)
-    per_event = 1 + (len(first) - 1) / max(groups.count - 1, 1)
-    kept = np.ones(len(first), bool)
-    return _unproven(
-        "train-train distinct groups", found, statistic, [index.ids[i] for i in first], kept, per_event, []
+    alike = np.zeros(0, np.int64) if verify else _only_alike(index, groups)
+    every = np.union1d(groups.first, alike)
+    rows = _spread(every, MOST_VERIFIED if verify else MOST_REFERENCES)
+    alike = np.intersect1d(rows, alike)
+    rest = np.setdiff1d(rows, alike)
+    found = neighbourhood(index.vectors[rest], index, groups, exclude=groups.group[rest], verify=verify)
+    kept = np.ones(len(rest), bool)
+    per_event = 1 + (len(rows) - 1) / max(len(every) - 1, 1)
+    known = _unproven(
+        "train-train distinct groups", found, statistic, [index.ids[i] for i in rest], kept, per_event, []
     )
+    if not len(alike):
+        return known
+    more = _against_others(index, groups, alike, statistic)
+    return replace(known, values=np.concatenate([known.values, more[np.isfinite(more)]]))
+
+
+def _only_alike(index: CopyIndex, groups: DuplicateGroups) -> Ints:
+    """Training images [n] in near-duplicate groups, other than templates, that show another picture than their nearest image."""
+    together = np.flatnonzero(groups.size[groups.group] > 1)
+    together = together[~np.isin(groups.group[together], [template.group for template in groups.templates])]
+    if not len(together) or (same := _same_pictures(index, lambda rows: index.vectors[rows])) is None:
+        return np.zeros(0, np.int64)
+    # Every image a group of its own, so that only the image itself is left out.
+    _, nearest = index.top_k(index.vectors[together], 1, np.arange(len(index)), together)
+    return together[~same(together, nearest[:, 0])]
+
+
+def _against_others(index: CopyIndex, groups: DuplicateGroups, rows: Ints, statistic: Statistic) -> Floats:
+    """Oriented statistics of training images against all others, those of their own groups too."""
+    found: list[Floats] = []
+    left = rows
+    while len(left):
+        # One image of each group at a time leaves it, and the others stay one group.
+        _, at = np.unique(groups.group[left], return_index=True)
+        alone = left[at]
+        label = groups.group.copy()
+        label[alone] = groups.count + np.arange(len(alone))
+        _, label = np.unique(label, return_inverse=True)
+        apart = DuplicateGroups(label, np.bincount(label), groups.cut, 0)
+        found.append(
+            neighbourhood(index.vectors[alone], index, apart, exclude=label[alone], verify=False).oriented(statistic)
+        )
+        left = np.delete(left, at)
+    return np.concatenate(found)
 
 
 def _unproven(

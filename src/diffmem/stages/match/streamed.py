@@ -70,6 +70,11 @@ def stream_index(
             "of these may be nearer by that little"
         )
     index = build_index(load_images(kept.file), maker, place / kept.file.stem.replace("shortlist", "index"), silent)
+    if index.verifier is not None:
+        say(
+            "training images are shortlisted by pixels alone: copies that were cut, mirrored or moved may not be among them "
+            "(diffmem index describes the whole set and has them sought)"
+        )
     index._sets[0] = load_images(kept.file)
     return index
 
