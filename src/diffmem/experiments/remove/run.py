@@ -32,6 +32,7 @@ from diffmem.mitigation.removal import parse_removals
 from diffmem.mitigation.removal.base import Removal
 from diffmem.models.conditioning import Conditioning
 from diffmem.models.target import Target
+from diffmem.notebook import is_silent
 from diffmem.runs.summary import ArmPlace
 from diffmem.stages.generate import Generation
 from diffmem.stages.match.stage import Matching
@@ -68,7 +69,7 @@ def remove(
     alignment: TextAlignment | None = None,
     device: str | None = None,
     retry_errors: bool = False,
-    silent: bool = True,
+    silent: bool | None = None,
 ) -> Run:
     """Fine-tune a model so that it forgets images, and say whether they are gone or only hidden; the same call resumes.
 
@@ -90,7 +91,7 @@ def remove(
         alignment: judges images against their prompts; None: alignment is not judged.
         device: where is trained and generated.
         retry_errors: make images again that ended in an error.
-        silent: no progress on stderr.
+        silent: no progress on stderr; by default progress shows in notebooks only.
 
     Returns:
         The run; `run.summary.rows` has one row per model. Cost: one training per method, (1 + models) x (prompts + bystanders)
@@ -99,6 +100,7 @@ def remove(
     Raises:
         UsageError: neither prompts nor images, no method, an image that is not in the training set.
     """
+    silent = is_silent(silent)
     if isinstance(train, CopyIndex):
         raise UsageError("A removal is trained on the kept images: give the training images, not an index of them.")
     listed = as_images(train)
