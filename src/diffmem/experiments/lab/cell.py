@@ -59,7 +59,7 @@ def training_name(plan: TrainPlan) -> str:
     settings = plan.model_dump(mode="json")
     for name in FREE:
         section, _, key = name.rpartition(".")
-        (settings[section] if section else settings).pop(key)
+        (settings[section] if section else settings).pop(key, None)  # a default may not be written
     return row_key(training=settings).hex()[:16]
 
 
