@@ -134,6 +134,10 @@ def look_at(run: RunDirectory, target: Target, watched: Watched, asked: Asked, s
         if target.denoiser.conditional and watched.captions:
             _norms(run, target, watched, look, silent)
     _ask(target, watched, look, plan)
+    # Of the rows, not of this command: one that was killed may have made some of them.
+    look.nfe = sum(
+        sum(filter(None, run.store.read(kind, ["nfe"])["nfe"].to_pylist())) for kind in ("measures", "scores")
+    )
     look.seconds = time.perf_counter() - started
     return look
 
@@ -146,7 +150,6 @@ def _measure(run: RunDirectory, target: Target, watched: Watched, look: Look, si
         limit=plan.images, seed=plan.seed, silent=silent,
     )  # fmt: skip
     look.notes += found.notes
-    look.nfe += found.nfe.total
     look.notes += [f"{label} was not measured: {reason}" for label, reason in found.refused.items()]
     for label, time_ in zip(labels, plan.times, strict=False):
         values = found.values(label) if label not in found.refused else {}
@@ -166,7 +169,6 @@ def _norms(run: RunDirectory, target: Target, watched: Watched, look: Look, sile
     except (DiffmemError, ScoreRefused) as problem:
         look.notes.append(f"the low-noise norm was not measured: {problem}")
         return
-    look.nfe += found.nfe.total
     look.notes += [f"the low-noise norm was not measured: {reason}" for reason in found.refused.values()]
     look.norms = {name: float(values.mean()) for name, values in found.values(found.labels[0]).items()}
     look.reference = watched.reference.source
