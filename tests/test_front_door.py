@@ -30,7 +30,8 @@ TEN = {
     "guard",
     "open_run",
 }
-OTHER_VERBS = ("compare", "evaluate", "match", "extract", "curate", "robustness", "lab", "train", "generate", "index",
+OTHER_VERBS = ("claim", "review",
+               "compare", "evaluate", "match", "extract", "curate", "robustness", "lab", "train", "generate", "index",
                "calibrate", "canaries", "export", "localize")  # fmt: skip
 OLD = ("compare_runs", "evaluate_run", "extract_images", "match_images", "audit_lora", "measure_canaries", "run_lab",
        "write_report", "SCORES", "Generation", "LabPlan", "TrainPlan", "load_plan", "parse_mitigation")  # fmt: skip

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from diffmem.experiments.mitigate.run import mitigate
     from diffmem.experiments.monitor.run import monitor
     from diffmem.experiments.remove.run import remove
+    from diffmem.experiments.review.serve import review
     from diffmem.experiments.robustness.run import robustness
     from diffmem.experiments.seal.run import seal, verify
     from diffmem.models.generation import Sampling
@@ -81,6 +82,7 @@ _VERBS = {
     "match": "diffmem.stages.match.folders:match_images",
     "monitor": "diffmem.experiments.monitor.run:monitor",
     "remove": "diffmem.experiments.remove.run",
+    "review": "diffmem.experiments.review.serve",
     "robustness": "diffmem.experiments.robustness.run",
     "seal": "diffmem.experiments.seal.run",
     "train": "diffmem.training.loop",

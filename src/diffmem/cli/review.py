@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError
-
-if TYPE_CHECKING:
-    from diffmem.experiments.review.session import Session
 
 
 def review(
@@ -55,11 +51,12 @@ def review(
         if set_threshold is not None:
             say(_set_threshold(run, set_threshold))
         return 0
-    from diffmem.experiments.review.session import Session
+    from diffmem.experiments.review.serve import review as serve
 
     if reviewer is None:
         raise UsageError("--reviewer is missing: every label names who gave it.")
-    return _serve(Session(run, reviewer, sample, seed), port, open_page)
+    serve(run, reviewer, sample=sample, seed=seed, port=port, open_page=open_page, tell=say)
+    return 0
 
 
 def _set_threshold(run: Path, target: float | Literal["calibrated"]) -> str:
@@ -97,29 +94,3 @@ def _exchange(run: Path, csv: Path | None, add: Path | None) -> None:
             raise DataError(f"No row of '{add}' is a label.")
     if csv is not None:
         say(f"{csv}: {write_labels(csv, read_labels(folder).current)} labels")
-
-
-def _serve(session: Session, port: int, open_page: bool) -> int:
-    from diffmem.experiments.review.server import ReviewServer
-
-    if not 0 <= port < 65536:
-        raise UsageError(f"--port is {port}; expected 0 (a free one) to 65535.")
-    server = ReviewServer(session, port)
-    try:
-        say(
-            f"{len(session)} pairs, {session.done} labelled by {session.reviewer}; Ctrl-C ends the review, nothing is lost"
-        )
-        say(server.address)
-        sys.stdout.flush()  # whoever waits for the address in a pipe has it now
-        if open_page:
-            import webbrowser
-
-            webbrowser.open(server.address)
-        server.serve_forever(0.1)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        server.server_close()
-        session.close()
-    say(f"{session.done} of {len(session)} pairs are labelled by {session.reviewer}; diffmem show {session.folder}")
-    return 0
