@@ -101,6 +101,15 @@ def test_the_first_copying_checkpoint_is_found_and_the_one_before_it_named(watch
     assert summary.unit == "step" and summary.training == 40 and summary.heldout == 300
 
 
+def test_a_summary_lost_to_a_kill_is_the_same_when_the_command_comes_again(watched, planted, tmp_path):
+    """All checkpoints are measured, so nothing of the second run opens the index of training images by itself."""
+    folder = shutil.copytree(watched.path, tmp_path / "run")
+    (folder / "summary.json").unlink()
+    steps = sources(planted, 100, 200, 300, 400)
+    again = monitor(steps, planted / "train", PLAN, out=folder, heldout=planted / "heldout").summary
+    assert len(watched.summary.images) > 0 and again.images == watched.summary.images
+
+
 def test_the_folder_alone_gives_summary_page_and_pictures(watched, tmp_path):
     again = open_run(watched.path)
     assert again.summary == watched.summary and again.verb == "monitor"

@@ -105,6 +105,7 @@ def test_shared_words_count_by_how_rare_they_are():
         ({"copied_change": -0.9, "copied_change_high": -0.5, "attack_p": 0.01, "attack_change_high": -0.2}, "hidden"),
         ({"copied_change": -0.9, "copied_change_high": -0.5, "attack_p": 0.4, "attack_change_high": -0.2}, "removed"),
         ({"copied_change": -0.9, "copied_change_high": -0.5, "attack_p": 0.4, "attack_change_high": 0.1}, "lowered"),
+        ({"copied_change": -0.9, "copied_change_high": -0.5, "attack_p": 0.4, "alignment_change_high": -0.1}, "spoilt"),
         ({"copied_change": -0.9, "copied_change_high": -0.5}, "lowered"),
         ({}, "unknown"),
     ],

@@ -204,5 +204,6 @@ class MonitorExperiment(Experiment[MonitorSummary]):
         return described(self.watched.heldout, self.reference)
 
     def _images(self, facts: list[dict[str, Any]]) -> tuple[Any, ...]:
-        index = None if self.reference is None else self.reference._index
-        return () if index is None else tuple(watched_images(self.folder, facts, index))
+        if self.reference is None or not any(fact["row"]["images"] for fact in facts):
+            return ()
+        return tuple(watched_images(self.folder, facts, self.reference.index_in(self.folder)))

@@ -55,7 +55,8 @@ def state_of(row: Mapping[str, Any]) -> str:
 
     "not lowered": copies are not fewer than before (95 % interval of the paired change). "hidden": fewer, but embeddings
     searched against the new model bring them back more often than they bring kept images back that were never copied
-    (Fisher, 5 %). "removed": fewer, and fewer under attack than before, too. "lowered": fewer, and nothing more can be told.
+    (Fisher, 5 %). "spoilt": fewer, but alignment with the prompts is lost, too (95 % interval of its paired change below 0).
+    "removed": fewer, and fewer under attack than before, too. "lowered": fewer, and nothing more can be told.
     """
     high = row.get("copied_change_high")
     if high is None:
@@ -65,6 +66,8 @@ def state_of(row: Mapping[str, Any]) -> str:
         return "not lowered"
     if (p := row.get("attack_p")) is not None and p <= LEVEL:
         return "hidden"
+    if (lost := row.get("alignment_change_high")) is not None and lost < 0:
+        return "spoilt"
     low_enough = row.get("attack_change_high")
     return "removed" if low_enough is not None and low_enough < 0 else "lowered"
 

@@ -14,10 +14,11 @@ SHOWN = {
     "attack_after": "attacked, after", "attack_control": "attacked, kept images", "alignment_change": "change of alignment",
     "side_effect_similarity": "others: similarity", "quality_after": "quality", "saved": "saved", "status": "status",
 }  # fmt: skip
-ORDER = ("removed", "lowered", "hidden", "not lowered", "unknown")
+ORDER = ("removed", "lowered", "spoilt", "hidden", "not lowered", "unknown")
 IN_WORDS = {
     "removed": "and embeddings searched against the new weights bring them back less often than before",
     "hidden": "but embeddings searched against the new weights bring the images back: they are hidden, not removed",
+    "spoilt": "but its images follow the prompts less than before, so fewer copies say little",
     "lowered": "but whether they are gone or hidden cannot be told",
     "not lowered": "which is not fewer",
     "unknown": "and nothing more can be told",
