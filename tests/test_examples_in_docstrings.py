@@ -13,11 +13,11 @@ import diffmem as dm
 PUBLIC = {name: getattr(dm, name) for name in (*dm.__all__, *dm._VERBS)} | {"Run": dm.experiments.Run}
 
 
-TRAINS_LONG = ("remove",)
-"""Each call of these trains for minutes; tests/experiments/test_remove.py runs them."""
+NOT_RUN = ("remove", "review")
+"""One trains for minutes, one serves a page until Ctrl-C; tests/experiments/test_remove.py and tests/report/review run them."""
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLIC if name not in TRAINS_LONG])
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name not in NOT_RUN])
 def test_the_example_of_a_public_name_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     thing = inspect.unwrap(PUBLIC[name])

@@ -41,11 +41,11 @@ def between(calibration, values, rank):
 
 
 PROBE = 1
-"""A hook on the network counts as a change of the model, after which the guard looks at one evaluation of its own."""
+"""When it is made, and when our own code has changed the network, the guard looks at one evaluation of its own."""
 
 
 class Evaluations:
-    """Rows of network evaluations inside the block."""
+    """Rows of network evaluations inside the block; a hook of others, so it goes in before the guard is made."""
 
     def __init__(self, pipe):
         self.network, self.rows = network_of(pipe), 0
@@ -121,7 +121,7 @@ def test_what_passes_is_the_bare_pipelines_and_costs_only_what_it_does_not_evalu
         generator.set_state(state)
     threshold = calibration.threshold.model_copy(update={"value": 1e9})
     cls = type(pipe)
-    with diffmem.guard(pipe, threshold=threshold, action="refuse") as guard, Evaluations(pipe) as guarded:
+    with Evaluations(pipe) as guarded, diffmem.guard(pipe, threshold=threshold, action="refuse") as guard:
         assert np.array_equal(shares(pipe, PROMPTS[:3], **more), bare)
     assert type(pipe) is cls and not hooks(pipe)
     assert [d.nfe for d in guard.decisions] == [nfe] * len(bare)
@@ -152,8 +152,8 @@ def test_a_mixed_batch_is_stopped_at_the_first_step_and_the_others_are_made_agai
     generators = seeds(4)
     bare = shares(pipe, [PROMPTS[i] for i in others], generator=[generators[i] for i in others])
     with (
-        diffmem.guard(pipe, threshold=threshold, action="refuse", on_refuse="blank") as guard,
         Evaluations(pipe) as guarded,
+        diffmem.guard(pipe, threshold=threshold, action="refuse", on_refuse="blank") as guard,
     ):
         images = shares(pipe, PROMPTS[:4])
     assert np.array_equal(images[others], bare) and not images[loud].any()
@@ -185,15 +185,17 @@ def test_over_several_steps_a_mixed_batch_goes_on_and_a_flagged_one_stops(made):
         bare = shares(pipe, PROMPTS[:3])
     values = [d.value for d in guard.decisions]
     threshold, loud = between(calibration, values, 1), int(np.argmax(values))
-    with diffmem.guard(pipe, threshold=threshold, action="refuse", on_refuse="blank") as guard:
-        with Evaluations(pipe) as mixed:
-            images = shares(pipe, PROMPTS[:3])
-        with Evaluations(pipe) as alone:
-            shares(pipe, [PROMPTS[loud]], loud)
+    with (
+        Evaluations(pipe) as guarded,
+        diffmem.guard(pipe, threshold=threshold, action="refuse", on_refuse="blank") as guard,
+    ):
+        images = shares(pipe, PROMPTS[:3])
+        mixed = guarded.rows
+        shares(pipe, [PROMPTS[loud]], loud)
     others = [i for i in range(3) if i != loud]
     assert np.array_equal(images[others], bare[others]) and not images[loud].any()
     assert [d.nfe for d in guard.decisions] == [0, 0, 0, 4]
-    assert (mixed.rows, alone.rows) == (PROBE + 3 * 2 * STEPS, PROBE + 4)
+    assert (mixed, guarded.rows - mixed) == (PROBE + 3 * 2 * STEPS, 4)
 
 
 def test_refusal_stops_the_call_and_leaves_nothing_behind(made):

@@ -134,8 +134,10 @@ def percents(low: float, high: float) -> str:
     return f"{first}\u00a0% to {last}\u00a0%"
 
 
-def between(low: float, high: float) -> str:
-    """An interval of other figures likewise: (0.5512, 1) is 0.55 to 1.00, (0.9953, 0.9998) is 0.9953 to 0.9998."""
+def between(low: float | None, high: float | None) -> str:
+    """An interval of other figures likewise: (0.5512, 1) is 0.55 to 1.00; where there is none, there was too little to say."""
+    if low is None or high is None:
+        return "too few to say"
     first, last = _outward(low, high, 4)
     return f"{first} to {last}"
 

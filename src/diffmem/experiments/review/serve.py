@@ -41,6 +41,11 @@ def review(
     Raises:
         UsageError: nothing was matched, or a port that cannot be.
         DataError: the training images are not to be had.
+
+    Examples:
+        >>> import diffmem as dm
+        >>> dm.review("runs/a", "anna", open_page=True)  # doctest: +SKIP
+        57
     """
     if not 0 <= port < 65536:
         raise UsageError(f"--port is {port}; expected 0 (a free one) to 65535.")
