@@ -13,8 +13,10 @@ from diffmem.experiments.audit.run import audit
 from diffmem.models.generation import Sampling
 from diffmem.models.target import Target
 from diffmem.randomness import gaussian
+from diffmem.runs.manifest import read_manifest
 from diffmem.runs.store import RunStore
 from diffmem.stages.generate import Generation, generate
+from diffmem.stages.match.stage import Matching
 from tests.tiny import picture, tiny_ddpm, tiny_sd
 
 SCORES = ["score-difference", "text-uppercase"]
@@ -59,6 +61,16 @@ def test_copies_are_found_and_others_are_not(train, tmp_path):
     assert {p.name for p in run.results["audit"].made.after.pictures} >= {"copies.png"}
     agreement = {e["score"]: e for e in run.summary.as_dict()["scores"]}["seed-agreement"]
     assert agreement["top"][0]["prompt"].startswith("copied")
+
+
+@pytest.mark.parametrize("named", [None, "l2-tiled:side=8"])
+def test_an_audit_compares_by_its_matching_plan_unless_a_descriptor_is_named(named, train, tmp_path):
+    plan = Matching(descriptor="l2-tiled:side=16")
+    audit(
+        copier({"a fox": 3}), ["a fox"], train, scores=["text-uppercase"], descriptor=named, matching=plan,
+        images_per_prompt=1, out=tmp_path / "run",
+    )  # fmt: skip
+    assert read_manifest(tmp_path / "run").plan["match"]["descriptor"] == (named or "l2-tiled:side=16")
 
 
 def test_looks_end_where_copies_are_found_and_share_the_error_of_one(train, tmp_path):

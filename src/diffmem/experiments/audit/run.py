@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from diffmem.copies.descriptors import DEFAULT_DESCRIPTOR
 from diffmem.copies.index import CopyIndex
 from diffmem.data.images import ImageSet, as_images
 from diffmem.data.prompts import PromptList, as_prompts
@@ -54,7 +53,7 @@ def audit(
     seed: int = 0,
     noise: Literal["bank", "per-prompt"] = "bank",
     sampling: Sampling | None = None,
-    descriptor: str = DEFAULT_DESCRIPTOR,
+    descriptor: str | None = None,
     descriptor_options: Mapping[str, Any] | None = None,
     matching: Matching | None = None,
     micro_batch: int = 64,
@@ -95,9 +94,9 @@ def audit(
         seed: root seed.
         noise: scoring noise, common to all prompts or per prompt.
         sampling: steps, guidance, scheduler, size of the images.
-        descriptor: how images are compared.
+        descriptor: how images are compared; default: as `matching` says.
         descriptor_options: of the descriptor's class (`weights`, `sha256`, `preset`, ...).
-        matching: statistic and false-positive rate; its descriptor is replaced by `descriptor`.
+        matching: descriptor, statistic and false-positive rate.
         micro_batch: rows per network call when scoring.
         batch: images per pipeline call.
         retry_errors: compute rows again that ended in an error.
@@ -165,7 +164,9 @@ def audit(
     else:
         listed = as_prompts(prompts)
     parsed = parse_scores(() if samples is not None and scores is DEFAULT_SCORES else scores)
-    judged = (matching or Matching()).model_copy(update={"descriptor": descriptor})
+    judged = matching or Matching()
+    if descriptor is not None:
+        judged = judged.model_copy(update={"descriptor": descriptor})
     reference = None if known is None else Reference.of(known, heldout, judged, descriptor_options, silent)
     experiment = AuditExperiment(
         _opener(target), listed, parsed,
