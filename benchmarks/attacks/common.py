@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.tiny import picture, tiny_sd
 
 from diffmem.cli.app import main
-from diffmem.cli.options import ModelOptions
+from diffmem.cli.model_options import ModelOptions
 
 SECONDS = 20
 """After so many a command is interrupted as by Ctrl-C: it was accepted and works on."""

@@ -83,7 +83,7 @@ def pictures(folder):
      ("owner/name", False), ("sd1.4", False), ("C:\\models\\x", False), ("https://host/x", False), ("mine.py", False)],
 )  # fmt: skip
 def test_what_counts_as_a_function(text, expected):
-    # Bundled models are looked for first (`cli.options`), so their form may be the same.
+    # Bundled models are looked for first (`cli.model_options`), so their form may be the same.
     assert is_function(text) is expected
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from diffmem.cli.model_options import ModelOptions
 from diffmem.cli.options import (
     BatchOption,
     DescriptorOptions,
     Estimate,
     GateOptions,
     HeldoutOption,
-    ModelOptions,
     PromptOptions,
     RedactOption,
     SamplesOption,

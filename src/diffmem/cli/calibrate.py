@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import ModelOptions, RunOptions, between_0_and_1, need
+from diffmem.cli.model_options import ModelOptions
+from diffmem.cli.options import RunOptions, between_0_and_1, need
 from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
 from diffmem.errors import UsageError

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from diffmem.atomic import read_json
+from diffmem.cli.model_options import ModelOptions
 from diffmem.cli.options import (
     BatchOption,
     CaptionOption,
-    ModelOptions,
     PixelDescriptorOptions,
     RedactOption,
     SamplingOptions,

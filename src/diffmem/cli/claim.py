@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from diffmem.cli.model_options import ModelOptions
 from diffmem.cli.options import (
     BatchOption,
     DescriptorOptions,
-    ModelOptions,
     RedactOption,
     ResumeOptions,
     SamplingOptions,

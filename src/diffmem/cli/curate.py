@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import CaptionOption, ModelOptions, PixelDescriptorOptions, between_0_and_1, need
+from diffmem.cli.model_options import ModelOptions
+from diffmem.cli.options import CaptionOption, PixelDescriptorOptions, between_0_and_1, need
 from diffmem.cli.output import say
 
 COPIES, OPENING = PixelDescriptorOptions(), ModelOptions()

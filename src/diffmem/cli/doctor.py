@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import ModelOptions
+from diffmem.cli.model_options import ModelOptions
 from diffmem.cli.output import say
 from diffmem.errors import CheckFailed, UsageError
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from diffmem.cli.model_options import ModelOptions
 from diffmem.cli.options import (
     BatchOption,
-    ModelOptions,
     PixelDescriptorOptions,
     PromptOptions,
     RedactOption,

@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import (
-    BatchOption,
-    ModelOptions,
-    PromptOptions,
-    SamplesOption,
-    SamplingOptions,
-    WorkOptions,
-    need,
-    say_unchecked,
-)
+from diffmem.cli.model_options import ModelOptions, say_unchecked
+from diffmem.cli.options import BatchOption, PromptOptions, SamplesOption, SamplingOptions, WorkOptions, need
 from diffmem.cli.output import say
 from diffmem.cli.runner import SPREAD, RunnerOptions
 from diffmem.errors import NothingJudged

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import ModelOptions, PromptOptions, RunOptions
+from diffmem.cli.model_options import ModelOptions
+from diffmem.cli.options import PromptOptions, RunOptions
 from diffmem.errors import NothingJudged
 
 MODEL = ModelOptions()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import CaptionOption, ModelOptions, WorkOptions, need
+from diffmem.cli.model_options import ModelOptions
+from diffmem.cli.options import CaptionOption, WorkOptions, need
 from diffmem.cli.output import say
 from diffmem.cli.verbs import RARE
 from diffmem.errors import NothingJudged, UsageError

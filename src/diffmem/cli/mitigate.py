@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from diffmem.cli.model_options import ModelOptions
 from diffmem.cli.options import (
     AlignmentOption,
     BatchOption,
     DescriptorOptions,
     HeldoutOption,
-    ModelOptions,
     PromptOptions,
     RedactOption,
     SamplingOptions,

@@ -7,11 +7,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from diffmem.cli.model_options import ModelOptions
 from diffmem.cli.options import (
     AlignmentOption,
     BatchOption,
     DescriptorOptions,
-    ModelOptions,
     PromptOptions,
     RedactOption,
     ResumeOptions,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import ModelOptions, PromptOptions, WorkOptions, say_unchecked
+from diffmem.cli.model_options import ModelOptions, say_unchecked
+from diffmem.cli.options import PromptOptions, WorkOptions
 from diffmem.cli.runner import SPREAD, RunnerOptions
 from diffmem.cli.verbs import RARE
 from diffmem.errors import NothingJudged, UsageError

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from diffmem.cli.options import ModelOptions
+from diffmem.cli.model_options import ModelOptions
 from diffmem.cli.output import plain, say
 from diffmem.errors import CheckFailed, UsageError
 

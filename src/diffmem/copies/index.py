@@ -28,7 +28,6 @@ from diffmem.copies.templates import with_templates
 from diffmem.copies.vectors import Vectors
 from diffmem.data.fingerprint import hash_array, hash_json
 from diffmem.data.images import ImageItem, ImageSet, as_images, load_images
-from diffmem.data.notes import count, named, say
 from diffmem.errors import DataError, UsageError
 from diffmem.notebook import ShownInNotebooks
 
@@ -115,24 +114,8 @@ class CopyIndex(ShownInNotebooks):
         if descriptor is not None:
             index.require(descriptor)
             index.descriptor = descriptor
-        index._tell()
+        index._state.tell_left_out()
         return index
-
-    def _tell(self) -> None:
-        """Say what is not in a finished index that lies on disk: files not read, pictures that cannot be described, views."""
-        for note in [note for source in self._state.meta["sources"] for note in source.get("notes", ())]:
-            say(note)
-        if self.problems and self.complete:
-            shown = [f"{key} ({problem})" for key, problem in self.problems.items()]
-            total = count(len(self) + len(shown), "picture")
-            say(
-                f"{len(shown):,} of {total} of the index in {self.path} cannot be read and are left out: {named(shown)}"
-            )
-        if "views" not in self._state.meta:
-            say(
-                f"the index in {self.path} was made before pictures were compared as training scripts see them (centre square, "
-                "without alpha, ...); index again to have that"
-            )
 
     @classmethod
     def from_vectors(cls, vectors: NDArray[Any], descriptor: Descriptor, ids: Sequence[str] | None = None) -> CopyIndex:
@@ -282,7 +265,7 @@ class CopyIndex(ShownInNotebooks):
     @property
     def complete(self) -> bool:
         """Whether all images of its sets are in it."""
-        return all(source["fingerprint"] is not None for source in self._state.meta["sources"])
+        return self._state.complete
 
     @cached_property
     def ids(self) -> list[str]:
@@ -293,8 +276,7 @@ class CopyIndex(ShownInNotebooks):
     @cached_property
     def problems(self) -> dict[str, str]:
         """Id to sentence, of images that could not be described."""
-        rows = self._state.items.filter(pc.is_valid(self._state.items.column("problem"))).to_pylist()
-        return {row["id"]: row["problem"] for row in rows}
+        return self._state.problems
 
     @cached_property
     def images_fingerprint(self) -> str:

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from diffmem.atomic import write_atomic
 from diffmem.copies.duplicates import DuplicateGroups, Template
+from diffmem.data.notes import count, named, say
 from diffmem.data.views import VIEWS_VERSION
 from diffmem.errors import DataError
 from diffmem.runs.sealed import read_sealed, write_sealed
@@ -67,6 +69,33 @@ class IndexState:
         """How many images a shortlist was chosen from; None for whole sets."""
         found = [source["shortlist"]["searched"] for source in self.meta["sources"] if "shortlist" in source]
         return sum(found) if found else None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all images of its sets are in it."""
+        return all(source["fingerprint"] is not None for source in self.meta["sources"])
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Id to sentence, of images that could not be described."""
+        rows = self.items.filter(pc.is_valid(self.items.column("problem"))).to_pylist()
+        return {row["id"]: row["problem"] for row in rows}
+
+    def tell_left_out(self) -> None:
+        """Say what a finished index on disk leaves out: files not read, pictures that cannot be described, views."""
+        for note in [note for source in self.meta["sources"] for note in source.get("notes", ())]:
+            say(note)
+        shown = [f"{key} ({problem})" for key, problem in self.problems.items()]
+        if shown and self.complete:
+            total = count(len(self.items), "picture")
+            say(
+                f"{len(shown):,} of {total} of the index in {self.path} cannot be read and are left out: {named(shown)}"
+            )
+        if "views" not in self.meta:
+            say(
+                f"the index in {self.path} was made before pictures were compared as training scripts see them (centre square, "
+                "without alpha, ...); index again to have that"
+            )
 
     @classmethod
     def empty(cls, descriptor: dict[str, Any], path: Path | None) -> IndexState:

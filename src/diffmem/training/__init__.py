@@ -7,7 +7,7 @@ __getattr__, __dir__ = lazy(
     {
         "Monitor": "diffmem.experiments.monitor.loop",
         "TrainPlan": "diffmem.training.plan",
-        "TrainResult": "diffmem.training.loop",
+        "TrainResult": "diffmem.training.result",
         "load_plan": "diffmem.training.plan",
         "load_training_set": "diffmem.training.data",
     },

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from diffmem.atomic import write_atomic
 from diffmem.errors import IncompleteRun, UsageError
 from diffmem.models.target import Target
-from diffmem.notebook import ShownInNotebooks, is_silent
+from diffmem.notebook import is_silent
 from diffmem.randomness import seed_of
 from diffmem.runs.microbatch import is_out_of_memory
 from diffmem.runs.progress import Progress
@@ -32,6 +31,7 @@ from diffmem.training.identity import Identity
 from diffmem.training.model import Trainable, open_base, prepare_model
 from diffmem.training.objective import noisy, target
 from diffmem.training.plan import TrainPlan
+from diffmem.training.result import TrainResult
 from diffmem.training.selection import unique_images
 from diffmem.training.stop import StopWish
 
@@ -44,37 +44,6 @@ Watch = Callable[[int, Any], object]
 """Called with the step and the pipeline in training, before the first step, at every checkpoint and at the end."""
 MakeWatch = Callable[[TrainingSet, Mapping[str, str | None]], Watch]
 """Makes it from the data and the caption that each image is trained with."""
-
-
-@dataclass
-class TrainResult(ShownInNotebooks):
-    """A finished training run.
-
-    Attributes:
-        folder: where everything is.
-        saved: the pipeline folder, or the adapter.
-        log: settings, losses, seconds, versions.
-        target: the trained model, ready to be audited.
-        main: whether this process speaks for all.
-    """
-
-    folder: Path
-    saved: Path
-    log: dict[str, Any]
-    target: Target
-    notes: list[str] = field(default_factory=list)
-    main: bool = True
-
-    def __repr__(self) -> str:
-        return f"TrainResult({str(self.saved)!r}, {len(self.log.get('loss', ()))} losses logged, {self.target!r})"
-
-    def shown_facts(self) -> dict[str, object]:
-        """What a notebook shows."""
-        return {
-            "saved": str(self.saved), "model": repr(self.target), "steps": self.log.get("steps"),
-            "seconds": self.log.get("seconds"),
-            "last loss": self.log["loss"][-1] if self.log.get("loss") else None, "notes": self.notes,
-        }  # fmt: skip
 
 
 def train(

@@ -16,10 +16,11 @@ from diffmem.keys import row_key
 from diffmem.mitigation.removal.base import Moment, Removal, per_row
 from diffmem.training.batch import Batch
 from diffmem.training.data import TrainingImage, TrainingSet
-from diffmem.training.loop import Trainer, TrainResult
+from diffmem.training.loop import Trainer
 from diffmem.training.model import open_base
 from diffmem.training.objective import noisy, target
 from diffmem.training.plan import DataPlan, ModelPlan, OptimizerPlan, TrainPlan
+from diffmem.training.result import TrainResult
 
 FORGET = "forget/"
 """Before the ids of samples that show images to be forgotten."""
