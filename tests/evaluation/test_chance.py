@@ -149,3 +149,12 @@ def test_impossible_plans_say_so():
         plan_audit(0.01, references=300, fpr=0.01)
     with pytest.raises(UsageError, match="--detect"):
         plan_audit(0)
+
+
+def test_the_chance_at_a_kept_threshold_counts_what_its_references_are_worth():
+    kept = {"calibrated": True, "n_reference": 800, "per_image_fpr": 0.0025, "images_per_prompt": 4}
+    assert Chance.of_threshold(kept) == Chance(800, 2, 4)
+    assert Chance.of_threshold(kept | {"n_effective": 400}) == Chance(400, 1, 4), "training images count half"
+    assert Chance.of_threshold(kept, images=1) == Chance(800, 2, 1)
+    for none in (None, kept | {"calibrated": False}, kept | {"n_reference": 0}, kept | {"n_effective": 300}):
+        assert Chance.of_threshold(none) is None

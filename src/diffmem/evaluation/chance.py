@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,6 +48,22 @@ class Chance:
         if exceeding < 1:
             raise UsageError(f"{references} references state no rate of {per_image:.3g}.")
         return cls(references, exceeding, images)
+
+    @classmethod
+    def of_threshold(cls, threshold: Mapping[str, Any] | None, images: int | None = None) -> Chance | None:
+        """The chance at a copy threshold as runs keep it; None where nobody calibrated it, or too few state its rate.
+
+        Args:
+            threshold: the fields of `CopyThreshold`; without `n_effective` (old runs) each reference counts as one.
+            images: pictures that are judged together; by default those of a prompt.
+        """
+        if threshold is None or not threshold["calibrated"] or not threshold["n_reference"]:
+            return None
+        independent = threshold.get("n_effective") or threshold["n_reference"]
+        try:
+            return cls.of_rate(independent, threshold["per_image_fpr"], images or threshold["images_per_prompt"])
+        except UsageError:
+            return None
 
     @cached_property
     def per_image(self) -> Floats:

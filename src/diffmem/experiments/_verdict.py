@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from diffmem.errors import UsageError
 from diffmem.evaluation.chance import LEVEL, Chance, most_not_excluded, p_value, power
 from diffmem.evaluation.planning import fewest_prompts
 from diffmem.report.decide import POWER, SHARE
@@ -61,7 +60,7 @@ def of_matches(rows: Sequence[Mapping[str, Any]], threshold: Mapping[str, Any], 
     equal = {row["train_id"] for row in copies if pixels and row["similarity"] == 1}
     said = f"{len(copies):,} of {count(judged, 'image')} are called copies of {count(events, 'training image')}"
     values: dict[str, Any] = {"called": len(copies), "judged": judged}
-    chance = _chance(threshold)
+    chance = Chance.of_threshold(threshold, 1)
     if chance is not None and judged:
         worth = events / len(copies) if copies else 1.0
         expected = judged * chance.mean
@@ -114,7 +113,7 @@ def of_extractions(
         undecided: sets of which nothing says whether they are more than pictures that are alike anyhow.
     """
     values: dict[str, Any] = {"called": matched, "judged": prompts}
-    chance = None if threshold is None else _chance(threshold)
+    chance = Chance.of_threshold(threshold, 1)
     if matched and chance is not None:
         values["p_value"] = p_value(matched, sets, chance)
     if matched and values.get("p_value", 1.0) > LEVEL:
@@ -152,16 +151,6 @@ def of_extractions(
         "such prompts not excluded.",
         plain="From these prompts no training picture comes out again and again; one that few seeds give is not found this way.",
     )  # fmt: skip
-
-
-def _chance(threshold: Mapping[str, Any]) -> Chance | None:
-    if not threshold["calibrated"] or not threshold["n_reference"]:
-        return None
-    try:
-        independent = threshold.get("n_effective") or threshold["n_reference"]
-        return Chance.of_rate(independent, threshold["per_image_fpr"], 1)
-    except UsageError:
-        return None
 
 
 def _unknown(values: Mapping[str, Any], why: str, needs: str) -> FoundVerdict:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffmem.errors import UsageError
 from diffmem.evaluation.chance import (
     LEVEL,
     Chance,
@@ -62,15 +61,7 @@ class Case:
 
 def chance_of(copies: CopiesDigest) -> Chance | None:
     """How often chance calls a prompt a copy at the run's threshold; None where it is uncalibrated."""
-    threshold = copies.threshold
-    if not copies.calibrated or not threshold.n_reference:
-        return None
-    try:
-        return Chance.of_rate(
-            threshold.n_effective or threshold.n_reference, threshold.per_image_fpr, threshold.images_per_prompt
-        )
-    except UsageError:
-        return None
+    return Chance.of_threshold(copies.threshold.model_dump())
 
 
 def figures(case: Case) -> dict[str, Any]:

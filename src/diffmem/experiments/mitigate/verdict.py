@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from diffmem.data.prompts import Prompt
-from diffmem.errors import UsageError
 from diffmem.evaluation.chance import LEVEL, Chance, independent_events, most_not_excluded, p_value, power
 from diffmem.evaluation.planning import fewest_prompts
 from diffmem.experiments._compare import prompt_clusters
@@ -37,7 +36,7 @@ def verdict_of(
     said += f" (without: {_counts(before, prompts)[0]:,})"
     if not judged:
         return _unknown(values, f"no image under {setting} could be judged.", "Look at the images and their errors.")
-    chance = _chance(threshold)
+    chance = Chance.of_threshold(threshold)
     if chance is None:
         return _unknown(
             values, f"{said}, at an uncalibrated threshold, so how many of them chance makes is not known.",
@@ -83,15 +82,6 @@ def _counts(table: ArmTable, prompts: Sequence[Prompt]) -> tuple[int, int, int, 
     )
     events = independent_events(cluster[called], groups) if len(called) else 0
     return len(np.unique(called)), len(judged), events, len(np.unique(cluster[judged]))
-
-
-def _chance(threshold: Mapping[str, Any] | None) -> Chance | None:
-    if threshold is None or not threshold["calibrated"] or not threshold["n_reference"]:
-        return None
-    try:
-        return Chance.of_rate(threshold["n_reference"], threshold["per_image_fpr"], threshold["images_per_prompt"])
-    except UsageError:
-        return None
 
 
 def _unknown(values: Mapping[str, Any], why: str, needs: str) -> FoundVerdict:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from diffmem.copies.precision_recall import NEAREST, precision_recall
-from diffmem.errors import UsageError
 from diffmem.evaluation.bootstrap import auroc_interval
 from diffmem.evaluation.chance import Chance, fewest_calls, independent_events, most_not_excluded, p_value
 from diffmem.evaluation.chance import share_interval as effective_share
@@ -126,14 +125,9 @@ def of_images(
         clusters, units = np.full(len(table), -1), len(judged)
     called = np.flatnonzero(table.copied & table.judged)
     calls = min(units, independent_events(clusters[called], groups[called]))
-    try:
-        chance = Chance.of_rate(
-            judging.threshold.get("n_effective") or judging.threshold["n_reference"],
-            judging.threshold["per_image_fpr"],
-            look["draws"] if look["by_prompt"] else 1,
-        )
-    except UsageError as problem:
-        return row | {"testable": str(problem)}
+    chance = Chance.of_threshold(judging.threshold, look["draws"] if look["by_prompt"] else 1)
+    if chance is None:
+        return row | {"testable": "too few references state the rate of the threshold of a copy"}
     needed = fewest_calls(units, chance, level)
     row |= {
         "calls": calls, "units": units, "unit_is": "prompts" if look["by_prompt"] else "images",
