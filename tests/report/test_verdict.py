@@ -329,3 +329,15 @@ def test_no_excess_proposes_looks_that_share_the_error(tmp_path):
     found = verdict(made_run(tmp_path / "run", 0))
     (plan,) = [command for step in found.steps for command in step.commands if "plan" in command]
     assert plan.endswith("--looks 1,2,4")
+
+
+@pytest.mark.parametrize(("references", "state"), [(99, "passed"), (50_000, "failed")])
+def test_false_calls_fail_the_check_only_where_the_threshold_cannot_explain_them(tmp_path, references, state):
+    """6 of 120 is 5 % (2 to 11 %) at nominal 1 %: 99 references allow up to 3.7 % per image, 50,000 do not."""
+    threshold = THRESHOLD | {
+        "n_reference": references, "per_image_fpr": 0.01, "nominal_fpr": 0.01, "images_per_prompt": 1,
+    }  # fmt: skip
+    made_run(tmp_path, 6, threshold=threshold, label=False)
+    (check,) = [c for c in build_digest(tmp_path).checks if c.check == "false positives on labelled prompts"]
+    assert check.state == state and "6 of 120 prompts" in check.found
+    assert ("a threshold set by 99 references allows up to 3.7" in check.found) == (state == "passed")

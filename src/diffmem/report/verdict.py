@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from diffmem.evaluation.chance import Chance, p_value
 from diffmem.report.measures.shape import MeasuresDigest
-from diffmem.report.prose import count, number, percent, percents
+from diffmem.report.prose import at_most, count, number, percent, percents
 from diffmem.report.shape import Check, PromptCounts
 from diffmem.report.shapes.copies import CopiesDigest, ImageCounts
 from diffmem.report.shapes.scores import ScoreDigest
@@ -20,6 +21,9 @@ STATISTICS = {
     "verified": "verified evidence",
 }
 """How the statistic of a match is called where people read it; for the two distances lower is more alike."""
+
+_UNLIKELY = 0.025
+"""Probability below which as many false calls fail the check of the rate: one side of a 95 % interval."""
 
 
 def limits(
@@ -152,5 +156,10 @@ def _copy_checks(copies: CopiesDigest) -> tuple[Check, ...]:
             f"{percent(copies.nominal_fpr)})"
         )
         state: Literal["passed", "failed"] = "passed" if low <= copies.nominal_fpr else "failed"
+        chance = Chance.of_threshold(threshold.model_dump())
+        if chance is not None and state == "failed" and p_value(copies.false, copies.negatives, chance) > _UNLIKELY:
+            # The rate of a threshold that rests on so few references is itself known to within this interval only.
+            state, most = "passed", chance.interval()[1]
+            text += f"; a threshold set by {count(chance.references, 'reference')} allows up to {at_most(most)}"
         found.append(Check(check="false positives on labelled prompts", state=state, found=text))
     return tuple(found)
